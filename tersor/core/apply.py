@@ -1,0 +1,175 @@
+"""``apply``: the only function that writes to a model."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from tersor.core.edit import Attribute, Cut, Edit, Mask, Quantizer, Slice, Swap, Write
+from tersor.core.errors import InputError
+from tersor.core.fake_quantize import FakeQuantize
+from tersor.core.intercept import intercept_at
+from tersor.core.masked import Masked
+from tersor.core.place import TensorPlace, aliases, module_at, tensor_at
+from tersor.core.plan import Plan
+
+# Swap builds from these and nothing else, so that an artifact cannot name arbitrary code.
+CONSTRUCTORS: dict[str, Callable[..., nn.Module]] = {"Identity": nn.Identity}
+
+
+def apply(model: nn.Module, plan: Plan, *, in_place: bool = False) -> nn.Module:
+    """Carry out a plan's edits and return the edited model.
+
+    A copy is edited unless ``in_place`` (which saves the memory of the copy). Every edit is checked against the model
+    as it stands before it is written; with a copy, an error leaves the model given untouched.
+
+    >>> layer = nn.Linear(2, 1)
+    >>> masked = apply(layer, Plan("by hand", (Mask(TensorPlace("", "weight"), torch.tensor([[True, False]])),)))
+    >>> float(masked.weight[0, 1]), type(layer.weight).__name__
+    (0.0, 'Parameter')
+    """
+    target = model if in_place else copy.deepcopy(model)
+    for edit in plan.edits:
+        write(target, edit)
+    return target
+
+
+def write(model: nn.Module, edit: Edit) -> None:
+    """Carry out one edit on the model itself. Raises InputError, naming the place, where it does not fit."""
+    match edit:
+        case Mask():
+            _mask(model, edit)
+        case Write():
+            _write(model, edit)
+        case Quantizer():
+            _quantizer(model, edit)
+        case Slice():
+            _slice(model, edit)
+        case Swap():
+            _swap(model, edit)
+        case Attribute():
+            _attribute(model, edit)
+
+
+def _expect_shape(place: object, got: torch.Size, expected: torch.Size) -> None:
+    if got != expected:
+        raise InputError("the edit has another shape than the tensor", where=str(place), got=list(got), expected=list(expected))
+
+
+def _mask(model: nn.Module, edit: Mask) -> None:
+    tensor = tensor_at(model, edit.place)
+    _expect_shape(edit.place, edit.keep.shape, tensor.shape)
+    for place in aliases(model, edit.place):
+        module = module_at(model, place.module)
+        standing = _standing_mask(module, place.tensor)
+        keep = edit.keep.to(tensor.device)
+        if standing is None:
+            parametrize.register_parametrization(module, place.tensor, Masked(keep))
+        else:
+            standing.keep.copy_(standing.keep & keep if edit.merge else keep)
+
+
+def _standing_mask(module: nn.Module, tensor: str) -> Masked | None:
+    if not parametrize.is_parametrized(module, tensor):
+        return None
+    return next((entry for entry in module.parametrizations[tensor] if isinstance(entry, Masked)), None)
+
+
+def _write(model: nn.Module, edit: Write) -> None:
+    module = module_at(model, edit.place.module)
+    name = edit.place.tensor
+    if getattr(module, name, None) is None:
+        if name not in module._parameters:
+            raise InputError("no such parameter", where=str(edit.place), expected=f"one of {list(module._parameters)}")
+        module._parameters[name] = nn.Parameter(edit.value.detach().clone())
+        return
+    tensor = tensor_at(model, edit.place)
+    _expect_shape(edit.place, edit.value.shape, tensor.shape)
+    with torch.no_grad():
+        if parametrize.is_parametrized(module, name):
+            module.parametrizations[name].original.copy_(edit.value)
+        else:
+            tensor.copy_(edit.value)
+
+
+def _quantizer(model: nn.Module, edit: Quantizer) -> None:
+    quantizer = FakeQuantize(
+        edit.scale, edit.zero_point, edit.quant_min, edit.quant_max, axis=edit.axis, learn=edit.learn
+    )
+    for place in edit.places:
+        if isinstance(place, TensorPlace):
+            tensor = tensor_at(model, place)
+            if edit.axis is not None and edit.scale.shape != (tensor.shape[edit.axis],):
+                raise InputError(
+                    "one scale per channel is needed", where=str(place),
+                    got=list(edit.scale.shape), expected=[tensor.shape[edit.axis]],
+                )  # fmt: skip
+            for alias in aliases(model, place):
+                module = module_at(model, alias.module)
+                parametrize.register_parametrization(module, alias.tensor, quantizer.to(tensor.device))
+        else:
+            module_at(model, place.module)
+            device = next((p.device for p in model.parameters()), torch.device("cpu"))
+            intercept_at(model, place.module).add(place.operator, place.ordinal, quantizer.to(device))
+
+
+def _slice(model: nn.Module, edit: Slice) -> None:
+    new: dict[int, tuple[tuple[TensorPlace, ...], Tensor]] = {}
+    done: set[tuple[int, int]] = set()
+    for cut in edit.cuts:
+        tensor = tensor_at(model, cut.place)
+        _check_cut(model, cut, tensor)
+        if (id(tensor), cut.dim) in done:  # tied weights: cut once
+            continue
+        done.add((id(tensor), cut.dim))
+        places, value = new.get(id(tensor), (aliases(model, cut.place), tensor.detach()))
+        new[id(tensor)] = places, value.index_select(cut.dim, cut.keep.to(value.device))
+    for places, value in new.values():
+        _replace(model, places, value)
+
+
+def _check_cut(model: nn.Module, cut: Cut, tensor: Tensor) -> None:
+    module = module_at(model, cut.place.module)
+    if parametrize.is_parametrized(module, cut.place.tensor):
+        raise InputError(
+            "a masked or quantised tensor cannot be sliced", where=str(cut.place), do="Prune channels first, or bake"
+        )
+    if cut.dim >= tensor.ndim or len(cut.keep) == 0 or int(cut.keep.max()) >= tensor.shape[cut.dim]:
+        raise InputError(
+            f"dimension {cut.dim} cannot keep these indices", where=str(cut.place),
+            got=f"{len(cut.keep)} indices, largest {int(cut.keep.max()) if len(cut.keep) else None}",
+            expected=f"at least one, within {list(tensor.shape)}",
+        )  # fmt: skip
+
+
+def _replace(model: nn.Module, places: tuple[TensorPlace, ...], value: Tensor) -> None:
+    old = tensor_at(model, places[0])
+    value = value.clone(memory_format=torch.preserve_format)
+    new: Tensor = nn.Parameter(value, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else value
+    for place in places:
+        module = module_at(model, place.module)
+        holder = module._parameters if place.tensor in module._parameters else module._buffers
+        holder[place.tensor] = new  # type: ignore[assignment]
+
+
+def _swap(model: nn.Module, edit: Swap) -> None:
+    if edit.constructor not in CONSTRUCTORS:
+        raise InputError("unknown constructor", where=edit.module, got=edit.constructor, expected=sorted(CONSTRUCTORS))
+    old = module_at(model, edit.module)
+    new = CONSTRUCTORS[edit.constructor](**edit.arguments).train(old.training)
+    parent, _, name = edit.module.rpartition(".")
+    if not name:
+        raise InputError("the whole model cannot be swapped", where="<model>")
+    module_at(model, parent)._modules[name] = new
+
+
+def _attribute(model: nn.Module, edit: Attribute) -> None:
+    module: Any = module_at(model, edit.module)
+    if edit.name.startswith("_") or edit.name in {*module._parameters, *module._buffers, *module._modules}:
+        raise InputError("not a plain attribute", where=f"{edit.module}.{edit.name}")
+    setattr(module, edit.name, edit.value)

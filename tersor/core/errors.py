@@ -1,0 +1,51 @@
+"""Errors that say what, where, got, expected and what to do; each carries the exit code of the command line."""
+
+from __future__ import annotations
+
+
+class TersorError(Exception):
+    """Base of every error that Tersor raises on purpose.
+
+    ``str(error)`` reads "where: what. Got …; expected …. What to do." Exit code 1: the work failed.
+    """
+
+    exit_code = 1
+
+    def __init__(self, what: str, *, where: str = "", got: object = "", expected: object = "", do: str = ""):
+        self.what, self.where, self.got, self.expected, self.do = what, where, str(got), str(expected), do
+        super().__init__(self._sentence())
+
+    def _sentence(self) -> str:
+        parts = [f"{self.where}: {self.what}" if self.where else self.what]
+        facts = [f"got {self.got}"] if self.got else []
+        facts += [f"expected {self.expected}"] if self.expected else []
+        if facts:
+            text = "; ".join(facts)
+            parts.append(text[0].upper() + text[1:])
+        if self.do:
+            parts.append(self.do)
+        return ". ".join(part.rstrip(".") for part in parts) + "."
+
+
+class InputError(TersorError):
+    """What the user brought (task, recipe, data, arguments) cannot be used. Exit code 2."""
+
+    exit_code = 2
+
+
+class GraphError(TersorError):
+    """The model's graph could not be captured, or does not prove what was asked. Exit code 1."""
+
+
+class VerificationError(TersorError):
+    """A check of the result failed: the compressed model is not what it must be. Exit code 1."""
+
+
+class TrainingError(TersorError):
+    """Training cannot go on (a NaN loss, for instance). Exit code 1."""
+
+
+class ArtifactError(TersorError):
+    """A saved model or run is damaged, foreign or of another version. Exit code 2."""
+
+    exit_code = 2

@@ -1,0 +1,117 @@
+"""The quantiser that stands on a model: fake quantisation with a learnt step size."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class _LearntStep(torch.autograd.Function):
+    """x̂ = (clamp(round(x / s) + z, q_min, q_max) − z) · s with LSQ's gradients.
+
+    Esser et al. 2020, "Learned Step Size Quantization" (arXiv 1902.08153), equations 1 to 3 and section 2.2: the
+    gradient of s is (round(x / s) − x / s) inside the range and the clipped integer outside, scaled by
+    1 / sqrt(n · q_max); x passes its gradient straight through inside the range. We add a fixed zero point.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, q_min: int, q_max: int, axis: int | None) -> Tensor:
+        shape = _broadcast_shape(x, axis)
+        s, z = scale.reshape(shape), zero_point.reshape(shape)
+        ratio = x.float() / s
+        clipped = torch.minimum(torch.maximum(torch.round(ratio), q_min - z), q_max - z)  # rounds half to even
+        ctx.save_for_backward(ratio, clipped, scale)
+        ctx.axis, ctx.q_max = axis, max(abs(q_min), q_max)
+        return (clipped * s).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,) = gradients
+        ratio, clipped, scale = ctx.saved_tensors
+        inside = torch.round(ratio) == clipped
+        to_x = gradient * inside if ctx.needs_input_grad[0] else None
+        to_scale = None
+        if ctx.needs_input_grad[1]:
+            per_value = gradient.float() * torch.where(inside, clipped - ratio, clipped)
+            if ctx.axis is None:
+                total = per_value.sum().reshape(scale.shape)
+            else:
+                total = per_value.sum(dim=[d for d in range(per_value.ndim) if d != ctx.axis])
+            to_scale = total / (per_value.numel() / scale.numel() * ctx.q_max) ** 0.5
+        return to_x, to_scale, None, None, None, None
+
+
+def _broadcast_shape(x: Tensor, axis: int | None) -> list[int]:
+    return [] if axis is None else [-1 if d == axis else 1 for d in range(x.ndim)]
+
+
+class FakeQuantize(nn.Module):
+    """Rounds a tensor to the integers ``quant_min`` … ``quant_max`` and back, as integer hardware will.
+
+    ``scale``: [] or [channels along ``axis``], float32, positive; ``zero_point``: the same shape, int32. The scale is a
+    parameter where it is learnt (``learn``), a buffer otherwise. Under ``torch.export`` the rounding is written as the
+    quantize / dequantize operator pair that ONNX's QDQ format knows.
+    """
+
+    scale: Tensor
+    zero_point: Tensor
+
+    def __init__(
+        self, scale: Tensor, zero_point: Tensor, quant_min: int, quant_max: int, *, axis: int | None, learn: bool
+    ):
+        super().__init__()
+        self.quant_min, self.quant_max, self.axis = quant_min, quant_max, axis
+        value = scale.detach().clone().to(torch.float32)
+        if learn:
+            self.scale = nn.Parameter(value)
+        else:
+            self.register_buffer("scale", value)
+        self.register_buffer("zero_point", zero_point.detach().clone().to(torch.int32))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.compiler.is_exporting():
+            return self._as_operator_pair(x)
+        # A learnt step may cross zero under a large learning rate: its magnitude is the step, never zero.
+        scale = self.scale.abs().clamp_min(torch.finfo(torch.float32).tiny)
+        return _LearntStep.apply(x, scale, self.zero_point, self.quant_min, self.quant_max, self.axis)
+
+    def integer_type(self) -> torch.dtype:
+        """The storage type: uint8 where no negative integer is used, int8 otherwise (int16 beyond eight bits)."""
+        if self.quant_min >= 0:
+            return torch.uint8 if self.quant_max <= 255 else torch.uint16
+        return torch.int8 if self.quant_max <= 127 else torch.int16
+
+    def _as_operator_pair(self, x: Tensor) -> Tensor:
+        import torch.ao.quantization.fx._decomposed  # noqa: F401  (declares torch.ops.quantized_decomposed)
+
+        ops = torch.ops.quantized_decomposed
+        dtype = self.integer_type()
+        if self.axis is None:
+            # Plain numbers, not tensors: they become constants of the exported graph.
+            arguments = (*self.numbers(), self.quant_min, self.quant_max, dtype)
+            return ops.dequantize_per_tensor(ops.quantize_per_tensor(x, *arguments), *arguments)
+        per_channel = (self.scale.detach(), self.zero_point.long(), self.axis, self.quant_min, self.quant_max, dtype)
+        return ops.dequantize_per_channel(ops.quantize_per_channel(x, *per_channel), *per_channel)
+
+    def numbers(self) -> tuple[float, int]:
+        """(scale, zero point) of a per-tensor quantiser as Python numbers."""
+        return self._plain
+
+    def freeze_numbers(self) -> None:
+        """Remember the per-tensor scale and zero point as plain numbers: what an exported graph writes as constants.
+
+        Call it before export, outside the tracer (a traced tensor has no value to read).
+        """
+        if self.axis is None:
+            self._plain = (float(self.scale.detach().abs()), int(self.zero_point))
+        else:
+            with torch.no_grad():
+                self.scale.abs_()
+
+    _plain: tuple[float, int] = (1.0, 0)
+
+    def extra_repr(self) -> str:
+        learnt = isinstance(self.scale, nn.Parameter)
+        return f"[{self.quant_min}, {self.quant_max}], axis={self.axis}, learn={learnt}"

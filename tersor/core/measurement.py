@@ -1,0 +1,32 @@
+"""A number with its unit, interval and conditions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """``value`` in ``unit``; [``low``, ``high``] is its 95 % interval (None: exact, or not estimable); ``n`` samples.
+
+    ``conditions`` says what a reader needs to repeat it: batch size, threads, split, backend.
+    """
+
+    value: float
+    unit: str
+    low: float | None = None
+    high: float | None = None
+    n: int | None = None
+    device: str = "cpu"
+    conditions: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """The measurement as plain JSON values."""
+        return {**asdict(self), "conditions": dict(self.conditions)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Measurement:
+        """The inverse of ``to_json``."""
+        return cls(**data)

@@ -1,0 +1,162 @@
+"""Places aim at one tensor or one activation; selectors say which modules."""
+
+from __future__ import annotations
+
+import difflib
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from torch import Tensor, nn
+
+from tersor.core.errors import InputError
+
+
+@dataclass(frozen=True, order=True)
+class TensorPlace:
+    """One parameter or buffer: ``TensorPlace("layers.0.conv1", "weight")``."""
+
+    module: str
+    tensor: str
+
+    def __str__(self) -> str:
+        return f"{self.module}.{self.tensor}" if self.module else self.tensor
+
+
+@dataclass(frozen=True, order=True)
+class ActivationPlace:
+    """The result of one operator call made by a module's own forward: the ``ordinal``-th ``operator`` of that module,
+    counted over one forward pass of the whole model. ``operator="input"`` is the module's ``ordinal``-th positional input.
+
+    Operators bear their ATen base names (``add``, ``relu``, ``conv2d``, ``cat``) whichever way Python spells them.
+    """
+
+    module: str
+    operator: str
+    ordinal: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.module or '<model>'}:{self.operator}[{self.ordinal}]"
+
+
+Place = TensorPlace | ActivationPlace
+
+
+def module_at(model: nn.Module, path: str) -> nn.Module:
+    """The submodule at ``path`` ("" is the model itself). Raises InputError with the nearest names."""
+    try:
+        return model.get_submodule(path)
+    except AttributeError:
+        names = [name for name, _ in model.named_modules()]
+        near = difflib.get_close_matches(path, names, n=3) or names[1:4]
+        raise InputError(
+            "no such module", where=path or "<model>", do=f"Nearest names: {', '.join(near)}"
+        ) from None
+
+
+def tensor_at(model: nn.Module, place: TensorPlace) -> Tensor:
+    """The parameter or buffer at ``place``; raises InputError where there is none."""
+    value = getattr(module_at(model, place.module), place.tensor, None)
+    if not isinstance(value, Tensor):
+        raise InputError("no such tensor", where=str(place), got=type(value).__name__, expected="a parameter or buffer")
+    return value
+
+
+def aliases(model: nn.Module, place: TensorPlace) -> tuple[TensorPlace, ...]:
+    """Every place that holds the very same tensor (tied weights), ``place`` included."""
+    tensor = tensor_at(model, place)
+    found = [
+        TensorPlace(path, name)
+        for path, module in model.named_modules(remove_duplicate=False)
+        for name, other in [*module._parameters.items(), *module._buffers.items()]
+        if other is tensor
+    ]
+    return tuple(found) or (place,)
+
+
+class Selector(ABC):
+    """Says which modules; composes with ``&``, ``|`` and ``~``."""
+
+    @abstractmethod
+    def matches(self, path: str, module: nn.Module) -> bool:
+        """Whether the module at ``path`` is meant."""
+
+    def __and__(self, other: Selector) -> Selector:
+        return Both(self, other)
+
+    def __or__(self, other: Selector) -> Selector:
+        return Either(self, other)
+
+    def __invert__(self) -> Selector:
+        return Not(self)
+
+
+@dataclass(frozen=True)
+class Everything(Selector):
+    """Every module."""
+
+    def matches(self, path: str, module: nn.Module) -> bool:
+        return True
+
+
+@dataclass(frozen=True)
+class ByName(Selector):
+    """Modules whose path matches a shell pattern: ``ByName("layers.*.conv1")``."""
+
+    pattern: str
+
+    def matches(self, path: str, module: nn.Module) -> bool:
+        return fnmatchcase(path, self.pattern)
+
+
+@dataclass(frozen=True)
+class ByType(Selector):
+    """Modules of a class by name, subclasses included: ``ByType("Conv2d")``."""
+
+    type_name: str
+
+    def matches(self, path: str, module: nn.Module) -> bool:
+        return any(base.__name__ == self.type_name for base in type(module).__mro__)
+
+
+@dataclass(frozen=True)
+class Both(Selector):
+    """Modules that both selectors mean."""
+
+    first: Selector
+    second: Selector
+
+    def matches(self, path: str, module: nn.Module) -> bool:
+        return self.first.matches(path, module) and self.second.matches(path, module)
+
+
+@dataclass(frozen=True)
+class Either(Selector):
+    """Modules that at least one of the selectors means."""
+
+    first: Selector
+    second: Selector
+
+    def matches(self, path: str, module: nn.Module) -> bool:
+        return self.first.matches(path, module) or self.second.matches(path, module)
+
+
+@dataclass(frozen=True)
+class Not(Selector):
+    """Modules that the selector does not mean."""
+
+    inner: Selector
+
+    def matches(self, path: str, module: nn.Module) -> bool:
+        return not self.inner.matches(path, module)
+
+
+def select(model: nn.Module, where: Selector) -> dict[str, nn.Module]:
+    """The modules that ``where`` means, by path. One that matches nothing is an error."""
+    found = {path: module for path, module in model.named_modules() if where.matches(path, module)}
+    if not found:
+        names = [name for name, _ in model.named_modules() if name]
+        asked = getattr(where, "pattern", None) or getattr(where, "type_name", "")
+        near = difflib.get_close_matches(str(asked), names, n=3) or names[:3]
+        raise InputError("the selector matches no module", where=repr(where), do=f"Nearest names: {', '.join(near)}")
+    return found

@@ -1,0 +1,78 @@
+"""Removed channels must be gone without a trace: the shrunk model against the masked one."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tersor.core.edit import Cut, Slice
+from tersor.core.errors import VerificationError
+from tersor.core.place import tensor_at
+from tersor.core.plan import Plan
+from tersor.core.task import Task
+
+TOLERANCE = 1e-4  # relative, in float32
+
+
+def masked_reference(model: nn.Module, plan: Plan) -> nn.Module:
+    """A copy of ``model`` in which whoever reads a removed channel reads it with weight zero."""
+    reference = copy.deepcopy(model)
+    with torch.no_grad():
+        for edit in plan.edits:
+            if isinstance(edit, Slice):
+                for cut in edit.cuts:
+                    if cut.role == "consumer":
+                        _zero_removed(tensor_at(reference, cut.place), cut)
+    return reference
+
+
+def _zero_removed(tensor: Tensor, cut: Cut) -> None:
+    removed = torch.ones(tensor.shape[cut.dim], dtype=torch.bool)
+    removed[cut.keep] = False
+    tensor.index_fill_(cut.dim, removed.nonzero().flatten().to(tensor.device), 0.0)
+
+
+def relative_difference(got: Tensor, expected: Tensor) -> float:
+    """max |got − expected| / max |expected| (0 / 0 is 0); infinity where the shapes differ or a value is not finite."""
+    if got.shape != expected.shape or not bool(torch.isfinite(got).all()):
+        return float("inf")
+    difference, size = (got - expected).abs().max().item(), expected.abs().max().item()
+    return difference / size if size else difference
+
+
+def verify_slices(
+    original: nn.Module, shrunk: nn.Module, plan: Plan, task: Task, *, tolerance: float = TOLERANCE
+) -> float | None:
+    """The largest relative difference between ``shrunk`` and the masked original on the task's example inputs.
+
+    Both run in eval mode, in the dtype they have. None where the plan slices nothing. Raises VerificationError above
+    ``tolerance``, or where the shrunk model does not run.
+    """
+    if not any(isinstance(edit, Slice) for edit in plan.edits):
+        return None
+    assert task.example_inputs is not None, "a completed task has example inputs"
+    inputs = task.example_inputs
+    expected = _run(masked_reference(original, plan), inputs, task)
+    try:
+        got = _run(copy.deepcopy(shrunk), inputs, task)
+    except Exception as error:  # whatever the user's forward raises is the finding
+        raise VerificationError(
+            "the shrunk model does not run; the original is untouched", where=plan.method, got=f"{type(error).__name__}: {error}",
+            do="A size that the forward holds as a literal cannot follow the removal: leave that group out with where=",
+        ) from error  # fmt: skip
+    difference = relative_difference(got, expected)
+    if difference > tolerance:
+        raise VerificationError(
+            "the shrunk model differs from the masked one; the original is untouched", where=plan.method,
+            got=f"relative difference {difference:.3g}", expected=f"at most {tolerance:g}",
+            do="This is a defect of the graph rules: please report the architecture",
+        )  # fmt: skip
+    return difference
+
+
+def _run(model: nn.Module, inputs: tuple[Any, ...], task: Task) -> Tensor:
+    with torch.no_grad():
+        return task.output(model.eval()(*inputs))
