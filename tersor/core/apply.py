@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -58,7 +58,9 @@ def write(model: nn.Module, edit: Edit) -> None:
 
 def _expect_shape(place: object, got: torch.Size, expected: torch.Size) -> None:
     if got != expected:
-        raise InputError("the edit has another shape than the tensor", where=str(place), got=list(got), expected=list(expected))
+        raise InputError(
+            "the edit has another shape than the tensor", where=str(place), got=list(got), expected=list(expected)
+        )
 
 
 def _mask(model: nn.Module, edit: Mask) -> None:
@@ -77,7 +79,11 @@ def _mask(model: nn.Module, edit: Mask) -> None:
 def _standing_mask(module: nn.Module, tensor: str) -> Masked | None:
     if not parametrize.is_parametrized(module, tensor):
         return None
-    return next((entry for entry in module.parametrizations[tensor] if isinstance(entry, Masked)), None)
+    return next((entry for entry in _parametrizations(module, tensor) if isinstance(entry, Masked)), None)
+
+
+def _parametrizations(module: nn.Module, tensor: str) -> parametrize.ParametrizationList:
+    return cast(nn.ModuleDict, module.parametrizations)[tensor]  # type: ignore[return-value]
 
 
 def _write(model: nn.Module, edit: Write) -> None:
@@ -92,7 +98,7 @@ def _write(model: nn.Module, edit: Write) -> None:
     _expect_shape(edit.place, edit.value.shape, tensor.shape)
     with torch.no_grad():
         if parametrize.is_parametrized(module, name):
-            module.parametrizations[name].original.copy_(edit.value)
+            _parametrizations(module, name).original.copy_(edit.value)
         else:
             tensor.copy_(edit.value)
 

@@ -112,7 +112,8 @@ def edit_to_json(edit: Edit, key: str, tensors: dict[str, Tensor]) -> dict[str, 
     """
     match edit:
         case Mask():
-            return {"kind": "Mask", "place": _place_to_json(edit.place), "shape": list(edit.keep.shape), "merge": edit.merge}
+            place = _place_to_json(edit.place)
+            return {"kind": "Mask", "place": place, "shape": list(edit.keep.shape), "merge": edit.merge}
         case Write():
             kind = {"shape": list(edit.value.shape), "dtype": str(edit.value.dtype).removeprefix("torch.")}
             return {"kind": "Write", "place": _place_to_json(edit.place), **kind}
@@ -146,7 +147,9 @@ def edit_from_json(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Ed
     try:
         return _read_edit(data, tensors)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ArtifactError("an edit cannot be read", where="architecture.json", got=f"{error!r} in {str(data)[:200]}") from error
+        raise ArtifactError(
+            "an edit cannot be read", where="architecture.json", got=f"{error!r} in {str(data)[:200]}"
+        ) from error
 
 
 def _read_edit(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Edit:
@@ -168,7 +171,8 @@ def _read_edit(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Edit:
             )
         case "Slice":
             shared = {name: tensors[name].to(torch.int64) for name in {cut[2] for cut in data["cuts"]}}
-            return Slice(tuple(Cut(TensorPlace(*p), int(dim), shared[name], role) for p, dim, name, role in data["cuts"]))
+            cuts = data["cuts"]
+            return Slice(tuple(Cut(TensorPlace(*p), int(dim), shared[name], role) for p, dim, name, role in cuts))
         case "Swap":
             return Swap(data["module"], data["constructor"], dict(data["arguments"]))
         case "Attribute":

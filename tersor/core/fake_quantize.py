@@ -17,7 +17,9 @@ class _LearntStep(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, q_min: int, q_max: int, axis: int | None) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, q_min: int, q_max: int, axis: int | None
+    ) -> Tensor:
         shape = _broadcast_shape(x, axis)
         s, z = scale.reshape(shape), zero_point.reshape(shape)
         ratio = x.float() / s

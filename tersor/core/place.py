@@ -26,7 +26,7 @@ class TensorPlace:
 @dataclass(frozen=True, order=True)
 class ActivationPlace:
     """The result of one operator call made by a module's own forward: the ``ordinal``-th ``operator`` of that module,
-    counted over one forward pass of the whole model. ``operator="input"`` is the module's ``ordinal``-th positional input.
+    counted over a forward pass of the whole model. ``operator="input"``: the module's ``ordinal``-th positional input.
 
     Operators bear their ATen base names (``add``, ``relu``, ``conv2d``, ``cat``) whichever way Python spells them.
     """
@@ -49,9 +49,7 @@ def module_at(model: nn.Module, path: str) -> nn.Module:
     except AttributeError:
         names = [name for name, _ in model.named_modules()]
         near = difflib.get_close_matches(path, names, n=3) or names[1:4]
-        raise InputError(
-            "no such module", where=path or "<model>", do=f"Nearest names: {', '.join(near)}"
-        ) from None
+        raise InputError("no such module", where=path or "<model>", do=f"Nearest names: {', '.join(near)}") from None
 
 
 def tensor_at(model: nn.Module, place: TensorPlace) -> Tensor:

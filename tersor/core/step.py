@@ -19,8 +19,8 @@ from tersor.core.verify import verify_slices
 
 @dataclass(frozen=True)
 class Context:
-    """What a step is given beside model and task. ``seed``: all its randomness derives from it. ``folder``: where it may
-    keep checkpoints and logs while it runs (None: nowhere). ``progress``: whom it tells how far it is."""
+    """What a step is given beside model and task. ``seed``: all its randomness derives from it. ``folder``: where it
+    may keep checkpoints and logs while it runs (None: nowhere). ``progress``: whom it tells how far it is."""
 
     seed: int = 0
     folder: Path | None = None
@@ -43,8 +43,8 @@ def derive_seed(*parts: int) -> int:
 class Result:
     """The model that a step gave, the plans that were applied on the way, and what was noted.
 
-    ``history``: one mapping per training epoch (epoch, loss, validation …). ``facts``: what the step wants in its record
-    (verification differences, epochs, early stopping), plain JSON values.
+    ``history``: one mapping per training epoch (epoch, loss, validation …). ``facts``: what the step wants in its
+    record (verification differences, epochs, early stopping), plain JSON values.
     """
 
     model: nn.Module

@@ -122,8 +122,8 @@ class Task:
         if isinstance(result, (tuple, list)) and result and isinstance(result[0], Tensor):
             return result[0]
         raise InputError(
-            "the model's output holds no tensor that Tersor knows", where="task.output_of",
-            got=type(result).__name__, expected="a tensor, an object with .logits, or a tuple that begins with a tensor",
+            "the model's output holds no tensor that Tersor knows", where="task.output_of", got=type(result).__name__,
+            expected="a tensor, an object with .logits, or a tuple that begins with a tensor",
             do="Pass output_of=lambda result: … to Task",
         )  # fmt: skip
 
@@ -144,7 +144,9 @@ class Task:
         said = list(self.derived)
         train, validation, test, calibration = self.train, self.validation, self.test, self.calibration
         if train is None:
-            raise InputError("the task has no training data", where=f"task {self.name!r}", expected="Task(train=DataLoader)")
+            raise InputError(
+                "the task has no training data", where=f"task {self.name!r}", expected="Task(train=DataLoader)"
+            )
         if calibration is None:
             calibration = train
             said.append("calibration batches are taken from train")
@@ -153,7 +155,7 @@ class Task:
             raise InputError(
                 f"the task has no {missing} data", where=f"task {self.name!r}",
                 expected="separate validation and test loaders",
-                do="Decisions are taken on validation and the test set is read for the report: split the data that you hold out",
+                do="Decisions are taken on validation, the test set is read for the report: split what you hold out",
             )  # fmt: skip
         first = first_batch(calibration, "calibration")
         example = self.example_inputs
@@ -162,7 +164,8 @@ class Task:
             if kwargs:
                 raise InputError(
                     "example inputs cannot be derived from batches of keyword arguments", where="task.example_inputs",
-                    got=sorted(kwargs), expected="a tuple of tensors", do="Wrap the model so that it takes positional inputs",
+                    got=sorted(kwargs), expected="a tuple of tensors",
+                    do="Wrap the model so that it takes positional inputs",
                 )  # fmt: skip
             example = tuple(value[:2] for value in args)
             said.append("example inputs are the first two samples of a calibration batch")
@@ -181,9 +184,11 @@ class Task:
 
 
 def _strange_batch(batch: Batch) -> InputError:
-    got = f"{type(batch).__name__} of {len(batch)}" if isinstance(batch, (tuple, list, Mapping)) else type(batch).__name__
+    got = type(batch).__name__
     if isinstance(batch, Mapping):
         got = f"dict with keys {sorted(map(str, batch))}"
+    elif isinstance(batch, (tuple, list)):
+        got = f"{got} of {len(batch)}"
     return InputError(
         "a batch has an unknown structure", where="task loader", got=got,
         expected=f"(inputs, targets), or a dict with one of {', '.join(TARGET_KEYS)}",

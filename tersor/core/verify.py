@@ -60,7 +60,8 @@ def verify_slices(
         got = _run(copy.deepcopy(shrunk), inputs, task)
     except Exception as error:  # whatever the user's forward raises is the finding
         raise VerificationError(
-            "the shrunk model does not run; the original is untouched", where=plan.method, got=f"{type(error).__name__}: {error}",
+            "the shrunk model does not run; the original is untouched", where=plan.method,
+            got=f"{type(error).__name__}: {error}",
             do="A size that the forward holds as a literal cannot follow the removal: leave that group out with where=",
         ) from error  # fmt: skip
     difference = relative_difference(got, expected)

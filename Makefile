@@ -1,0 +1,53 @@
+# A fresh machine needs Python 3.10 or newer with venv, make and two minutes; everything else lands in .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
+# Plain PyPI gives Linux a CUDA build of several GB; the tests and the demo need the CPU one.
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+DEMO := runs/demo
+
+.PHONY: demo test bench lint format clean
+
+demo: $(READY)
+	@if [ -e $(DEMO) ]; then \
+	  old=$(DEMO)-before-$$(date +%Y%m%d-%H%M%S); mv $(DEMO) $$old; echo "The demo's earlier run is kept in $$old"; fi
+	$(BIN)/tersor compress digits -o $(DEMO)
+	@echo
+	@echo "Look at   $(DEMO)/report.html    (a browser opens it, no network needed)"
+	@echo "Numbers   $(DEMO)/summary.json"
+	@echo "Ship      $(DEMO)/model.onnx"
+	@echo "Check     $(BIN)/tersor load-check $(DEMO)"
+
+test: lint
+	$(BIN)/pytest -n auto --dist loadscope
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# Each benchmark prints its table and writes it to docs/benchmarks/.
+bench: $(READY)
+	@mkdir -p docs/benchmarks
+	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
+
+clean:
+	rm -rf .venv build dist *.egg-info .cache .pytest_cache .ruff_cache .mypy_cache .hypothesis
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "Python 3.10 or newer is needed; this is $$($(PYTHON) --version). Say: make $(MAKECMDGOALS) PYTHON=python3.11"; exit 2; }
+	@test -x $(BIN)/pip || $(PYTHON) -m venv .venv || \
+	  { echo "python3 -m venv failed; on Debian: apt-get install python3-venv"; exit 2; }
+	@echo "Installing into .venv (once) ..."
+	@$(BIN)/python -c 'import importlib.metadata as m, sys; sys.exit(m.version("torch").split("+")[0] != "$(TORCH)")' 2>/dev/null \
+	  || $(BIN)/pip install --quiet --no-deps "torch==$(TORCH)+cpu" 2>/dev/null \
+	  || $(BIN)/pip install --quiet --no-deps --index-url $(TORCH_INDEX) "torch==$(TORCH)"
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
+	@touch $(READY)
