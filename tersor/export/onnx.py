@@ -1,0 +1,170 @@
+"""PyTorch to ONNX: one file as one would ship it, int8 weights as int8, nothing of the exporter's notes."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from tersor.core.errors import GraphError, InputError
+from tersor.core.fake_quantize import FakeQuantize
+from tersor.core.files import write_atomically
+from tersor.core.masked import Masked
+from tersor.export.passes import ship
+
+OPSET = 20
+_LARGEST = 2**31 - 1  # protobuf's limit for one message
+_LOGGERS = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
+
+
+@dataclass(frozen=True)
+class OnnxFile:
+    """An exported file: where it is, its size in bytes, its operator set, the names of its inputs and outputs."""
+
+    path: Path
+    size_bytes: int
+    opset: int
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    dynamic_batch: bool
+
+
+def export_onnx(
+    model: nn.Module, example_inputs: Sequence[Any], path: Path, *, dynamic_batch: bool = True
+) -> OnnxFile:
+    """Write ``model`` (in eval mode, on the CPU; the one given is untouched) to ``path`` as ONNX.
+
+    Weight quantisers become int8 initialisers with a DequantizeLinear, activation quantisers QuantizeLinear /
+    DequantizeLinear pairs, masks zeros in the weights. ``example_inputs``: positional tensors, batch first. With
+    ``dynamic_batch`` dimension 0 of every input is free.
+
+    Raises GraphError where the exporter fails or a quantiser has a range that ONNX cannot say; InputError for inputs
+    that are no tensors.
+    """
+    inputs = _example(example_inputs, dynamic_batch)
+    proto = _to_proto(_exportable(model), inputs, dynamic_batch)
+    ship(proto)
+    _check(proto)
+    data = proto.SerializeToString(deterministic=True)
+    write_atomically(Path(path), data)
+    return OnnxFile(
+        Path(path), len(data), OPSET, tuple(i.name for i in proto.graph.input), tuple(o.name for o in proto.graph.output),
+        dynamic_batch,
+    )  # fmt: skip
+
+
+def _example(example_inputs: Sequence[Any], dynamic_batch: bool) -> tuple[Tensor, ...]:
+    for number, value in enumerate(example_inputs):
+        if not isinstance(value, Tensor) or (dynamic_batch and value.ndim == 0):
+            raise InputError(
+                "an example input cannot be exported", where=f"example_inputs[{number}]",
+                got=type(value).__name__ if not isinstance(value, Tensor) else "a tensor without a batch dimension",
+                expected="tensors, batch first", do="Wrap the model so that it takes tensors only",
+            )  # fmt: skip
+    inputs = tuple(value.detach().cpu() for value in example_inputs)
+    if dynamic_batch and any(value.shape[0] < 2 for value in inputs):
+        # torch.export takes a size of one for a constant: show it three.
+        inputs = tuple(value.repeat(3, *[1] * (value.ndim - 1)) for value in inputs)
+    return inputs
+
+
+def _exportable(model: nn.Module) -> nn.Module:
+    """A copy on the CPU whose masks are zeros in the weights and whose quantisers know their numbers."""
+    target = copy.deepcopy(model).cpu().eval().requires_grad_(False)
+    for path, module in target.named_modules():
+        if isinstance(module, FakeQuantize):
+            _expect_full_range(path, module)
+            module.freeze_numbers()
+        if parametrize.is_parametrized(module):
+            for entries in module.parametrizations.values():  # type: ignore[union-attr,operator]
+                _bake_masks(entries)
+    return target
+
+
+def _bake_masks(entries: nn.Module) -> None:
+    """Write the zeros of masks into the stored weight. A quantiser after or before a mask keeps zeros at zero."""
+    assert isinstance(entries, parametrize.ParametrizationList)
+    original = getattr(entries, "original", None)
+    symmetric = all(
+        isinstance(entry, Masked) or (isinstance(entry, FakeQuantize) and not entry.zero_point.any()) for entry in entries
+    )
+    if not symmetric or not isinstance(original, Tensor):
+        return
+    for number, entry in enumerate(entries):
+        if isinstance(entry, Masked):
+            original.mul_(entry.keep)
+            entries[number] = nn.Identity()
+
+
+def _expect_full_range(path: str, quantizer: FakeQuantize) -> None:
+    full = torch.iinfo(quantizer.integer_type())
+    if quantizer.axis is None and (quantizer.quant_min, quantizer.quant_max) != (full.min, full.max):
+        raise GraphError(
+            "ONNX has no such range for a per-tensor quantiser", where=path,
+            got=f"[{quantizer.quant_min}, {quantizer.quant_max}]", expected="[0, 255] or [-128, 127]",
+        )  # fmt: skip
+
+
+def _to_proto(model: nn.Module, inputs: tuple[Tensor, ...], dynamic_batch: bool) -> onnx.ModelProto:
+    # The registry of the exporter only knows operators that exist when it is built.
+    import torch.ao.quantization.fx._decomposed  # noqa: F401
+
+    shapes = tuple({0: torch.export.Dim("batch")} for _ in inputs) if dynamic_batch else None
+    try:
+        with _quiet(), torch.no_grad():
+            program = torch.onnx.export(
+                model, inputs, dynamo=True, opset_version=OPSET, dynamic_shapes=shapes, verbose=False, external_data=False
+            )
+            assert program is not None
+            return program.model_proto
+    except Exception as error:  # the exporter raises whatever its passes and the user's forward raise
+        raise GraphError(
+            "the model cannot be exported to ONNX", where=type(model).__name__, got=_first_cause(error),
+            do="Usual mend: a forward without literals of the batch size (or dynamic_batch=False), and standard operators",
+        ) from error  # fmt: skip
+
+
+def _first_cause(error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0][:300] if lines else ''}"
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporter's prints, warnings and log lines to itself; its errors are raised, not printed."""
+    loggers = [logging.getLogger(name) for name in _LOGGERS]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL)
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _check(proto: onnx.ModelProto) -> None:
+    if proto.ByteSize() > _LARGEST:
+        raise GraphError(
+            "the model is too large for one ONNX file", where="export", got=f"{proto.ByteSize()} bytes",
+            expected=f"at most {_LARGEST}",
+        )  # fmt: skip
+    try:
+        onnx.checker.check_model(proto)
+    except onnx.checker.ValidationError as error:
+        raise GraphError("the exported graph is not valid ONNX", where="export", got=str(error).splitlines()[0]) from error

@@ -1,0 +1,321 @@
+"""Graph passes that turn what the exporter writes into the file one would ship. Each edits an ONNX model in place."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, defs, helper, numpy_helper
+
+from tersor.core.errors import GraphError
+
+# The operators whose nodes keep a name (their module's path), so that reports can say which layer is meant.
+NAMED = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
+
+
+def ship(model: ModelProto) -> ModelProto:
+    """All passes, in the order in which they help each other. The model computes what it computed before."""
+    name_layers(model)
+    constants_to_initializers(model)
+    remove_no_ops(model)
+    fold_weight_quantizers(model)
+    mean_to_pool(model)
+    strip(model)
+    drop_default_attributes(model)
+    merge_equal_initializers(model)
+    remove_unused(model)
+    shorten_names(model)
+    return model
+
+
+def name_layers(model: ModelProto) -> None:
+    """Name convolutions and matrix products by the module that made them, from the exporter's metadata; others lose theirs.
+
+    ``layers.0.conv1``, and ``layers.0.conv1:2`` for the second one that a module makes.
+    """
+    seen: Counter[str] = Counter()
+    for node in model.graph.node:
+        scopes = next((entry.value for entry in node.metadata_props if entry.key == "pkg.torch.onnx.name_scopes"), "")
+        path = _innermost_module(scopes)
+        if node.op_type not in NAMED:
+            node.name = ""
+            continue
+        path = path or node.name
+        seen[path] += 1
+        node.name = path if seen[path] == 1 else f"{path}:{seen[path]}"
+
+
+def _innermost_module(scopes: str) -> str:
+    """``"['', 'layers', 'layers.0', 'conv2d']"`` → ``"layers.0"``: the last entry is the call itself."""
+    names = [part.strip().strip("'\"") for part in scopes.strip("[] ").split(",")]
+    return names[-2] if len(names) > 1 else ""
+
+
+def constants_to_initializers(model: ModelProto) -> None:
+    """Constant nodes become initialisers, which other passes and the runtime share and fold."""
+    graph = model.graph
+    for node in [n for n in graph.node if n.op_type == "Constant" and not n.domain]:
+        value = next((a for a in node.attribute if a.name == "value"), None)
+        if value is None:
+            continue
+        tensor = TensorProto()
+        tensor.CopyFrom(value.t)
+        tensor.name = node.output[0]
+        graph.initializer.append(tensor)
+        graph.node.remove(node)
+
+
+def remove_no_ops(model: ModelProto) -> None:
+    """Take out Identity, inference-time Dropout, and Clips that clip nothing (integers to their own type's range)."""
+    graph = model.graph
+    constants = _constants(graph)
+    results = {output.name for output in graph.output}
+    renamed: dict[str, str] = {}
+    keep: list[NodeProto] = []
+    for node in graph.node:
+        for index, name in enumerate(node.input):
+            node.input[index] = renamed.get(name, name)
+        no_op = node.op_type in {"Identity", "Dropout"} or (node.op_type == "Clip" and _clips_nothing(node, constants))
+        if no_op and not any(output in results for output in node.output):
+            renamed[node.output[0]] = node.input[0]
+        else:
+            keep.append(node)
+    _set_nodes(graph, keep)
+
+
+def _clips_nothing(node: NodeProto, constants: dict[str, TensorProto]) -> bool:
+    bounds = [numpy_helper.to_array(constants[name]) for name in node.input[1:] if name in constants]
+    if len(bounds) != 2 or bounds[0].dtype.kind not in "iu":
+        return False
+    full = np.iinfo(bounds[0].dtype)
+    return int(bounds[0]) == full.min and int(bounds[1]) == full.max
+
+
+def fold_weight_quantizers(model: ModelProto) -> None:
+    """QuantizeLinear of a constant becomes an integer initialiser; its DequantizeLinear stays.
+
+    The integers are those of ``FakeQuantize``: round half to even in float32, clipped to the range in use.
+    """
+    graph = model.graph
+    constants, users = _constants(graph), _users(graph)
+    gone: set[int] = set()
+    for node in graph.node:
+        if node.op_type != "QuantizeLinear" or not all(name in constants for name in node.input):
+            continue
+        integers = _quantize(node, constants)
+        output, dead = node.output[0], [node]
+        clip = users[output][0] if len(users[output]) == 1 else None
+        if clip is not None and clip.op_type == "Clip" and all(name in constants for name in clip.input[1:]):
+            low, high = (numpy_helper.to_array(constants[name]) for name in clip.input[1:3])
+            integers = np.clip(integers, low, high)
+            output, dead = clip.output[0], [node, clip]
+        gone.update(id(n) for n in dead)
+        graph.initializer.append(numpy_helper.from_array(integers, output))
+    _set_nodes(graph, [node for node in graph.node if id(node) not in gone])
+
+
+def _quantize(node: NodeProto, constants: dict[str, TensorProto]) -> NDArray[np.generic]:
+    x, scale, zero = (numpy_helper.to_array(constants[name]) for name in node.input)
+    axis = next((a.i for a in node.attribute if a.name == "axis"), 1)
+    shape = [-1 if d == axis % max(x.ndim, 1) else 1 for d in range(x.ndim)] if scale.ndim else []
+    full = np.iinfo(zero.dtype)
+    ratio = x.astype(np.float32) / scale.astype(np.float32).reshape(shape)
+    return np.clip(np.rint(ratio) + zero.astype(np.float32).reshape(shape), full.min, full.max).astype(zero.dtype)
+
+
+def mean_to_pool(model: ModelProto) -> None:
+    """ReduceMean over all spatial axes becomes GlobalAveragePool, which ONNX Runtime also has in integers.
+
+    Without ``keepdims`` a Flatten follows, after the quantiser if there is one, so that it does not stand between.
+    """
+    graph = model.graph
+    constants, users, ranks = _constants(graph), _users(graph), _ranks(graph)
+    nodes: list[NodeProto] = []
+    flatten_after: dict[str, tuple[str, NodeProto]] = {}
+    for node in graph.node:
+        if node.op_type == "ReduceMean" and _is_spatial(node, constants, ranks):
+            keepdims = next((a.i for a in node.attribute if a.name == "keepdims"), 1)
+            pool = helper.make_node("GlobalAveragePool", [node.input[0]], list(node.output))
+            pool.metadata_props.extend(node.metadata_props)
+            nodes.append(pool)
+            if not keepdims:
+                last = _end_of_quantizer(node.output[0], users)
+                raw = f"{last}/unflattened"
+                flatten_after[last] = raw, helper.make_node("Flatten", [raw], [last], axis=1)
+        else:
+            nodes.append(node)
+    ordered: list[NodeProto] = []
+    for node in nodes:
+        ordered.append(node)
+        if node.output and node.output[0] in flatten_after:
+            node_name = node.output[0]
+            node.output[0], flatten = flatten_after[node_name]
+            ordered.append(flatten)
+    _set_nodes(graph, ordered)
+
+
+def _is_spatial(node: NodeProto, constants: dict[str, TensorProto], ranks: dict[str, int]) -> bool:
+    rank = ranks.get(node.input[0])
+    if rank not in (3, 4, 5) or len(node.input) < 2 or node.input[1] not in constants:
+        return False
+    axes = {int(axis) % rank for axis in numpy_helper.to_array(constants[node.input[1]]).reshape(-1)}
+    return axes == set(range(2, rank))
+
+
+def _end_of_quantizer(name: str, users: dict[str, list[NodeProto]]) -> str:
+    """The value after the quantize / dequantize pair that alone reads ``name``; ``name`` itself where there is none."""
+    current = name
+    for operator in ("QuantizeLinear", "DequantizeLinear"):
+        readers = users[current]
+        if len(readers) != 1 or readers[0].op_type != operator:
+            return name
+        current = readers[0].output[0]
+    return current
+
+
+def strip(model: ModelProto) -> None:
+    """Drop what the exporter notes for people: metadata, doc strings, intermediate shapes; the producer is Tersor."""
+    graph = model.graph
+    del model.metadata_props[:], model.functions[:]
+    del graph.metadata_props[:], graph.value_info[:], graph.quantization_annotation[:]
+    model.doc_string = graph.doc_string = model.domain = ""
+    model.producer_name, model.producer_version, graph.name = "tersor", "", "main"
+    for thing in [*graph.node, *graph.input, *graph.output, *graph.initializer]:
+        del thing.metadata_props[:]
+        thing.doc_string = ""
+
+
+def drop_default_attributes(model: ModelProto) -> None:
+    """Attributes that repeat their operator's default say nothing."""
+    version = next(entry.version for entry in model.opset_import if entry.domain == "")
+    for node in model.graph.node:
+        if node.domain:
+            continue
+        defaults = {
+            name: attribute.default_value
+            for name, attribute in defs.get_schema(node.op_type, version, "").attributes.items()
+            if attribute.default_value.type != AttributeProto.UNDEFINED
+        }
+        kept = [
+            attribute
+            for attribute in node.attribute
+            if attribute.name not in defaults
+            or helper.get_attribute_value(attribute) != helper.get_attribute_value(defaults[attribute.name])
+        ]
+        del node.attribute[:]
+        node.attribute.extend(kept)
+
+
+def merge_equal_initializers(model: ModelProto) -> None:
+    """One initialiser for all that hold the same bytes (tied weights, zero points, shapes)."""
+    graph = model.graph
+    first: dict[tuple[object, ...], str] = {}
+    renamed: dict[str, str] = {}
+    outputs = {output.name for output in graph.output}
+    for tensor in graph.initializer:
+        array = numpy_helper.to_array(tensor)
+        key = tensor.data_type, tuple(tensor.dims), hashlib.sha256(array.tobytes()).digest()
+        name = first.setdefault(key, tensor.name)
+        if name != tensor.name and tensor.name not in outputs:
+            renamed[tensor.name] = name
+    for node in graph.node:
+        for index, name in enumerate(node.input):
+            node.input[index] = renamed.get(name, name)
+
+
+def remove_unused(model: ModelProto) -> None:
+    """Nodes whose results nobody reads, and initialisers that no node reads."""
+    graph = model.graph
+    needed = {output.name for output in graph.output}
+    keep: list[NodeProto] = []
+    for node in reversed(graph.node):
+        if any(output in needed for output in node.output):
+            keep.append(node)
+            needed.update(_read_names(node))
+    _set_nodes(graph, keep[::-1])
+    used = [tensor for tensor in graph.initializer if tensor.name in needed]
+    del graph.initializer[:]
+    graph.initializer.extend(used)
+
+
+def shorten_names(model: ModelProto) -> None:
+    """Inner values get names of a letter or two; a single input is ``input``, a single output ``output``.
+
+    Several inputs keep their forward's argument names, several outputs become ``output_0`` ….
+    """
+    graph = model.graph
+    if any(_has_subgraph(node) for node in graph.node):
+        return  # values of the outer graph may be read inside: leave the names alone
+    constants = _constants(graph)
+    inputs = [value.name for value in graph.input if value.name not in constants]
+    new: dict[str, str] = {name: "input" if len(inputs) == 1 else name for name in inputs}
+    outputs = [value.name for value in graph.output]
+    for number, name in enumerate(outputs):
+        if name in new:
+            raise GraphError("an output is an input passed through", where=name, do="Return only computed tensors")
+        new[name] = "output" if len(outputs) == 1 else f"output_{number}"
+    fresh = (name for name in _short_names() if name not in new.values())
+    for name in [*constants, *(output for node in graph.node for output in node.output if output)]:
+        if name not in new:
+            new[name] = next(fresh)
+    for node in graph.node:
+        node.input[:] = [new.get(name, name) for name in node.input]
+        node.output[:] = [new.get(name, name) for name in node.output]
+    for thing in [*graph.input, *graph.output, *graph.initializer]:
+        thing.name = new.get(thing.name, thing.name)
+
+
+def _short_names() -> Iterator[str]:
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    number = 0
+    while True:
+        name, rest = "", number
+        while True:
+            name = letters[rest % 26] + name
+            rest = rest // 26 - 1
+            if rest < 0:
+                break
+        yield name
+        number += 1
+
+
+def _constants(graph: GraphProto) -> dict[str, TensorProto]:
+    return {tensor.name: tensor for tensor in graph.initializer}
+
+
+def _users(graph: GraphProto) -> dict[str, list[NodeProto]]:
+    """name → the nodes that read it; a graph output counts as one more reader."""
+    found: dict[str, list[NodeProto]] = defaultdict(list)
+    for node in graph.node:
+        for name in dict.fromkeys(_read_names(node)):
+            found[name].append(node)
+    for output in graph.output:
+        found[output.name].append(NodeProto())
+    return found
+
+
+def _read_names(node: NodeProto) -> Iterator[str]:
+    yield from (name for name in node.input if name)
+    for attribute in node.attribute:
+        for graph in [attribute.g, *attribute.graphs] if attribute.type in (5, 10) else []:
+            for inner in graph.node:
+                yield from _read_names(inner)
+
+
+def _has_subgraph(node: NodeProto) -> bool:
+    return any(a.type in (AttributeProto.GRAPH, AttributeProto.GRAPHS) for a in node.attribute)
+
+
+def _ranks(graph: GraphProto) -> dict[str, int]:
+    values = [*graph.value_info, *graph.input, *graph.output]
+    return {value.name: len(value.type.tensor_type.shape.dim) for value in values if value.type.HasField("tensor_type")}
+
+
+def _set_nodes(graph: GraphProto, nodes: list[NodeProto]) -> None:
+    copies = [NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    del graph.node[:]
+    graph.node.extend(copies)
+
