@@ -22,27 +22,40 @@ class _LearntStep(torch.autograd.Function):
     ) -> Tensor:
         shape = _broadcast_shape(x, axis)
         s, z = scale.reshape(shape), zero_point.reshape(shape)
-        ratio = x.float() / s
-        clipped = torch.minimum(torch.maximum(torch.round(ratio), q_min - z), q_max - z)  # rounds half to even
-        ctx.save_for_backward(ratio, clipped, scale)
-        ctx.axis, ctx.q_max = axis, max(abs(q_min), q_max)
+        # In place on one buffer, with 0-dim bounds: memory traffic is what this costs in training.
+        clipped = torch.div(x.float(), s).round_()  # rounds half to even
+        torch.maximum(clipped, (q_min - z).to(clipped.dtype), out=clipped)
+        torch.minimum(clipped, (q_max - z).to(clipped.dtype), out=clipped)
+        # The operator's result may be changed in place by the model (``out += identity``), so it is not kept.
+        ctx.save_for_backward(x, clipped, scale, zero_point)
+        ctx.q_min, ctx.q_max, ctx.axis = q_min, q_max, axis
         return (clipped * s).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = gradients
-        ratio, clipped, scale = ctx.saved_tensors
-        inside = torch.round(ratio) == clipped
-        to_x = gradient * inside if ctx.needs_input_grad[0] else None
-        to_scale = None
-        if ctx.needs_input_grad[1]:
-            per_value = gradient.float() * torch.where(inside, clipped - ratio, clipped)
-            if ctx.axis is None:
-                total = per_value.sum().reshape(scale.shape)
-            else:
-                total = per_value.sum(dim=[d for d in range(per_value.ndim) if d != ctx.axis])
-            to_scale = total / (per_value.numel() / scale.numel() * ctx.q_max) ** 0.5
-        return to_x, to_scale, None, None, None, None
+        x, clipped, scale, zero_point = ctx.saved_tensors
+        shape = _broadcast_shape(x, ctx.axis)
+        s, z = scale.reshape(shape), zero_point.reshape(shape)
+        low, high = (ctx.q_min - 0.5 - z) * s, (ctx.q_max + 0.5 - z) * s
+        if ctx.axis is None and x.device.type == "cpu":  # one fused pass; its bounds are plain numbers
+            to_x = torch.ops.aten.hardtanh_backward(gradient, x, float(low), float(high))
+        else:
+            to_x = gradient * ((x > low) & (x < high))
+        if not ctx.needs_input_grad[1]:
+            return to_x, None, None, None, None, None
+        # Σ g · (inside ? clipped − x / s : clipped) = Σ g · clipped − Σ (g inside) · x / s
+        total = _inner(gradient, clipped, ctx.axis) - _inner(to_x, x, ctx.axis) / scale
+        total /= (x.numel() / scale.numel() * max(abs(ctx.q_min), ctx.q_max)) ** 0.5
+        return to_x, total.reshape(scale.shape), None, None, None, None
+
+
+def _inner(a: Tensor, b: Tensor, axis: int | None) -> Tensor:
+    """Σ a · b over every axis but ``axis``, in float32: [] or [channels]."""
+    a, b = a.float(), b.float()
+    if axis is None and a.ndim > 1:
+        return torch.linalg.vecdot(a.flatten(1), b.flatten(1)).sum()  # makes no tensor of products
+    return (a * b).sum([d for d in range(a.ndim) if d != axis])
 
 
 def _broadcast_shape(x: Tensor, axis: int | None) -> list[int]:

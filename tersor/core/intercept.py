@@ -20,7 +20,12 @@ _SPELLINGS = {
 
 def operator_name(function: Callable[..., Any]) -> str:
     """The ATen base name of a torch function: ``torch.Tensor.__iadd__`` and ``torch.add`` are both ``add``."""
-    name = getattr(function, "__name__", type(function).__name__).strip("_")
+    return base_name(getattr(function, "__name__", type(function).__name__))
+
+
+def base_name(spelling: str) -> str:
+    """The one name for all spellings of an operator: ``__iadd__`` is ``add``, ``relu6`` ``hardtanh``, ``concat`` ``cat``."""
+    name = spelling.strip("_")
     return _SPELLINGS.get(name, name)
 
 

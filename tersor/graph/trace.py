@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from tersor.core.errors import GraphError
-from tersor.core.intercept import operator_name
+from tersor.core.intercept import base_name, operator_name
 from tersor.core.place import ActivationPlace, TensorPlace
 
 _BATCH_NORM = {"native_batch_norm_legit_no_training", "native_batch_norm_legit", "native_batch_norm"}
@@ -187,7 +187,7 @@ def _read(program: torch.export.ExportedProgram) -> Graph:
 
 def _base_name(target: Any) -> str:
     name = target._schema.name.split("::")[-1] if hasattr(target, "_schema") else getattr(target, "__name__", str(target))
-    return name.strip("_")
+    return base_name(name)
 
 
 def _is_batch_norm(calls: list[Call], node: fx.Node) -> bool:
