@@ -1,0 +1,72 @@
+"""Tersor makes a trained PyTorch model smaller and faster, and proves that it still behaves.
+
+The names below are loaded when they are first used, so that importing the package costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+_HOME = {
+    "Task": "tersor.core.task",
+    "Metric": "tersor.core.task",
+    "Plan": "tersor.core.plan",
+    "Context": "tersor.core.step",
+    "Pipeline": "tersor.core.step",
+    "apply": "tersor.core.apply",
+    "ByName": "tersor.core.place",
+    "ByType": "tersor.core.place",
+    "Everything": "tersor.core.place",
+    "TersorError": "tersor.core.errors",
+    "PruneChannels": "tersor.prune.channels",
+    "FoldBatchNorm": "tersor.quantize.fold",
+    "Quantize": "tersor.quantize.quantize",
+    "Finetune": "tersor.train.finetune",
+    "Distill": "tersor.distill.response",
+    "Budgets": "tersor.run.budgets",
+    "compress": "tersor.jobs.compress",
+    "resume": "tersor.jobs.compress",
+    "dry_run": "tersor.jobs.dry_run",
+    "inspect": "tersor.jobs.inspect",
+    "load_check": "tersor.jobs.load_check",
+    "load": "tersor.export.artifact:load_artifact",
+    "save": "tersor.export.artifact:save_artifact",
+    "export_onnx": "tersor.export.onnx",
+}
+
+__all__ = sorted(_HOME)
+
+if TYPE_CHECKING:
+    from tersor.core.apply import apply
+    from tersor.core.errors import TersorError
+    from tersor.core.place import ByName, ByType, Everything
+    from tersor.core.plan import Plan
+    from tersor.core.step import Context, Pipeline
+    from tersor.core.task import Metric, Task
+    from tersor.distill.response import Distill
+    from tersor.export.artifact import load_artifact as load
+    from tersor.export.artifact import save_artifact as save
+    from tersor.export.onnx import export_onnx
+    from tersor.jobs.compress import compress, resume
+    from tersor.jobs.dry_run import dry_run
+    from tersor.jobs.inspect import inspect
+    from tersor.jobs.load_check import load_check
+    from tersor.prune.channels import PruneChannels
+    from tersor.quantize.fold import FoldBatchNorm
+    from tersor.quantize.quantize import Quantize
+    from tersor.run.budgets import Budgets
+    from tersor.train.finetune import Finetune
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'tersor' has no attribute {name!r}")
+    module, _, attribute = _HOME[name].partition(":")
+    value = getattr(import_module(module), attribute or name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

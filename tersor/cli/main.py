@@ -1,0 +1,238 @@
+"""The ``tersor`` command: thin commands over tersor.jobs."""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from tersor.cli.values import parse_bytes, parse_milliseconds, parse_points
+from tersor.core.errors import TersorError
+
+EXIT_CODES = """
+Exit codes: 0 done and within budgets; 1 failed; 2 wrong usage or input; 3 a budget is missed; 130 interrupted.
+"""
+
+app = typer.Typer(
+    name="tersor", no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False, rich_markup_mode=None,
+    help=f"Make a trained PyTorch model smaller and faster, and prove that it still behaves.\n\n{EXIT_CODES}",
+)  # fmt: skip
+
+TaskArgument = Annotated[
+    str, typer.Argument(help="digits, fashion, a Python file with task() -> tersor.Task, or package.module:function.")
+]
+RecipeOption = Annotated[str, typer.Option("--recipe", "-r", help="balanced, small, fast, or a YAML file (see: tersor recipes).")]
+OutOption = Annotated[Path, typer.Option("--out", "-o", help="The run's folder; it must be new or empty.")]
+RunArgument = Annotated[Path, typer.Argument(help="A run's folder, as tersor compress made it.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print the verdict only.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on standard output and nothing else.")]
+DebugOption = Annotated[bool, typer.Option("--debug", help="On an error, show the traceback too.")]
+SeedOption = Annotated[int, typer.Option(help="All randomness of the run derives from it.", min=0)]
+ThreadsOption = Annotated[int | None, typer.Option(help="Threads to train and to measure with; default: all cores.", min=1)]
+SecondsOption = Annotated[float, typer.Option(help="Seconds to time each batch size for.", min=0.05)]
+MaxDropOption = Annotated[str | None, typer.Option(help="Largest loss of the metric in percentage points, such as 1%.")]
+MaxSizeOption = Annotated[str | None, typer.Option(help="Largest ONNX file, such as 4MB or 500KB.")]
+MaxLatencyOption = Annotated[str | None, typer.Option(help="Largest median latency at batch 1, such as 5ms.")]
+
+
+class _Output:
+    """Where a command prints: people's text (unless --json), progress (unless --quiet), and JSON."""
+
+    def __init__(self, *, quiet: bool, as_json: bool):
+        from tersor.report.progress import RichProgress
+
+        self.quiet, self.as_json = quiet, as_json
+        self.console = Console(stderr=as_json, highlight=False)
+        self.progress = RichProgress(console=self.console, quiet=quiet or as_json)
+
+    def json(self, data: Any) -> None:
+        """Print JSON, where it was asked for."""
+        if self.as_json:
+            sys.stdout.write(json.dumps(data, indent=1, ensure_ascii=False) + "\n")
+
+    def show(self, *renderables: Any) -> None:
+        """Print for people, unless JSON or quiet was asked for."""
+        if not (self.quiet or self.as_json):
+            self.console.print(*renderables)
+
+
+def _conclude(output: _Output, folder: Path, summary: Mapping[str, Any]) -> None:
+    """The final table and verdict; exit code 3 where a budget is missed."""
+    from tersor.report.terminal import summary_table, verdict_line
+
+    output.json(summary)
+    output.show(summary_table(summary))
+    if not output.as_json:
+        output.console.print(verdict_line(summary))
+    output.show(f"report: {folder / 'report.html'}\nmodel:  {folder / 'model.onnx'} and {folder / 'model'}")
+    if summary["verdict"]["status"] != "passed":
+        raise typer.Exit(3)
+
+
+def _set_threads(threads: int | None) -> None:
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
+
+
+@app.command(epilog=EXIT_CODES)
+def compress(
+    task: TaskArgument,
+    out: OutOption,
+    recipe: RecipeOption = "balanced",
+    max_drop: SecondsOption = Annotated[float, typer.Option(help="Seconds to time each batch size for.", min=0.05)]
+MaxDropOption = None,
+    max_size: MaxSizeOption = None,
+    max_latency: MaxLatencyOption = None,
+    seed: SeedOption = 0,
+    timing_seconds: SecondsOption = 2.0,
+    threads: ThreadsOption = None,
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Compress a task's model by a recipe, verify and measure every step, export to ONNX, write a report."""
+    from tersor.jobs.compress import compress as job
+    from tersor.run.budgets import Budgets
+    from tersor.run.measure_step import Timing
+
+    _set_threads(threads)
+    output = _Output(quiet=quiet, as_json=as_json)
+    budgets = Budgets(parse_points(max_drop), parse_bytes(max_size), parse_milliseconds(max_latency))
+    timing = Timing(timing_seconds, threads)
+    done = job(task, recipe, out, budgets=budgets, seed=seed, timing=timing, progress=output.progress)
+    _conclude(output, done.folder, done.summary)
+
+
+@app.command(epilog=EXIT_CODES)
+def resume(
+    run: RunArgument, quiet: QuietOption = False, as_json: JsonOption = False, debug: DebugOption = False
+) -> None:
+    """Go on with a run that was stopped at any moment; finished steps and epochs are kept."""
+    from tersor.jobs.compress import resume as job
+    from tersor.run.folder import RunFolder
+
+    output = _Output(quiet=quiet, as_json=as_json)
+    _set_threads(RunFolder.open(run).facts()["timing"]["threads"])
+    done = job(run, progress=output.progress)
+    _conclude(output, done.folder, done.summary)
+
+
+@app.command(epilog=EXIT_CODES)
+def inspect(
+    task: TaskArgument,
+    groups: Annotated[bool, typer.Option("--groups", help="Also list the channels that can only go together.")] = False,
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Size, parameters, MACs, layers, weight redundancy and natural sparsity of a task's model; nothing is changed."""
+    from tersor.jobs.inspect import inspect as job
+    from tersor.report.terminal import inspection_view
+
+    output = _Output(quiet=quiet, as_json=as_json)
+    found = job(task, groups=groups, progress=output.progress)
+    output.json(found.to_json())
+    output.show(inspection_view(found.to_json()))
+
+
+@app.command(epilog=EXIT_CODES)
+def plan(
+    task: TaskArgument,
+    recipe: RecipeOption = "balanced",
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Dry run: what each step would do to which layer, what it would skip and why, estimated time and memory."""
+    from tersor.jobs.dry_run import dry_run
+    from tersor.report.terminal import dry_run_view
+
+    output = _Output(quiet=quiet, as_json=as_json)
+    steps = [step.to_json() for step in dry_run(task, recipe, progress=output.progress)]
+    output.json(steps)
+    output.show(dry_run_view(steps))
+
+
+@app.command(epilog=EXIT_CODES)
+def report(run: RunArgument, quiet: QuietOption = False, debug: DebugOption = False) -> None:
+    """Rebuild report.html from a run's records."""
+    from tersor.report.write import write_report
+
+    path = write_report(run)
+    _Output(quiet=quiet, as_json=False).show(str(path))
+
+
+@app.command("load-check", epilog=EXIT_CODES)
+def load_check(
+    run: RunArgument, quiet: QuietOption = False, as_json: JsonOption = False, debug: DebugOption = False
+) -> None:
+    """Load a run's artifact into the original architecture, and its ONNX file, and compare the two with the summary."""
+    from tersor.jobs.load_check import load_check as job
+
+    output = _Output(quiet=quiet, as_json=as_json)
+    found = job(run, progress=output.progress)
+    output.json(found)
+    output.show("The artifact loads into the original architecture and agrees with the ONNX file.")
+    output.show("\n".join(f"  {name}: {value}" for name, value in found.items()))
+
+
+@app.command(epilog=EXIT_CODES)
+def recipes(
+    name: Annotated[str | None, typer.Argument(help="Show this recipe with every setting spelled out.")] = None,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """List and explain the built-in recipes, or show one as YAML to start your own from."""
+    from tersor.recipes.recipe import BUILT_IN, read_recipe, to_yaml
+
+    output = _Output(quiet=False, as_json=as_json)
+    if name is not None:
+        recipe = read_recipe(name)
+        output.json(recipe.to_json())
+        if not as_json:
+            sys.stdout.write(to_yaml(recipe))
+        return
+    found = [read_recipe(each) for each in BUILT_IN]
+    output.json([recipe.to_json() for recipe in found])
+    for recipe in found:
+        steps = "\n".join(f"    {step.name}: {step.title}" for step in recipe.steps)
+        output.show(f"{recipe.name}: {recipe.explanation}\n{steps}\n")
+    output.show("tersor recipes NAME prints one with every setting, to start your own from.")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; every error becomes one message and an exit code."""
+    given = sys.argv[1:] if arguments is None else arguments
+    try:
+        app(args=given, prog_name="tersor", standalone_mode=True)
+    except SystemExit as done:
+        return int(done.code or 0)
+    except TersorError as error:
+        return _fail(str(error), error, error.exit_code, given)
+    except KeyboardInterrupt as error:
+        told = "interrupted; finished steps and epochs are kept: tersor resume RUN goes on"
+        return _fail(told, error, 130, given)
+    except Exception as error:  # the last door: a defect of ours, told in one line
+        told = f"unexpected {type(error).__name__}: {error}. This is a defect of Tersor: run again with --debug and report it."
+        return _fail(told, error, 1, given)
+    return 0
+
+
+def _fail(message: str, error: BaseException, code: int, arguments: list[str]) -> int:
+    if "--debug" in arguments:
+        traceback.print_exception(error)
+    Console(stderr=True, highlight=False, soft_wrap=True).print(f"tersor: {message}", markup=False)
+    return code
+
+
+def entry() -> None:
+    """The console script."""
+    sys.exit(main())

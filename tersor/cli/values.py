@@ -1,0 +1,36 @@
+"""Values with units on the command line: 1%, 4MB, 5ms."""
+
+from __future__ import annotations
+
+import re
+
+from tersor.core.errors import InputError
+
+_BYTES = {"": 1.0, "b": 1.0, "kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2.0**10, "mib": 2.0**20, "gib": 2.0**30}
+_MILLISECONDS = {"": 1.0, "ms": 1.0, "s": 1e3, "us": 1e-3, "µs": 1e-3}
+_POINTS = {"": 1.0, "%": 1.0, "points": 1.0}
+
+
+def _parse(text: str | None, units: dict[str, float], option: str, example: str) -> float | None:
+    if text is None:
+        return None
+    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([a-zA-Zµ%]*)\s*", text)
+    if match is None or match[2].lower() not in units:
+        named = ", ".join(unit for unit in units if unit)
+        raise InputError("not a value that can be used", where=option, got=repr(text), expected=f"a number with one of {named}, such as {example}")
+    return float(match[1]) * units[match[2].lower()]
+
+
+def parse_points(text: str | None) -> float | None:
+    """"1%" → 1.0 percentage points."""
+    return _parse(text, _POINTS, "--max-drop", "1%")
+
+
+def parse_bytes(text: str | None) -> float | None:
+    """"4MB" → 4,000,000 bytes; "4MiB" → 4,194,304."""
+    return _parse(text, _BYTES, "--max-size", "4MB")
+
+
+def parse_milliseconds(text: str | None) -> float | None:
+    """"5ms" → 5.0 milliseconds."""
+    return _parse(text, _MILLISECONDS, "--max-latency", "5ms")

@@ -1,0 +1,179 @@
+"""The main job: compress a task by a recipe into a run's folder, prove it, and report."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from tersor.core.check_task import check_task
+from tersor.core.errors import InputError, TersorError
+from tersor.core.progress import Progress
+from tersor.core.record import Record
+from tersor.core.task import Task
+from tersor.export.artifact import load_artifact
+from tersor.jobs.find_task import find_task
+from tersor.recipes.recipe import Recipe, read_recipe
+from tersor.report.write import write_report
+from tersor.run.budgets import Budgets, choose, parse_budgets
+from tersor.run.engine import run_steps, start_from
+from tersor.run.environment import environment
+from tersor.run.folder import RunFolder, read_json, whole_folder, write_json
+from tersor.run.measure_step import Timing
+from tersor.run.summary import summarise
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """What a run gave: the shipped ``model`` (a PyTorch module), its ``folder``, and the ``summary`` (summary.json)."""
+
+    model: nn.Module
+    folder: Path
+    summary: Mapping[str, Any]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every budget was kept."""
+        return bool(self.summary["verdict"]["status"] == "passed")
+
+
+def compress(
+    task: Task | str | Path,
+    recipe: str | Path | Mapping[str, Any] = "balanced",
+    out: str | Path = "runs/compressed",
+    *,
+    budgets: Budgets | None = None,
+    seed: int = 0,
+    timing: Timing | None = None,
+    progress: Progress | None = None,
+) -> Compressed:
+    """Compress ``task``'s model by ``recipe`` in the new folder ``out``.
+
+    ``budgets``: limits that the result is held to; those left None are the recipe's. Nothing is raised where one is
+    missed: look at ``passed``. Raises InputError for unusable input, before anything is written;
+    VerificationError, TrainingError or GraphError where a step fails, with what was finished kept for ``resume``.
+    """
+    progress = progress or Progress()
+    read = read_recipe(recipe)
+    found = find_task(task, progress) if isinstance(task, (str, Path)) else task
+    notes = check_task(found.complete())
+    budgets = _merged(budgets or Budgets(), read.budgets)
+    timing = timing or Timing()
+    facts = {
+        "recipe": read.to_json(),
+        "task": {"name": found.name, "source": found.source},
+        "seed": seed,
+        "budgets": dataclasses.asdict(budgets),
+        "timing": dataclasses.asdict(timing),
+        "notes": list(notes),
+        "command": _command(found, recipe, out, seed),
+        "base_sha256": state_hash(found.model),
+        "environment": environment(),
+    }
+    folder = RunFolder.create(Path(out), facts)
+    return _work(folder, found, read, progress)
+
+
+def resume(out: str | Path, task: Task | None = None, *, progress: Progress | None = None) -> Compressed:
+    """Go on with a run that was stopped at any moment; a finished run is only reported again.
+
+    ``task``: needed where the run was begun from Python with a Task of no known source.
+    """
+    progress = progress or Progress()
+    folder = RunFolder.open(Path(out))
+    facts = folder.facts()
+    if task is None:
+        source = facts["task"]["source"]
+        if not source:
+            raise InputError(
+                "the run was begun from Python, with a task that has no file", where=str(out), do="Call tersor.resume(out, task=…)"
+            )
+        task = find_task(source, progress)
+    then, now = facts["environment"]["threads"], environment()["threads"]
+    if then != now:
+        progress.say(f"warning: the run began with {then} threads and goes on with {now}: the last digits of weights may differ")
+    recipe = read_recipe(_recipe_data(facts["recipe"]))
+    return _work(folder, task, recipe, progress)
+
+
+def _work(folder: RunFolder, task: Task, recipe: Recipe, progress: Progress) -> Compressed:
+    facts = folder.facts()
+    try:
+        with folder.lock():
+            task = start_from(folder, task, progress)
+            timing = Timing(**facts["timing"])
+            records = run_steps(folder, task, recipe.steps, seed=facts["seed"], timing=timing, progress=progress)
+            return _finish(folder, task, facts, records)
+    except OSError as error:
+        raise TersorError(
+            "a file could not be written", where=str(error.filename or folder.path), got=error.strerror or error,
+            do=f"Finished steps are kept: make room, then tersor resume {folder.path}",
+        ) from error  # fmt: skip
+
+
+def _finish(folder: RunFolder, task: Task, facts: Mapping[str, Any], records: list[Record]) -> Compressed:
+    assert task.metric is not None
+    budgets = parse_budgets(facts["budgets"])
+    scale = 100.0 if task.metric.unit == "fraction" else 1.0
+    shipped = choose(records, budgets, task.metric.name, higher_is_better=task.metric.higher_is_better, scale=scale)
+    source = folder.step(shipped.number, shipped.name)
+    summary = summarise(task, facts, records, shipped, budgets)
+    with whole_folder(folder.final_model) as part:
+        for name in ("architecture.json", "model.safetensors"):
+            shutil.copyfile(source / name, part / name)
+        (part / "card.md").write_text(_card(task, summary))
+    beside = folder.path / ".model.onnx.part"
+    shutil.copyfile(source / "model.onnx", beside)
+    beside.replace(folder.final_onnx)
+    write_json(folder.summary, summary)
+    write_report(folder.path)
+    return Compressed(load_artifact(folder.final_model, task.model).eval(), folder.path, summary)
+
+
+def _card(task: Task, summary: Mapping[str, Any]) -> str:
+    steps = "\n".join(f"{step['number']}. {step['title']}" for step in summary["steps"])
+    return (
+        f"# {task.name}, compressed\n\n{summary['verdict']['sentence']}\n\nRecipe `{summary['recipe']['name']}`:\n\n{steps}\n\n"
+        f"Load it: `tersor.load(\"model\", model=original)`; or run `model.onnx` with ONNX Runtime.\n"
+        "Numbers with their intervals: summary.json and report.html of the run.\n"
+    )
+
+
+def _merged(given: Budgets, default: Budgets) -> Budgets:
+    """What the user set, the recipe's elsewhere."""
+    pairs = zip(dataclasses.astuple(given), dataclasses.astuple(default), strict=True)
+    return Budgets(*(mine if mine is not None else theirs for mine, theirs in pairs))
+
+
+def _recipe_data(kept: Mapping[str, Any]) -> dict[str, Any]:
+    """run.json's recipe as read_recipe takes it: resumed runs use the settings they began with."""
+    steps = [{"name": s["name"], "title": s["title"], "parts": s["settings"]["parts"]} for s in kept["steps"]]
+    return {"name": kept["name"], "explanation": kept["explanation"], "steps": steps}
+
+
+def _command(task: Task, recipe: str | Path | Mapping[str, Any], out: str | Path, seed: int) -> str:
+    if not task.source or isinstance(recipe, Mapping):
+        return "tersor.compress(task, recipe=…) from Python"
+    return f"tersor compress {task.source} -o {out} --recipe {recipe}" + (f" --seed {seed}" if seed else "")
+
+
+def state_hash(model: nn.Module) -> str:
+    """sha256 over the names and bytes of a model's state."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(json.dumps([name, str(value.dtype), list(value.shape)]).encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def summary_of(out: str | Path) -> Mapping[str, Any]:
+    """The summary of a finished run."""
+    return read_json(RunFolder.open(Path(out)).summary)

@@ -1,0 +1,105 @@
+"""From what a user types to a Task: a built-in name, a Python file, or package.module:function."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from tersor.core.errors import InputError, TersorError
+from tersor.core.progress import Progress
+from tersor.core.task import Task
+from tersor.zoo import BUILTIN
+from tersor.zoo import load as load_builtin
+
+
+def find_task(source: str | Path, progress: Progress | None = None) -> Task:
+    """The task that ``source`` names, its ``source`` and ``name`` set.
+
+    ``digits``: built in. ``task.py`` or ``task.py:function``: a Python file whose function (default ``task``) returns a
+    Task. ``package.module:function``: an importable one. Raises InputError that says what was looked for and found.
+    """
+    name = str(source)
+    if name in BUILTIN:
+        return load_builtin(name, progress=progress or Progress())
+    path, _, function = name.partition(":")
+    if path.endswith(".py"):
+        module = _module_from_file(Path(path))
+        return _call(module, function or "task", f"{Path(path).resolve()}:{function or 'task'}", Path(path).stem)
+    if function:
+        return _call(_module_by_name(path, name), function, name, path.rpartition(".")[2])
+    raise InputError(
+        "unknown task", where="TASK", got=repr(name),
+        expected=f"a built-in one ({', '.join(BUILTIN)}), a Python file, or package.module:function",
+    )  # fmt: skip
+
+
+def _module_from_file(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise InputError("no such file", where=str(path), expected="a Python file with a function task() that returns a Task")
+    name = f"tersor_task_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # data loader workers and dataclasses look their module up here
+    sys.path.insert(0, str(path.resolve().parent))
+    try:
+        spec.loader.exec_module(module)
+    except TersorError:
+        raise
+    except Exception as error:  # the user's file may raise anything
+        raise InputError("the task's file cannot be imported", where=_line(error, path), got=_short(error)) from error
+    finally:
+        sys.path.pop(0)
+    return module
+
+
+def _module_by_name(module: str, source: str) -> ModuleType:
+    sys.path.insert(0, "")
+    try:
+        return importlib.import_module(module)
+    except TersorError:
+        raise
+    except Exception as error:  # importing runs the user's code
+        raise InputError("the task's module cannot be imported", where=source, got=_short(error)) from error
+    finally:
+        sys.path.pop(0)
+
+
+def _call(module: ModuleType, function: str, source: str, name: str) -> Task:
+    maker: Callable[[], Any] | None = getattr(module, function, None)
+    if not callable(maker):
+        named = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        raise InputError(
+            f"there is no function {function}()", where=source, got=f"functions {', '.join(named[:8]) or 'none'}",
+            expected=f"def {function}() -> tersor.Task",
+        )  # fmt: skip
+    try:
+        task = maker()
+    except TersorError:
+        raise
+    except Exception as error:  # the user's function may raise anything
+        raise InputError(f"{function}() raised an error", where=_line(error, Path(module.__file__ or "")), got=_short(error)) from error
+    if not isinstance(task, Task):
+        raise InputError(f"{function}() returned no Task", where=source, got=type(task).__name__, expected="tersor.Task")
+    return dataclasses.replace(task, source=source, name=name if task.name == "task" else task.name)
+
+
+def _short(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else ''}"
+
+
+def _line(error: BaseException, path: Path) -> str:
+    """file:line of the innermost frame in ``path``."""
+    found, frame = str(path), error.__traceback__
+    while frame is not None:
+        if Path(frame.tb_frame.f_code.co_filename).name == path.name:
+            found = f"{path}:{frame.tb_lineno}"
+        frame = frame.tb_next
+    return found

@@ -1,0 +1,32 @@
+"""The names that recipes know."""
+
+from __future__ import annotations
+
+from tersor.core.step import Step
+from tersor.distill.response import Distill
+from tersor.prune.channels import PruneChannels
+from tersor.prune.scores import Magnitude, Random, Score, Taylor
+from tersor.quantize.fold import FoldBatchNorm
+from tersor.quantize.quantize import Quantize
+from tersor.quantize.ranges import MeanSquaredError, MinMax, Percentile, Range
+from tersor.recipes.schema import Registry
+from tersor.train.finetune import Finetune
+from tersor.train.objective import Objective, TaskLoss
+from tersor.train.recalibrate import RecalibrateBatchNorm
+from tersor.train.schedules import Constant, Cosine, OneCycle, Schedule
+
+STEPS = Registry(
+    {
+        Step: {
+            "prune_channels": PruneChannels,
+            "recalibrate_batch_norm": RecalibrateBatchNorm,
+            "finetune": Finetune,
+            "fold_batch_norm": FoldBatchNorm,
+            "quantize": Quantize,
+        },
+        Objective: {"task_loss": TaskLoss, "distill": Distill},
+        Score: {"taylor": Taylor, "magnitude": Magnitude, "random": Random},
+        Range: {"min_max": MinMax, "percentile": Percentile, "mean_squared_error": MeanSquaredError},
+        Schedule: {"cosine": Cosine, "one_cycle": OneCycle, "constant": Constant},
+    }
+)

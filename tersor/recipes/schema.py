@@ -1,0 +1,158 @@
+"""From plain data (YAML) to frozen dataclasses, checked by pydantic; errors name the path and what is allowed."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import inspect
+import types
+import typing
+from collections.abc import Mapping
+from functools import cache
+from typing import Annotated, Any, Union
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, create_model, model_validator
+
+from tersor.core.errors import InputError, TersorError
+from tersor.core.place import ByName, ByType, Everything, Not, Selector
+
+
+class _Made(BaseModel):
+    """Validated fields of one dataclass."""
+
+    model_config = ConfigDict(extra="forbid", strict=False, arbitrary_types_allowed=True)
+
+
+class _Choice(BaseModel):
+    """Exactly one of several named dataclasses: ``{distill: {temperature: 4}}``, or just ``distill``."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            value = {value: {}}
+        if isinstance(value, Mapping) and len(value) == 1:
+            return {key: ({} if fields is None else fields) for key, fields in value.items()}
+        raise ValueError(f"expected one of {', '.join(cls.model_fields)}, as a name or as one key with its settings")
+
+
+def _selector(value: Any) -> Selector:
+    """A pattern of names ("layers.*", "~fc"), ``{by_type: Conv2d}``, or a Selector."""
+    if isinstance(value, Selector):
+        return value
+    if isinstance(value, str):
+        inner: Selector = Everything() if value.lstrip("~") == "*" else ByName(value.lstrip("~"))
+        return Not(inner) if value.startswith("~") else inner
+    if isinstance(value, Mapping) and list(value) == ["by_type"] and isinstance(value["by_type"], str):
+        return ByType(value["by_type"])
+    raise ValueError('expected a pattern of module names such as "layers.*" (with ~ in front: all others), or {by_type: Conv2d}')
+
+
+class Registry:
+    """Names in recipes → dataclasses, grouped by the abstract class that a field asks for."""
+
+    def __init__(self, families: Mapping[type, Mapping[str, type]]):
+        self.families = families
+        self._of_model: dict[type[BaseModel], type] = {}
+        self.model_for = cache(self._model_for)
+        self.choice_for = cache(self._choice_for)
+
+    def build(self, base: type, value: Any, path: str) -> Any:
+        """The object of family ``base`` that ``value`` describes. Raises InputError with ``path`` and what is allowed."""
+        try:
+            return self._object(self.choice_for(base).model_validate(value))
+        except ValidationError as error:
+            raise explain(error, path, self.choice_for(base)) from None
+
+    def settings(self, value: Any) -> Any:
+        """A dataclass as the plain data that ``build`` reads."""
+        for known in self.families.values():
+            for name, kind in known.items():
+                if type(value) is kind:
+                    fields = {f.name: self.settings(getattr(value, f.name)) for f in dataclasses.fields(value) if f.init}
+                    return {name: fields}
+        if isinstance(value, Selector):
+            return _selector_text(value)
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            return {f.name: self.settings(getattr(value, f.name)) for f in dataclasses.fields(value) if f.init}
+        return list(value) if isinstance(value, tuple) else value
+
+    def _choice_for(self, base: type) -> type[BaseModel]:
+        fields: dict[str, Any] = {
+            name: (self.model_for(kind) | None, None) for name, kind in self.families[base].items()
+        }
+        return create_model(base.__name__, __base__=_Choice, **fields)
+
+    def _model_for(self, kind: type) -> type[BaseModel]:
+        hints = typing.get_type_hints(kind)
+        fields: dict[str, Any] = {}
+        for field in dataclasses.fields(kind):
+            if not field.init:
+                continue
+            required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+            fields[field.name] = (self._annotation(hints[field.name]), ... if required else None)
+        model = create_model(kind.__name__, __base__=_Made, **fields)
+        self._of_model[model] = kind
+        return model
+
+    def _annotation(self, hint: Any) -> Any:
+        if hint is Selector:
+            return Annotated[Any, BeforeValidator(_selector)]
+        if hint in self.families:
+            return self.choice_for(hint)
+        if inspect.isclass(hint) and dataclasses.is_dataclass(hint):
+            return self.model_for(hint)
+        if typing.get_origin(hint) in (Union, types.UnionType):
+            options = tuple(self._annotation(option) for option in typing.get_args(hint))
+            return Union[options]  # noqa: UP007  (built at run time)
+        return hint
+
+    def _object(self, model: Any) -> Any:
+        if isinstance(model, _Choice):
+            (name,) = model.model_fields_set
+            return self._object(getattr(model, name))
+        if isinstance(model, _Made):
+            given = {name: self._object(getattr(model, name)) for name in model.model_fields_set}
+            return self._of_model[type(model)](**given)
+        return model
+
+
+def _selector_text(value: Selector) -> Any:
+    match value:
+        case Everything():
+            return "*"
+        case ByName(pattern):
+            return pattern
+        case ByType(name):
+            return {"by_type": name}
+        case Not(Everything() | ByName() as inner):
+            return f"~{_selector_text(inner)}"
+    return repr(value)
+
+
+def explain(error: ValidationError, path: str, model: type[BaseModel]) -> TersorError:
+    """The first fault of a pydantic error as an InputError: path, what was got, what is allowed."""
+    fault = error.errors()[0]
+    where = path + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in fault["loc"])
+    if fault["type"] == "extra_forbidden":
+        parent = _field_model(model, fault["loc"][:-1])
+        allowed = list(parent.model_fields) if parent is not None else []
+        near = difflib.get_close_matches(str(fault["loc"][-1]), allowed, n=1)
+        do = f"Did you mean {near[0]!r}?" if near else ""
+        return InputError("unknown name", where=where, got=repr(fault["loc"][-1]), expected=f"one of {', '.join(allowed)}", do=do)
+    message = fault["msg"].removeprefix("Value error, ")
+    return InputError(message[:1].lower() + message[1:], where=where, got=repr(fault["input"])[:120])
+
+
+def _field_model(model: type[BaseModel], loc: tuple[Any, ...]) -> type[BaseModel] | None:
+    """The pydantic model at a path of field names."""
+    current: type[BaseModel] | None = model
+    for part in loc:
+        if current is None or part not in current.model_fields:
+            continue  # list positions and union branches are no fields
+        options = [current.model_fields[part].annotation, *typing.get_args(current.model_fields[part].annotation)]
+        found = [option for option in options if inspect.isclass(option) and issubclass(option, BaseModel)]
+        current = found[0] if found else None
+    return current

@@ -1,0 +1,153 @@
+"""Run the steps of a recipe in a folder: run, save, export, verify, measure, record; then the next."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from tersor.core.edit import Quantizer
+from tersor.core.plan import Plan
+from tersor.core.progress import Progress
+from tersor.core.record import Record
+from tersor.core.step import Context, Step, derive_seed
+from tersor.core.task import Task
+from tersor.export.artifact import load_artifact, read_edits, save_artifact
+from tersor.export.onnx import export_onnx
+from tersor.export.verify import verify_onnx
+from tersor.run.environment import versions
+from tersor.run.folder import RunFolder, read_json, whole_folder, write_json
+from tersor.run.measure_step import Timing, measure_step
+
+BASELINE = "baseline"
+
+
+@dataclass(frozen=True)
+class NamedStep:
+    """A step of a recipe: ``name`` for its folder, ``title`` for people, ``settings`` as plain JSON for the record."""
+
+    name: str
+    title: str
+    step: Step
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+def start_from(folder: RunFolder, task: Task, progress: Progress) -> Task:
+    """The task, its model set to the weights that the run started from (kept at the first call), completed.
+
+    A task that trains or draws at random thus starts a resumed run from the same place.
+    """
+    path = folder.step(0, BASELINE)
+    if not (path / "architecture.json").exists():
+        with whole_folder(path) as part:
+            save_artifact(part, task.model, original=task.model, plans=())
+    task = dataclasses.replace(task, model=load_artifact(path, task.model).eval()).complete()
+    for note in task.derived:
+        progress.say(note)
+    return task
+
+
+def run_steps(
+    folder: RunFolder, task: Task, steps: Sequence[NamedStep], *, seed: int, timing: Timing, progress: Progress
+) -> list[Record]:
+    """Run what is not recorded yet, in order; returns the records of all, the baseline first.
+
+    ``task`` comes from ``start_from``. Each step is given the model as the step before saved it, so that a resumed run
+    and an uninterrupted one compute the same.
+    """
+    records = folder.records()
+    everything = [NamedStep(BASELINE, "The original model", _Nothing()), *steps]
+    for number, named in enumerate(everything):
+        if number < len(records):
+            progress.say(f"{named.name}: done before")
+            continue
+        progress.say(f"{number}/{len(steps)} {named.name}: {named.title}")
+        previous = folder.step(number - 1, everything[number - 1].name) if number else None
+        record = _run_one(folder, task, number, named, previous, seed=seed, timing=timing, progress=progress)
+        folder.append(record)
+        records.append(record)
+    return records
+
+
+@dataclass(frozen=True)
+class _Nothing(Step):
+    """The baseline's step: the model as it was brought."""
+
+    def run(self, model: nn.Module, task: Task, context: Context | None = None) -> Any:
+        raise AssertionError("the baseline is saved by start_from and never run")
+
+
+def _run_one(
+    folder: RunFolder, task: Task, number: int, named: NamedStep, previous: Path | None,
+    *, seed: int, timing: Timing, progress: Progress,
+) -> Record:  # fmt: skip
+    path = folder.step(number, named.name)
+    begun = time.monotonic()
+    step_seed = derive_seed(seed, number)
+    if previous is not None and not (path / "step.json").exists():
+        _transform(folder, task, path, named, previous, Context(step_seed, _work(folder, path), progress))
+    if not (path / "onnx.json").exists():
+        _export(task, path)
+    model = load_artifact(path, task.model).eval()
+    found, layers = measure_step(model, path, folder.step(0, BASELINE), task, timing, progress)
+    step = read_json(path / "step.json") if previous is not None else {}
+    _tidy(folder, path)
+    return Record(
+        number=number, name=named.name, title=named.title, settings=named.settings, measurements=found, seed=step_seed,
+        seconds=round(step.get("seconds", 0.0) or time.monotonic() - begun, 3),
+        plans=tuple(step.get("plans", ())), history=tuple(step.get("history", ())),
+        facts={**step.get("facts", {}), "onnx": read_json(path / "onnx.json")}, layers=tuple(layers), versions=versions(),
+    )  # fmt: skip
+
+
+def _transform(folder: RunFolder, task: Task, path: Path, named: NamedStep, previous: Path, context: Context) -> None:
+    """Run the step itself and save what it made, the whole folder at once."""
+    begun = time.monotonic()
+    model = load_artifact(previous, task.model).eval()
+    assert context.folder is not None
+    context.folder.mkdir(parents=True, exist_ok=True)
+    result = named.step.run(model, task, context)
+    earlier = Plan("earlier steps", read_edits(previous))
+    plans = [plan.summary() for plan in result.plans]
+    with whole_folder(path) as part:
+        save_artifact(part, result.model, original=task.model, plans=(earlier, *result.plans))
+        write_json(part / "plan.json", {"plans": plans})
+        write_json(
+            part / "step.json",
+            {
+                "seconds": time.monotonic() - begun,
+                "plans": plans,
+                "history": [dict(entry) for entry in result.history],
+                "facts": dict(result.facts),
+            },
+        )
+
+
+def _export(task: Task, path: Path) -> None:
+    """Write and verify ``model.onnx``; what the verification found goes to ``onnx.json``."""
+    assert task.example_inputs is not None
+    model = load_artifact(path, task.model).eval()
+    quantized = any(isinstance(edit, Quantizer) for edit in read_edits(path))
+    export_onnx(model, task.example_inputs, path / "model.onnx")
+    write_json(path / "onnx.json", dict(verify_onnx(path / "model.onnx", model, task, quantized=quantized)))
+
+
+def _work(folder: RunFolder, path: Path) -> Path:
+    return folder.path / "work" / path.name
+
+
+def _tidy(folder: RunFolder, path: Path) -> None:
+    """Keep the logs of a finished step, drop its checkpoints."""
+    work = _work(folder, path)
+    for log in sorted(work.rglob("tensorboard")):
+        target = folder.path / "tensorboard" / path.name / log.parent.relative_to(work)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(target, ignore_errors=True)
+        shutil.move(log, target)
+    shutil.rmtree(folder.path / "work", ignore_errors=True)

@@ -1,0 +1,85 @@
+"""Everything that is measured after a step, on the very ONNX file that it would ship."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.numpy import load_file, save_file
+from torch import nn
+
+from tersor.core.measurement import Measurement
+from tersor.core.progress import Progress
+from tersor.core.task import Task
+from tersor.measure.compute import layer_table, macs
+from tersor.measure.latency import compare_latency
+from tersor.measure.memory import peak_memory
+from tersor.measure.quality import Evaluation, agreement, evaluate, paired_drop, quality
+from tersor.measure.session import OnnxRunnable
+from tersor.measure.size import file_bytes, nonzeros, parameters
+
+BATCH_SIZES = (1, 32)
+
+
+@dataclass(frozen=True)
+class Timing:
+    """How long latency is measured: ``seconds`` for each batch size, at ``threads`` threads (None: all cores)."""
+
+    seconds: float = 2.0
+    threads: int | None = None
+
+
+def measure_step(
+    model: nn.Module, folder: Path, baseline: Path, task: Task, timing: Timing, progress: Progress
+) -> tuple[dict[str, Measurement], tuple[dict[str, Any], ...]]:
+    """Measure the ONNX file in ``folder`` against the one in ``baseline``; the layer table comes along.
+
+    Test and validation are evaluated on the ONNX file; latency is interleaved with the baseline's in a fresh process.
+    """
+    assert task.example_inputs is not None and task.metric is not None, "a completed task"
+    file = folder / "model.onnx"
+    found = {
+        "size_bytes": file_bytes(file),
+        "parameters": parameters(model),
+        "nonzeros": nonzeros(model),
+        "macs": macs(model, task.example_inputs),
+    }
+    runnable = OnnxRunnable(file)
+    for split in ("validation", "test"):
+        _keep(folder / f"{split}.safetensors", evaluate(runnable, task, split=split, progress=progress))
+    test, original = stored_evaluation(folder, "test"), stored_evaluation(baseline, "test")
+    found[task.metric.name] = quality(test, task)
+    found[f"validation_{task.metric.name}"] = quality(stored_evaluation(folder, "validation"), task)
+    found["drop_points"] = paired_drop(original, test, task)
+    if test.predictions is not None and original.predictions is not None:
+        found["agreement"] = agreement(original, test)
+    found |= _latency(file, baseline / "model.onnx", task, timing, progress)
+    sample = tuple(value[:1] for value in task.example_inputs)
+    found["peak_memory_bytes"] = peak_memory(file, sample, batch=max(BATCH_SIZES))
+    return found, layer_table(model, task.example_inputs)
+
+
+def _latency(file: Path, baseline: Path, task: Task, timing: Timing, progress: Progress) -> dict[str, Measurement]:
+    assert task.example_inputs is not None
+    sample = tuple(value[:1] for value in task.example_inputs)
+    files = {"baseline": baseline, "step": file}
+    timed = compare_latency(
+        files, sample, batch_sizes=BATCH_SIZES, threads=timing.threads, seconds=timing.seconds, progress=progress
+    )
+    return timed["step"]
+
+
+def _keep(path: Path, evaluation: Evaluation) -> None:
+    arrays = {"values": evaluation.values}
+    if evaluation.predictions is not None:
+        arrays["predictions"] = evaluation.predictions
+    save_file(arrays, path)
+
+
+def stored_evaluation(folder: Path, split: str) -> Evaluation:
+    """The per-sample values and predictions that a step's evaluation left in its folder."""
+    arrays = load_file(folder / f"{split}.safetensors")
+    return Evaluation(arrays["values"], arrays.get("predictions"), len(arrays["values"]), 0.0)
+
+

@@ -1,0 +1,131 @@
+"""summary.json: the numbers of a run in a stable shape (docs/summary-schema.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tersor.core.measurement import Measurement
+from tersor.core.record import Record
+from tersor.core.task import Task
+from tersor.run.budgets import Budgets
+from tersor.run.environment import environment
+
+SCHEMA = 1
+
+
+def summarise(
+    task: Task, facts: Mapping[str, Any], records: Sequence[Record], shipped: Record, budgets: Budgets
+) -> dict[str, Any]:
+    """The whole summary as plain JSON values."""
+    assert task.metric is not None
+    baseline = records[0]
+    intervals = _ratios(baseline, shipped)
+    checked = budgets.check(shipped)
+    return {
+        "schema": SCHEMA,
+        "tersor": environment()["tersor"],
+        "task": {
+            "name": task.name,
+            "source": task.source,
+            "metric": task.metric.name,
+            "metric_unit": task.metric.unit,
+            "higher_is_better": task.metric.higher_is_better,
+            "samples": _samples(baseline, task.metric.name),
+            "notes": [*task.derived, *facts.get("notes", [])],
+        },
+        "recipe": facts["recipe"],
+        "verdict": {
+            "status": "passed" if all(line["met"] for line in checked) else "missed",
+            "sentence": _sentence(task, records, shipped, intervals, checked),
+            "budgets": checked,
+        },
+        "baseline": _step(baseline),
+        "steps": [_step(record) for record in records[1:]],
+        "final": {**_step(shipped), "files": {"onnx": "model.onnx", "artifact": "model"}},
+        "ratios": {name: ratio.value for name, ratio in intervals.items()},
+        "ratio_intervals": {name: ratio.to_json() for name, ratio in intervals.items()},
+        "environment": environment(),
+        "reproduce": {"command": facts["command"], "seed": facts["seed"], "base_sha256": facts["base_sha256"]},
+        "seconds": round(sum(record.seconds for record in records), 1),
+    }
+
+
+def _samples(baseline: Record, metric: str) -> dict[str, int | None]:
+    return {
+        "train": None,
+        "validation": baseline.measurements[f"validation_{metric}"].n,
+        "test": baseline.measurements[metric].n,
+    }
+
+
+def _step(record: Record) -> dict[str, Any]:
+    skips = [skip for plan in record.plans for skip in plan["skips"]]
+    return {
+        "number": record.number,
+        "name": record.name,
+        "title": record.title,
+        "seconds": record.seconds,
+        "measurements": {name: found.to_json() for name, found in record.measurements.items()},
+        "facts": dict(record.facts),
+        "skips": skips,
+        "notes": _notes(record),
+    }
+
+
+def _notes(record: Record) -> list[str]:
+    """What a reader should be told about a step's numbers."""
+    notes = []
+    for batch in (1, 32):
+        speedup = record.measurements.get(f"speedup_batch_{batch}")
+        if speedup is not None and record.number and speedup.high is not None and speedup.high < 1.0:
+            notes.append(f"slower than the original at batch {batch}: {speedup.value:.2f}× its speed")
+    return notes
+
+
+def _exact_ratio(baseline: Record, shipped: Record, name: str) -> Measurement:
+    return Measurement(baseline.measurements[name].value / max(shipped.measurements[name].value, 1e-12), "×")
+
+
+def _ratios(baseline: Record, shipped: Record) -> dict[str, Measurement]:
+    return {
+        "size": _exact_ratio(baseline, shipped, "size_bytes"),
+        "latency_batch_1": shipped.measurements["speedup_batch_1"],
+        "latency_batch_32": shipped.measurements["speedup_batch_32"],
+        "parameters": _exact_ratio(baseline, shipped, "parameters"),
+        "macs": _exact_ratio(baseline, shipped, "macs"),
+        "accuracy_drop_points": shipped.measurements["drop_points"],
+    }
+
+
+def _sentence(
+    task: Task, records: Sequence[Record], shipped: Record, ratios: Mapping[str, Measurement], checked: list[dict[str, Any]]
+) -> str:
+    assert task.metric is not None
+    metric = shipped.measurements[task.metric.name]
+    drop = ratios["accuracy_drop_points"]
+    percent = task.metric.unit == "fraction"
+    value = f"{100 * metric.value:.1f} %" if percent else f"{metric.value:.4g}"
+    change = f"{abs(drop.value):.2f} {'points' if percent else drop.unit} {'lower' if drop.value > 0 else 'higher'}"
+    same = abs(drop.value) < 5e-3
+    parts = [
+        f"{ratios['size'].value:.1f}× smaller",
+        *(_speed(ratios[f"latency_batch_{batch}"], batch) for batch in (1, 32)),
+        f"{task.metric.name.replace('_', ' ')} {value}, {'equal to' if same else change + ' than'} the original's",
+    ]
+    sentence = "; ".join(parts) + "."
+    missed = [line for line in checked if not line["met"]]
+    if missed:
+        told = ", ".join(f"{m['name']} is {m['value']:.4g} {m['unit']}, allowed {m['limit']:.4g}" for m in missed)
+        sentence += f" Budget missed: {told}."
+    if shipped.number != records[-1].number:
+        sentence += f" The step {records[-1].name!r} lost too much on validation; {shipped.name!r} is kept instead."
+    return sentence
+
+
+def _speed(ratio: Measurement, batch: int) -> str:
+    if ratio.low is not None and ratio.high is not None and ratio.low <= 1.0 <= ratio.high:
+        return f"no faster at batch {batch} (no difference shown)"
+    word = "faster" if ratio.value >= 1 else "slower"
+    factor = ratio.value if ratio.value >= 1 else 1 / ratio.value
+    return f"{factor:.1f}× {word} at batch {batch}"

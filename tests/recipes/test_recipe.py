@@ -1,0 +1,74 @@
+import pytest
+import yaml
+
+from tersor.core.errors import InputError
+from tersor.core.place import ByName, Not
+from tersor.core.step import Pipeline
+from tersor.distill.response import Distill
+from tersor.prune.channels import PruneChannels
+from tersor.recipes.recipe import BUILT_IN, parts_of, read_recipe, to_yaml
+
+
+def _recipe(part):
+    return {"name": "mine", "steps": [{"name": "one", "parts": [part]}]}
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_a_built_in_recipe_survives_being_printed_as_yaml(name):
+    recipe = read_recipe(name)
+    again = read_recipe(yaml.safe_load(to_yaml(recipe)))
+    assert again.steps == recipe.steps and again.budgets == recipe.budgets
+    assert recipe.explanation and all(step.title != step.name for step in recipe.steps)
+
+
+def test_balanced_prunes_then_distils_then_quantises():
+    kinds = [[type(part).__name__ for part in parts_of(step.step)] for step in read_recipe("balanced").steps]
+    assert kinds == [["PruneChannels", "Finetune"], ["Finetune"], ["FoldBatchNorm", "Quantize", "Finetune"]]
+    assert isinstance(parts_of(read_recipe("balanced").steps[1].step)[0].objective, Distill)
+
+
+def test_settings_reach_the_dataclass():
+    (step,) = read_recipe(_recipe({"prune_channels": {"sparsity": 0.3, "where": "~fc", "score": "magnitude"}})).steps
+    assert isinstance(step.step, PruneChannels)
+    assert step.step.sparsity == 0.3 and step.step.where == Not(ByName("fc"))
+    assert not isinstance(step.step, Pipeline)
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (_recipe({"prune_chanels": {}}), ["recipe.steps[0].parts[0]", "prune_chanels", "prune_channels", "quantize"]),
+        (_recipe({"prune_channels": {"sparsty": 0.5}}), ["parts[0].prune_channels", "sparsty", "Did you mean 'sparsity'"]),
+        (_recipe({"prune_channels": {"sparsity": "much"}}), ["parts[0].prune_channels.sparsity", "much"]),
+        (_recipe({"finetune": {"objective": {"distil": {}}}}), ["finetune.objective", "distil", "task_loss, distill"]),
+        (_recipe({"finetune": {"objective": {"distill": {"temperature": -1}}}}), ["emperature", "-1"]),
+        (_recipe({"finetune": {}, "quantize": {}}), ["parts[0]", "one key"]),
+        (_recipe({"finetune": {"precision": "fp8"}}), ["finetune.precision", "fp8", "bf16"]),
+        (_recipe({"prune_channels": {"sparsity": 1.5}}), ["parsity", "1.5"]),
+        ({"name": "mine", "steps": []}, ["recipe.steps"]),
+        ({"steps": [{"name": "a", "parts": ["quantize"]}]}, ["recipe.name"]),
+        ({"name": "x", "steps": [{"name": "a", "parts": ["quantize"]}] * 2}, ["own", "a"]),
+        ({"name": "x", "steps": [{"name": "baseline", "parts": ["quantize"]}]}, ["baseline"]),
+        ({"name": "x", "steps": [{"name": "A/../b", "parts": ["quantize"]}]}, ["steps[0].name"]),
+        ({"name": "x", "budgets": {"max_drop": -1}, "steps": [{"name": "a", "parts": ["quantize"]}]}, ["budgets.max_drop"]),
+    ],
+)
+def test_a_fault_is_named_by_its_path_and_what_is_allowed(data, words):
+    with pytest.raises(InputError) as caught:
+        read_recipe(data)
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["steps: [", "- a\n- b\n", "", "!!python/object/apply:os.system ['true']"])
+def test_a_file_that_is_no_recipe_is_an_input_error(tmp_path, text):
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError, match="mine.yaml"):
+        read_recipe(path)
+
+
+def test_an_unknown_recipe_lists_the_known_ones(tmp_path):
+    with pytest.raises(InputError, match="balanced, small, fast"):
+        read_recipe("ballanced")
+    with pytest.raises(InputError, match="cannot be read"):
+        read_recipe(tmp_path / "absent.yaml")
