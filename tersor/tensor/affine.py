@@ -1,0 +1,66 @@
+"""Affine quantisation: real numbers as integers, x ≈ (q − zero_point) · scale. NumPy and torch alike."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from array_api_compat import array_namespace
+
+Array = Any  # a NumPy array or a torch tensor
+
+SMALLEST_SCALE = 1e-8  # keeps 1 / scale and scale · scale representable in float32
+
+
+def choose_parameters(
+    low: Array, high: Array, *, quant_min: int, quant_max: int, symmetric: bool
+) -> tuple[Array, Array]:
+    """(scale, zero_point) with which the reals [low, high] fill the integers ``quant_min`` … ``quant_max``.
+
+    ``low``, ``high``: floating, any one shape, one range per element; both results have that shape, scale in their
+    dtype, zero_point int32. Zero is always representable exactly, so that padding and ReLU stay exact:
+
+        symmetric   scale = max(|low|, |high|) / quant_max, zero_point = 0 (the middle, where quant_min ≥ 0)
+        otherwise   scale = (high − low) / (quant_max − quant_min), zero_point = round(quant_min − low / scale),
+                    after low = min(low, 0), high = max(high, 0)
+
+    Raises ValueError where a bound is not finite or low > high. Jacob et al. 2018 (arXiv 1712.05877), section 2.1.
+
+    >>> import numpy as np
+    >>> scale, zero_point = choose_parameters(np.array(0.0), np.array(5.1), quant_min=0, quant_max=255, symmetric=False)
+    >>> round(float(scale), 6), int(zero_point)
+    (0.02, 0)
+    """
+    xp = array_namespace(low, high)
+    if not bool(xp.all(xp.isfinite(low) & xp.isfinite(high))) or bool(xp.any(low > high)):
+        raise ValueError("a range needs finite bounds with low <= high")
+    zero = xp.zeros_like(low)
+    smallest = zero + SMALLEST_SCALE
+    if symmetric:
+        middle = (quant_min + quant_max + 1) // 2 if quant_min >= 0 else 0
+        largest = xp.where(xp.abs(low) > xp.abs(high), xp.abs(low), xp.abs(high))
+        scale = xp.maximum(largest / (quant_max - middle), smallest)
+        return scale, xp.astype(zero + middle, xp.int32)
+    low, high = xp.minimum(low, zero), xp.maximum(high, zero)
+    scale = xp.maximum((high - low) / (quant_max - quant_min), smallest)
+    zero_point = xp.clip(xp.round(quant_min - low / scale), quant_min, quant_max)
+    return scale, xp.astype(zero_point, xp.int32)
+
+
+def quantize(x: Array, scale: Array, zero_point: Array, *, quant_min: int, quant_max: int) -> Array:
+    """q = clamp(round(x / scale) + zero_point), rounding halves to even; int32, the shape of ``x``.
+
+    ``scale`` and ``zero_point`` broadcast against ``x``.
+
+    >>> import numpy as np
+    >>> quantize(np.array([0.25, 0.75, 9.0]), np.array(0.5), np.array(0), quant_min=-128, quant_max=127).tolist()
+    [0, 2, 18]
+    """
+    xp = array_namespace(x, scale)
+    q = xp.round(x / scale) + xp.astype(zero_point, x.dtype)
+    return xp.astype(xp.clip(q, quant_min, quant_max), xp.int32)
+
+
+def dequantize(q: Array, scale: Array, zero_point: Array) -> Array:
+    """x̂ = (q − zero_point) · scale in the dtype of ``scale``, the shape of ``q``."""
+    xp = array_namespace(q, scale)
+    return xp.astype(q - zero_point, scale.dtype) * scale
