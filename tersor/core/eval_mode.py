@@ -1,0 +1,19 @@
+"""Run a model in eval mode and leave every module's training flag as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import nn
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[nn.Module]:
+    """``model`` in eval mode; at the end each module's own flag is put back."""
+    flags = [(module, module.training) for module in model.modules()]
+    try:
+        yield model.eval()
+    finally:
+        for module, training in flags:
+            module.training = training

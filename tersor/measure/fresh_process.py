@@ -1,0 +1,96 @@
+"""Measure in a process of its own: what this one has loaded, cached or left spinning does not count there."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import tersor
+from tersor.core import errors
+from tersor.core.errors import TersorError
+from tersor.core.progress import Progress
+
+Tick = Callable[[], None]
+_PARTS = ("what", "where", "got", "expected", "do")
+
+
+def run_fresh(
+    module: str, request: Mapping[str, Any], *, progress: Progress | None = None, description: str = "", ticks: int = 1
+) -> Any:
+    """Run ``python -m module``, a worker that ends in ``serve``, and return what it answers to ``request`` (both JSON).
+
+    An error that the worker raises is raised here; a worker that dies is a TersorError with the end of what it wrote.
+    """
+    package = str(Path(tersor.__file__).parent.parent)
+    path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH", "")]))
+    with tempfile.TemporaryFile("w+") as said:
+        process = subprocess.Popen(
+            [sys.executable, "-m", module], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said, text=True,
+            env={**os.environ, "PYTHONPATH": path},
+        )  # fmt: skip
+        answers: list[dict[str, Any]] = []
+        try:
+            for _ in (progress or Progress()).track(_exchange(process, request, answers), description, ticks):
+                pass
+            code = process.wait()
+        finally:
+            process.kill()
+            process.wait()
+        if not answers:
+            said.seek(0)
+            tail = " | ".join(said.read().strip().splitlines()[-3:])
+            raise TersorError(
+                "the measuring process died", where=module, got=f"exit code {code}: {tail}",
+                do="A code of -9 means that the machine ran out of memory",
+            )  # fmt: skip
+    return _result(answers[0])
+
+
+def _exchange(
+    process: subprocess.Popen[str], request: Mapping[str, Any], answers: list[dict[str, Any]]
+) -> Iterator[None]:
+    assert process.stdin is not None and process.stdout is not None
+    with process.stdin as stdin:
+        try:
+            json.dump(request, stdin)
+            stdin.flush()
+        except BrokenPipeError:
+            return  # it died at its start: the caller says so
+    with process.stdout as stdout:
+        for line in stdout:
+            message = json.loads(line)
+            if "tick" in message:
+                yield
+            else:
+                answers.append(message)
+
+
+def _result(answer: Mapping[str, Any]) -> Any:
+    if "error" in answer:
+        kinds = {kind.__name__: kind for kind in (errors.ArtifactError, errors.InputError)}
+        kind = kinds.get(answer["kind"], TersorError)
+        parts = dict(answer["error"])
+        raise kind(parts.pop("what"), **parts)
+    return answer["result"]
+
+
+def serve(work: Callable[[Any, Tick], Any]) -> None:
+    """The worker's side: read the request, call ``work(request, tick)`` and answer. Other output goes to stderr."""
+    with os.fdopen(os.dup(1), "w") as answers:
+        os.dup2(2, 1)  # a library that prints must not talk between the answers
+        request = json.load(sys.stdin)
+        try:
+            _send(answers, {"result": work(request, lambda: _send(answers, {"tick": True}))})
+        except TersorError as error:
+            parts = {part: getattr(error, part) for part in _PARTS}
+            _send(answers, {"kind": type(error).__name__, "error": parts})
+
+
+def _send(stream: IO[str], message: Mapping[str, Any]) -> None:
+    print(json.dumps(message), file=stream, flush=True)

@@ -1,0 +1,127 @@
+"""ONNX Runtime sessions on the CPU, set up for right answers; needs no torch, so that fresh processes stay small."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import psutil
+from numpy.typing import NDArray
+from onnxruntime.capi import onnxruntime_pybind11_state as states
+
+from tersor.core.errors import ArtifactError, InputError
+
+BACKEND = f"ONNX Runtime {onnxruntime.__version__} CPU"
+Feed = dict[str, NDArray[Any]]
+
+_RUNTIME_ERRORS = (
+    states.EPFail, states.EngineError, states.Fail, states.InvalidArgument, states.InvalidGraph, states.InvalidProtobuf,
+    states.ModelLoaded, states.NoModel, states.NoSuchFile, states.NotImplemented, states.RuntimeException,
+)  # fmt: skip
+_VNNI = {"avx512_vnni", "avx_vnni", "amx_int8"}
+
+
+def saturates_int8(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether products of unsigned and signed int8 may saturate here: on x86 whose VNNI instructions are not seen."""
+    if platform.machine().lower() not in {"x86_64", "amd64"}:
+        return False
+    if not cpuinfo.is_file():
+        return True
+    lines = cpuinfo.read_text(errors="replace").splitlines()
+    flags = next((line for line in lines if line.startswith("flags")), "")
+    return not _VNNI & set(flags.split())
+
+
+def default_threads() -> int:
+    """How many threads a run gets when nobody says: the physical cores that this process may use."""
+    process = psutil.Process()
+    allowed = len(process.cpu_affinity()) if platform.system() == "Linux" else psutil.cpu_count() or 1
+    return max(1, min(allowed, psutil.cpu_count(logical=False) or allowed))
+
+
+def open_session(
+    path: Path, *, threads: int | None = None, optimised_model_path: Path | None = None, shared_pool: bool = False
+) -> onnxruntime.InferenceSession:
+    """A quiet session on the CPU. ``shared_pool``: on the process's own threads, which ``share_threads`` set up.
+
+    Raises ArtifactError where the file is missing, damaged or uses what this ONNX Runtime does not know.
+    """
+    if not path.is_file():
+        raise ArtifactError("no such ONNX file", where=str(path), do="Export the model first")
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    if shared_pool:
+        options.use_per_session_threads = False
+    else:
+        options.intra_op_num_threads = threads or default_threads()
+    if optimised_model_path is not None:
+        options.optimized_model_filepath = str(optimised_model_path)
+    if saturates_int8():
+        options.add_session_config_entry("session.x64quantprecision", "1")
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except _RUNTIME_ERRORS as error:
+        raise ArtifactError(
+            "ONNX Runtime cannot load the file", where=str(path), got=_first_line(error), expected="an ONNX model",
+            do="The file is damaged or cut short: export it again, or copy it again and compare its size",
+        ) from error  # fmt: skip
+
+
+def share_threads(threads: int) -> None:
+    """Give the process one pool of threads for all sessions: pools of their own would spin in each other's way."""
+    onnxruntime.set_global_thread_pool_sizes(threads, 1)
+
+
+def feed_of(session: onnxruntime.InferenceSession, arrays: tuple[NDArray[Any], ...], where: str) -> Feed:
+    """The session's inputs by name. Raises InputError where their number or a fixed dimension does not fit."""
+    expected = session.get_inputs()
+    described = ", ".join(f"{value.name} {value.type} {value.shape}" for value in expected)
+    if len(arrays) != len(expected):
+        raise InputError(
+            "wrong number of inputs", where=where, got=len(arrays), expected=f"{len(expected)}: {described}"
+        )
+    for array, value in zip(arrays, expected, strict=True):
+        fixed = [isinstance(size, int) and size != got for size, got in zip(value.shape, array.shape, strict=False)]
+        if len(value.shape) != array.ndim or any(fixed[1:]):
+            raise InputError(
+                "an input has another shape",
+                where=f"{where}, {value.name}",
+                got=list(array.shape),
+                expected=value.shape,
+            )
+        if fixed and fixed[0]:
+            raise InputError(
+                "the file has a fixed batch dimension", where=f"{where}, {value.name}",
+                got=f"a batch of {array.shape[0]}", expected=f"a batch of {value.shape[0]}",
+                do="Export the model with a dynamic batch dimension",
+            )  # fmt: skip
+    return {value.name: array for value, array in zip(expected, arrays, strict=True)}
+
+
+def run_session(session: onnxruntime.InferenceSession, feed: Feed, where: str) -> list[NDArray[Any]]:
+    """The session's outputs. Raises InputError where ONNX Runtime refuses the inputs (another type, for instance)."""
+    try:
+        return session.run(None, feed)
+    except _RUNTIME_ERRORS as error:
+        got = ", ".join(f"{name} {array.dtype} {list(array.shape)}" for name, array in feed.items())
+        raise InputError(
+            "ONNX Runtime fails on these inputs", where=where, got=f"{got}: {_first_line(error)}"
+        ) from error
+
+
+def tiled(arrays: tuple[NDArray[Any], ...], batch: int) -> tuple[NDArray[Any], ...]:
+    """The samples of ``arrays`` (batch first) repeated to a batch of ``batch``; arrays without that batch stay."""
+    samples = arrays[0].shape[0] if arrays and arrays[0].ndim else 0
+    if samples == 0:
+        raise InputError("no sample to repeat", where="inputs", expected="arrays with at least one sample, batch first")
+    index = np.arange(batch) % samples
+    return tuple(
+        np.ascontiguousarray(array[index]) if array.ndim and array.shape[0] == samples else array for array in arrays
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"

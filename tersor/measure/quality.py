@@ -1,0 +1,180 @@
+"""Quality: the task's metric sample by sample, agreement with the original, and the paired loss of quality."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Sized
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal
+from zlib import crc32
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from tersor.core.check_batch import check_outputs, check_targets, metric_values, predicts_classes
+from tersor.core.errors import InputError, TersorError
+from tersor.core.eval_mode import eval_mode
+from tersor.core.measurement import Measurement
+from tersor.core.progress import Progress
+from tersor.core.randomness import fixed_randomness
+from tersor.core.task import Batch, Task
+from tersor.tensor.statistics import Estimate, bootstrap_interval, is_binary, paired_difference, wilson
+
+Runnable = Callable[..., Any]
+Split = Literal["test", "validation"]
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """The metric of each sample, float64 [n], and the predicted classes, int64 [n, …] (None: outputs are no scores).
+
+    ``seconds``: how long it took. ``targets_key``: a checksum of the targets in their order, so that samples of two
+    evaluations can be paired (None: not known).
+    """
+
+    values: NDArray[np.float64]
+    predictions: NDArray[np.int64] | None
+    n: int
+    seconds: float
+    split: str = "test"
+    targets_key: int | None = None
+
+
+def evaluate(
+    runnable: Runnable,
+    task: Task,
+    split: Split = "test",
+    progress: Progress | None = None,
+    limit: int | None = None,
+) -> Evaluation:
+    """Run a model (an nn.Module in eval mode, an OnnxRunnable, any callable) over a split of a completed task.
+
+    ``limit``: only so many samples. A loader that shuffles gives the same order each time. Raises InputError for an
+    empty loader, targets out of range and a metric of a strange shape, VerificationError for outputs not finite.
+    """
+    loader: Iterable[Batch] | None = getattr(task, split)
+    if loader is None or task.metric is None:
+        raise InputError("the task is not completed", where=f"task.{split}", do="Call task.complete() first")
+    start = time.perf_counter()
+    values: list[Tensor] = []
+    classes: list[Tensor | None] = []
+    key = n = 0
+    total = len(loader) if isinstance(loader, Sized) else None
+    mode = eval_mode(runnable) if isinstance(runnable, nn.Module) else nullcontext()
+    with mode, torch.no_grad(), fixed_randomness(0):
+        for number, batch in enumerate((progress or Progress()).track(loader, f"evaluate {split}", total)):
+            one = _evaluate_batch(runnable, task, batch, f"task.{split}, batch {number}")
+            keep = len(one[0]) if limit is None else min(len(one[0]), limit - n)
+            values.append(one[0][:keep])
+            classes.append(None if one[1] is None else one[1][:keep])
+            key = crc32(task.targets(batch)[:keep].cpu().contiguous().numpy().tobytes(), key)
+            n += keep
+            if n == limit:
+                break
+    if n == 0:
+        raise InputError(
+            "there is nothing to evaluate", where=f"task.{split}", got="no sample", expected="at least one sample"
+        )
+    predicted = [value for value in classes if value is not None]
+    predictions = torch.cat(predicted).numpy() if len(predicted) == len(classes) else None
+    return Evaluation(torch.cat(values).numpy(), predictions, n, time.perf_counter() - start, split, key)
+
+
+def _evaluate_batch(runnable: Runnable, task: Task, batch: Batch, where: str) -> tuple[Tensor, Tensor | None]:
+    """(metric values [batch], predicted classes [batch, …] or None)."""
+    if isinstance(runnable, nn.Module):
+        batch = _moved(batch, runnable)
+    targets = task.targets(batch)
+    try:
+        outputs = task.outputs(runnable, batch)
+    except TersorError:
+        raise
+    except Exception as error:  # the user's forward
+        raise InputError(
+            "the model does not run on this batch", where=where, got=f"{type(error).__name__}: {error}"
+        ) from error
+    outputs, targets = outputs.detach(), targets.to(outputs.device)
+    check_outputs(outputs, len(targets), where)
+    check_targets(task, outputs.shape, targets, where)
+    values = metric_values(task, outputs, targets, where)
+    classes = predicts_classes(outputs.shape, targets) and outputs.shape[-1] > 1
+    return values, outputs.argmax(dim=-1).cpu() if classes else None
+
+
+def _moved(batch: Batch, model: nn.Module) -> Batch:
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    if device.type == "cpu":
+        return batch
+    from accelerate.utils import send_to_device
+
+    return send_to_device(batch, device)
+
+
+def quality(evaluation: Evaluation, task: Task) -> Measurement:
+    """The task's metric: Wilson's interval where each value is 0 or 1, a bootstrap interval of the mean otherwise."""
+    assert task.metric is not None, "a completed task has a metric"
+    values, n = evaluation.values, evaluation.n
+    low: float | None = None
+    high: float | None = None
+    if is_binary(values):
+        (low, high), method = wilson(int(values.sum()), n), "Wilson"
+    elif n > 1:
+        (low, high), method = bootstrap_interval(values), "bootstrap"
+    else:
+        method = "none: one sample"
+    conditions = {"split": evaluation.split, "interval": method}
+    return Measurement(float(values.mean()), task.metric.unit, low, high, n, conditions=conditions)
+
+
+def agreement(a: Evaluation, b: Evaluation) -> Measurement:
+    """The fraction of predictions in which two models give the same class, with Wilson's interval."""
+    _check_pairs(a, b)
+    if a.predictions is None or b.predictions is None:
+        raise InputError("agreement needs predicted classes", where="agreement", got="outputs that are no class scores")
+    same = (a.predictions == b.predictions).ravel()
+    conditions = {"split": b.split, "interval": "Wilson"}
+    return Measurement(
+        float(same.mean()), "fraction", *wilson(int(same.sum()), same.size), same.size, conditions=conditions
+    )
+
+
+def paired_drop(original: Evaluation, compressed: Evaluation, task: Task) -> Measurement:
+    """How much worse the compressed model is on the same samples; positive is worse, whichever way the metric points.
+
+    In percentage points where the metric is a fraction, in its own unit otherwise. The interval is that of the paired
+    differences: Newcombe's for values 0 and 1, the bootstrap otherwise.
+    """
+    assert task.metric is not None, "a completed task has a metric"
+    _check_pairs(original, compressed)
+    better, worse = original.values, compressed.values
+    if not task.metric.higher_is_better:
+        better, worse = worse, better
+    estimate = paired_difference(better, worse)
+    fraction = task.metric.unit == "fraction"
+    value, low, high = (100 * x for x in estimate) if fraction else Estimate(*estimate)
+    unit = "percentage points" if fraction else task.metric.unit
+    method = "Newcombe, paired" if is_binary(better) and is_binary(worse) else "bootstrap of paired differences"
+    conditions = {"split": compressed.split, "interval": method, "positive": "worse"}
+    return Measurement(value, unit, _known(low), _known(high), original.n, conditions=conditions)
+
+
+def _check_pairs(a: Evaluation, b: Evaluation) -> None:
+    if a.n != b.n or a.split != b.split:
+        got = f"{a.n} samples of {a.split} and {b.n} of {b.split}"
+        raise InputError(
+            "two evaluations cannot be paired", where="quality", got=got, expected="the same samples twice"
+        )
+    if a.targets_key is not None and b.targets_key is not None and a.targets_key != b.targets_key:
+        raise InputError(
+            "two evaluations cannot be paired: their targets differ", where=f"task.{a.split}",
+            got="another order or other samples at the second pass", expected="the same samples in the same order",
+            do="Give the loader shuffle=False and no generator of its own",
+        )  # fmt: skip
+
+
+def _known(end: float) -> float | None:
+    return end if math.isfinite(end) else None

@@ -1,0 +1,36 @@
+"""A runnable that is an ONNX file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import final
+
+import torch
+from torch import Tensor
+
+from tersor.measure.onnx_cpu import BACKEND, feed_of, open_session, run_session
+
+
+@final
+class OnnxRunnable:
+    """An ONNX file on ONNX Runtime's CPU backend, called like a model: tensors in, a tensor (or a tuple of them) out.
+
+    Args:
+        path: the ONNX file.
+        threads: threads within an operator; default: the physical cores that this process may use.
+        optimised_model_path: where ONNX Runtime writes the graph that it really runs.
+
+    Raises ArtifactError where the file is missing or damaged; a call raises InputError where inputs do not fit.
+    """
+
+    backend = BACKEND
+
+    def __init__(self, path: Path, *, threads: int | None = None, optimised_model_path: Path | None = None):
+        self.path = Path(path)
+        self._session = open_session(self.path, threads=threads, optimised_model_path=optimised_model_path)
+
+    def __call__(self, *tensors: Tensor) -> Tensor | tuple[Tensor, ...]:
+        arrays = tuple(tensor.detach().cpu().contiguous().numpy() for tensor in tensors)
+        feed = feed_of(self._session, arrays, str(self.path))
+        outputs = tuple(torch.from_numpy(output) for output in run_session(self._session, feed, str(self.path)))
+        return outputs[0] if len(outputs) == 1 else outputs
