@@ -1,0 +1,140 @@
+"""What a reader should know that the verdict does not say: where work was saved and time was not, and the like."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
+
+from tersor.core.measurement import Measurement
+from tersor.core.record import Record
+from tersor.report.format import both_of, human, interval_of, scale_of, value_of
+from tersor.report.schema import Budget, StepSummary, Summary
+
+BATCHES = (1, 32)
+# Operators of an ONNX graph that do the multiplying; in integers they bear other names (QLinearConv, MatMulInteger …).
+_FLOAT_PRODUCTS = ("Conv", "FusedConv", "ConvTranspose", "Gemm", "FusedGemm", "MatMul", "FusedMatMul", "LSTM", "GRU", "ReduceMean")
+
+
+def findings(summary: Summary, records: Sequence[Record] = ()) -> tuple[str, ...]:
+    """Warnings and remarks, each one sentence, the weightiest first."""
+    parts = (_unfinished(summary), _slower(summary), _macs_and_clock(summary), _integers(summary), _zeros(summary), _close_budgets(summary), _nothing_done(records))
+    return tuple(line for part in parts for line in part)
+
+
+def _unfinished(summary: Summary) -> Iterator[str]:
+    done, asked = len(summary.steps), len(summary.recipe.steps)
+    if done < asked:
+        yield f"{done} of the recipe's {asked} steps have finished; the numbers below are those of the finished ones."
+    if summary.final is not None and summary.steps and summary.final.number != summary.steps[-1].number:
+        yield f"What is shipped is the model after “{summary.final.name}”, not after the last step, “{summary.steps[-1].name}”."
+
+
+def _speedup(summary: Summary, batch: int) -> Measurement | None:
+    found = summary.ratio_intervals.get(f"latency_batch_{batch}")
+    if found is None and summary.final is not None:
+        found = summary.final.measurements.get(f"speedup_batch_{batch}")
+    if found is None and f"latency_batch_{batch}" in summary.ratios:
+        found = Measurement(summary.ratios[f"latency_batch_{batch}"], "×")
+    return found
+
+
+def _low(measurement: Measurement) -> float:
+    return measurement.value if measurement.low is None else measurement.low
+
+
+def _high(measurement: Measurement) -> float:
+    return measurement.value if measurement.high is None else measurement.high
+
+
+def _slower(summary: Summary) -> Iterator[str]:
+    for batch in BATCHES:
+        speed = _speedup(summary, batch)
+        if speed is not None and _high(speed) < 1:
+            yield f"Slower than the original at batch {batch}: {both_of(speed)} its speed."
+
+
+def _macs_and_clock(summary: Summary) -> Iterator[str]:
+    macs = summary.ratios.get("macs", 1.0)
+    if macs < 1.3:
+        return
+    fell = scale_of(macs, "×").full(macs)
+    for batch in BATCHES:
+        speed = _speedup(summary, batch)
+        if speed is None or _high(speed) < 1:
+            continue
+        if _low(speed) <= 1:
+            yield f"MACs fell {fell} and the clock did not at batch {batch}: {both_of(speed)} the original's speed."
+        elif speed.value < 0.5 * macs:
+            yield f"MACs fell {fell}, the time at batch {batch} only {both_of(speed)}."
+
+
+def _integers(summary: Summary) -> Iterator[str]:
+    for before, after in pairwise(summary.stages):
+        if _operators(before, "integer") or not _operators(after, "integer"):
+            continue
+        slow = [text for batch in BATCHES if (text := _no_gain(before, after, batch))]
+        floats = {name: n for name, n in _operators(after, "operators").items() if name in _FLOAT_PRODUCTS}
+        listed = ", ".join(f"{name} ×{n}" for name, n in sorted(floats.items()))
+        stayed = f"operators that stayed float: {listed}" if listed else "although every convolution and matrix product runs in integers"
+        if slow:
+            yield f"int8 is not faster here ({'; '.join(slow)}); {stayed}."
+        elif listed:
+            yield f"int8 covers most of the model; {stayed}."
+
+
+def _operators(stage: StepSummary, name: str) -> dict[str, int]:
+    onnx = stage.facts.get("onnx")
+    found = onnx.get(name) if isinstance(onnx, Mapping) else None
+    if not isinstance(found, Mapping):
+        return {}
+    return {str(key): int(n) for key, n in found.items() if isinstance(n, (int, float)) and n > 0}
+
+
+def _no_gain(before: StepSummary, after: StepSummary, batch: int) -> str:
+    """What says that a step did not shorten the latency; empty where it did, or where it was not measured."""
+    name = f"latency_ms_batch_{batch}"
+    old, new = before.measurements.get(name), after.measurements.get(name)
+    if old is None or new is None or new.value < 0.98 * old.value:
+        return ""
+    return f"batch {batch}: {value_of(old)} before, {value_of(new)} after"
+
+
+def _zeros(summary: Summary) -> Iterator[str]:
+    if summary.final is None:
+        return
+    nonzeros, weights = (summary.final.measurements.get(name) for name in ("nonzeros", "parameters"))
+    if nonzeros is None or weights is None or not weights.value:
+        return
+    zeros = 1 - nonzeros.value / weights.value
+    if zeros >= 0.2:
+        yield (
+            f"{100 * zeros:.0f} % of the weights are zero. ONNX Runtime stores and multiplies zeros like other numbers: "
+            "they save neither bytes nor time there."
+        )
+
+
+def _close_budgets(summary: Summary) -> Iterator[str]:
+    for budget in summary.verdict.budgets:
+        if budget.met and budget.high is not None and budget.high > budget.limit:
+            yield f"{_budget_name(budget)} is kept, but its interval {_budget_interval(budget)} reaches beyond the limit of {_limit(budget)}."
+        elif budget.met is False and budget.low is not None and budget.low <= budget.limit:
+            yield f"{_budget_name(budget)} is missed, but its interval {_budget_interval(budget)} holds the limit of {_limit(budget)}: more test samples would tell."
+
+
+def _budget_name(budget: Budget) -> str:
+    return f"The budget “{human(budget.name)}”"
+
+
+def _budget_interval(budget: Budget) -> str:
+    return interval_of(Measurement(budget.value or 0.0, budget.unit, budget.low, budget.high)) if budget.value is not None else ""
+
+
+def _limit(budget: Budget) -> str:
+    return scale_of(budget.limit, budget.unit).full(budget.limit)
+
+
+def _nothing_done(records: Sequence[Record]) -> Iterator[str]:
+    for record in records:
+        idle = [str(plan.get("method", "a method")) for plan in record.plans if not plan.get("edits")]
+        if idle and len(idle) == len(record.plans):
+            yield f"Step {record.number}, “{record.name}”, found nothing to do ({', '.join(idle)})."

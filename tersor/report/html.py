@@ -1,0 +1,191 @@
+"""One self-contained page: a summary and records in, HTML out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from tersor.core.measurement import Measurement
+from tersor.core.record import Record
+from tersor.report import format as numbers
+from tersor.report.columns import Row, all_columns, present, rows
+from tersor.report.findings import findings
+from tersor.report.plots import draw_all
+from tersor.report.schema import Budget, StepSummary, Summary, parse_summary
+from tersor.report.skips import SkipGroup, group_skips
+
+STATUS = {"passed": "Passed", "missed": "Budget missed", "failed": "Not finished"}
+_SHOWN_ELSEWHERE = {"onnx", "verified"}
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One of the large figures at the top: "14.2×" "smaller"."""
+
+    value: str
+    label: str
+    interval: str
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """A layer before and after: what the layer table shows."""
+
+    path: str
+    type: str
+    shape: str
+    before: str
+    after: str
+    macs_before: str
+    macs_after: str
+
+
+def render(summary: Mapping[str, Any], records: Sequence[Record]) -> str:
+    """The report as one HTML page that needs no network. Raises ArtifactError where the summary breaks its schema."""
+    parsed = parse_summary(summary)
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters.update(
+        value=numbers.value_of, interval=numbers.interval_of, human=numbers.human, duration=numbers.duration, plain=_plain, python=repr, tight=numbers.tight,
+    )  # fmt: skip
+    table = rows(parsed)
+    return environment.from_string(_resource("template.html")).render(
+        summary=parsed,
+        status=STATUS[parsed.verdict.status],
+        figures=_figures(parsed),
+        budgets=[(budget, *_budget(budget)) for budget in parsed.verdict.budgets],
+        findings=findings(parsed, records),
+        table=table,
+        columns=present(all_columns(parsed), table),
+        cell=Row.at,
+        plots=[(plot, Markup(plot.svg)) for plot in draw_all(parsed, records)],
+        details=[(stage, _did(stage, records), _facts(stage)) for stage in parsed.stages],
+        skips=_skips(parsed),
+        layers=_layers(records),
+        conditions=_conditions(parsed),
+        style=Markup(_resource("style.css")),
+    )
+
+
+def _resource(name: str) -> str:
+    return resources.files("tersor.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def _figures(summary: Summary) -> list[Figure]:
+    found = []
+    for name, better, worse in (
+        ("size", "smaller file", "the file's size"),
+        ("latency_batch_1", "faster at batch 1", "the speed at batch 1"),
+        ("latency_batch_32", "faster at batch 32", "the speed at batch 32"),
+    ):
+        ratio = _ratio(summary, name, "×")
+        if ratio is not None:
+            found.append(Figure(numbers.value_of(ratio), better if ratio.value >= 1 else worse, numbers.interval_of(ratio)))
+    drop = _ratio(summary, "accuracy_drop_points", "points")
+    if drop is not None:
+        label = f"{_unit(drop)} of {numbers.human(summary.task.metric)} {'gained' if drop.value < 0 else 'lost'}"
+        size = Measurement(abs(drop.value), drop.unit)
+        found.append(Figure(numbers.value_of(size).split(" ")[0], label, _sign_interval(drop)))
+    return found
+
+
+def _ratio(summary: Summary, name: str, unit: str) -> Measurement | None:
+    if name in summary.ratio_intervals:
+        return summary.ratio_intervals[name]
+    return Measurement(summary.ratios[name], unit) if name in summary.ratios else None
+
+
+def _unit(drop: Measurement) -> str:
+    return numbers.scale_of(drop.value, drop.unit).suffix.strip() or "points"
+
+
+def _sign_interval(drop: Measurement) -> str:
+    if drop.value >= 0 or drop.low is None or drop.high is None:
+        return numbers.interval_of(drop)
+    return numbers.interval_of(Measurement(-drop.value, drop.unit, -drop.high, -drop.low))
+
+
+def _budget(budget: Budget) -> tuple[str, str, str]:
+    limit = numbers.scale_of(budget.limit, budget.unit).full(budget.limit)
+    if budget.value is None:
+        return limit, numbers.MISSING, "not measured"
+    measured = numbers.both_of(Measurement(budget.value, budget.unit, budget.low, budget.high))
+    return limit, measured, {True: "kept", False: "missed", None: "unknown"}[budget.met]
+
+
+def _did(stage: StepSummary, records: Sequence[Record]) -> list[str]:
+    """A line for each plan of a step: which method made how many edits of which kind."""
+    plans = [plan for record in records if record.number == stage.number for plan in record.plans]
+    lines = []
+    for plan in plans:
+        counts = ", ".join(f"{n} × {kind}" for kind, n in dict(plan.get("edits", {})).items()) or "nothing to do"
+        lines.append(f"{plan.get('method', 'plan')}: {counts}")
+    return lines
+
+
+def _facts(stage: StepSummary) -> list[tuple[str, str]]:
+    found = []
+    verified = stage.facts.get("verified")
+    if isinstance(verified, (int, float)):
+        found.append(("removed channels verified", f"largest relative difference to the masked model {verified:.1e}"))
+    onnx = stage.facts.get("onnx")
+    if isinstance(onnx, Mapping):
+        found += [(f"ONNX {numbers.human(str(key))}", _plain(value)) for key, value in onnx.items() if value not in ({}, [], None)]
+    found += [(numbers.human(key), _plain(value)) for key, value in stage.facts.items() if key not in _SHOWN_ELSEWHERE]
+    return found
+
+
+def _plain(value: object) -> str:
+    """A JSON value as people read it."""
+    if isinstance(value, Mapping) and {"value", "unit"} <= value.keys():
+        return numbers.both_of(Measurement.from_json(value))
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_plain(item)}" for key, item in value.items()) or numbers.MISSING
+    if isinstance(value, (list, tuple)):
+        return ", ".join(_plain(item) for item in value) or numbers.MISSING
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: numbers.MISSING}[value]
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _skips(summary: Summary) -> list[tuple[StepSummary, tuple[SkipGroup, ...]]]:
+    grouped = [(stage, group_skips((skip.place, skip.reason) for skip in stage.skips)) for stage in summary.stages]
+    return [(stage, groups) for stage, groups in grouped if groups]
+
+
+def _layers(records: Sequence[Record]) -> list[LayerRow]:
+    tables = [{str(layer.get("path", "")): layer for layer in record.layers} for record in records if record.layers]
+    if not tables:
+        return []
+    before, after = tables[0], tables[-1]
+    return [_layer(path, before.get(path, {}), after.get(path, {})) for path in dict.fromkeys([*before, *after])]
+
+
+def _layer(path: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> LayerRow:
+    shapes = [numbers.shape_of(layer.get("shape")) for layer in (old, new)]
+    shape = shapes[0] if shapes[0] == shapes[1] else " → ".join(shapes)
+    return LayerRow(
+        path or "<model>", str((new or old).get("type", "")), shape,
+        _count(old, "parameters"), _count(new, "parameters"), _count(old, "macs"), _count(new, "macs"),
+    )  # fmt: skip
+
+
+def _count(layer: Mapping[str, Any], name: str) -> str:
+    value = layer.get(name)
+    return numbers.count(float(value)) if isinstance(value, (int, float)) else numbers.MISSING
+
+
+def _conditions(summary: Summary) -> list[tuple[str, str]]:
+    """How each quantity was measured, from the last stage that has it: samples, device, conditions."""
+    found: dict[str, str] = {}
+    for stage in summary.stages:
+        for name, measurement in stage.measurements.items():
+            parts = [f"n = {measurement.n}"] if measurement.n else []
+            parts += [measurement.device] if measurement.device else []
+            parts += [f"{numbers.human(str(key))} {_plain(value)}" for key, value in measurement.conditions.items()]
+            found[name] = ", ".join(parts)
+    return list(found.items())

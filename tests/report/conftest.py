@@ -1,0 +1,152 @@
+"""A run on digits as run/ writes it: four steps, int8 at the end."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tersor.core.measurement import Measurement
+from tersor.core.record import Record
+
+BLOCKS = [("stem", 1, 64)] + [(f"blocks.{n}.conv{m}", 64 if n < 3 else 128, 64 if n < 2 else 128) for n in range(4) for m in (1, 2)]
+
+
+def layer_table(keep: float) -> tuple[dict[str, Any], ...]:
+    """The layers of a small residual network of which ``keep`` of the channels are left."""
+    layers: list[dict[str, Any]] = []
+    for path, inputs, outputs in BLOCKS:
+        width_in = inputs if inputs == 1 else int(inputs * keep)
+        width = int(outputs * keep)
+        weights = width * width_in * 9
+        layers.append(
+            {"path": path, "type": "Conv2d", "shape": [width, width_in, 3, 3], "parameters": weights, "nonzeros": weights, "macs": weights * 64}
+        )
+    weights = 10 * int(128 * keep) + 10
+    layers.append({"path": "head", "type": "Linear", "shape": [10, int(128 * keep)], "parameters": weights, "nonzeros": weights, "macs": weights - 10})
+    return tuple(layers)
+
+
+def stage(accuracy: float, size: float, keep: float, b1: float, b32: float, speed: tuple[float, float]) -> dict[str, Measurement]:
+    """What is measured after one step."""
+    table = layer_table(keep)
+    weights, macs = sum(layer["parameters"] for layer in table), sum(layer["macs"] for layer in table)
+    how = {"split": "test", "runtime": "onnxruntime"}
+    timing = {"batch": 1, "threads": 2, "runtime": "onnxruntime"}
+    found = {
+        "accuracy": Measurement(accuracy, "fraction", accuracy - 0.012, min(1.0, accuracy + 0.008), 360, "cpu", how),
+        "validation_accuracy": Measurement(accuracy + 0.004, "fraction", accuracy - 0.008, accuracy + 0.009, 287),
+        "size_bytes": Measurement(size, "bytes"),
+        "parameters": Measurement(weights, "count"),
+        "nonzeros": Measurement(weights * 0.999, "count"),
+        "macs": Measurement(macs, "count"),
+        "peak_memory_bytes": Measurement(61e6 + size * 3, "bytes"),
+        "agreement": Measurement(accuracy + 0.003, "fraction", accuracy - 0.01, min(1.0, accuracy + 0.01), 360),
+        "drop_points": Measurement(100 * (0.989 - accuracy), "points", 100 * (0.989 - accuracy) - 0.9, 100 * (0.989 - accuracy) + 0.9, 360),
+    }
+    for batch, value, ratio in ((1, b1, speed[0]), (32, b32, speed[1])):
+        timing = {**timing, "batch": batch}
+        found[f"latency_ms_batch_{batch}"] = Measurement(value, "ms", value * 0.96, value * 1.06, 400, "cpu", timing)
+        found[f"latency_ms_batch_{batch}_p95"] = Measurement(value * 1.3, "ms", None, None, 400)
+        found[f"throughput_batch_{batch}"] = Measurement(1000 * batch / value, "samples/s", None, None, 400)
+        found[f"speedup_batch_{batch}"] = Measurement(ratio, "×", ratio * 0.94, ratio * 1.06, 400)
+    return found
+
+
+def history(epochs: int, start: float, accuracy: float) -> tuple[dict[str, Any], ...]:
+    """A training that went well."""
+    return tuple(
+        {"epoch": n, "loss": start * 0.72**n + 0.02, "validation": accuracy - 0.1 * 0.6**n, "lr": 1e-3, "seconds": 1.4} for n in range(1, epochs + 1)
+    )
+
+
+def build_records() -> list[Record]:
+    """The records of the run, the baseline first."""
+    skips = [{"place": f"blocks.{n}.add", "reason": "its channels are tied to the network's input by the residual addition"} for n in range(3)]
+    skips += [{"place": "head.bias", "reason": "the model's output keeps its 10 classes"}]
+    prune = {"method": "PruneChannels", "edits": {"Slice": 7, "Attribute": 14}, "lines": [["blocks.0.conv1", "64 → 32 channels"]], "skips": skips}
+    linear = [{"place": f"blocks.{n}.relu{m}", "reason": "its input is quantised already"} for n in range(4) for m in (1, 2)]
+    quantise = {"method": "Quantize", "edits": {"Quantizer": 38}, "lines": [["stem", "int8 per channel"]], "skips": linear}
+    floats = {"onnx": {"operators": {"Conv": 9, "Gemm": 1, "Relu": 9}, "integer": {}, "difference": 2.1e-6}}
+    integers = {"onnx": {"operators": {"QLinearConv": 9, "QGemm": 1, "ReduceMean": 1}, "integer": {"QLinearConv": 9, "QGemm": 1}, "agreement": 0.997}}
+    settings = {"sparsity": 0.5, "score": "taylor"}
+
+    def record(number: int, name: str, title: str, found: dict[str, Measurement], seconds: float, **more: Any) -> Record:
+        return Record(number, name, title, settings if number else {}, found, 7 + number, seconds, **{"facts": floats, **more})
+
+    return [
+        record(0, "baseline", "The original model", stage(0.989, 2_094_312, 1.0, 0.412, 5.31, (1.0, 1.0)), 9.1, layers=layer_table(1.0)),
+        record(1, "prune", "Remove half of the channels", stage(0.944, 536_220, 0.5, 0.221, 2.05, (1.86, 2.59)), 14.2,
+               plans=(prune,), facts={"verified": 3.1e-7, **floats}, layers=layer_table(0.5)),
+        record(2, "recover", "Train what is left", stage(0.983, 536_220, 0.5, 0.220, 2.06, (1.87, 2.58)), 41.0,
+               history=history(8, 0.9, 0.985), layers=layer_table(0.5)),
+        record(3, "distill", "Learn from the original", stage(0.986, 536_220, 0.5, 0.222, 2.04, (1.86, 2.60)), 55.9,
+               history=history(12, 2.1, 0.988), layers=layer_table(0.5)),
+        record(4, "int8", "Train in eight bits", stage(0.986, 148_113, 0.5, 0.231, 1.12, (1.78, 4.74)), 38.3,
+               plans=(quantise,), history=history(3, 0.4, 0.988), facts=integers, layers=layer_table(0.5)),
+    ]  # fmt: skip
+
+
+def build_step(record: Record) -> dict[str, Any]:
+    """A record as it stands in the summary."""
+    return {
+        "number": record.number, "name": record.name, "title": record.title, "seconds": record.seconds,
+        "measurements": {name: found.to_json() for name, found in record.measurements.items()},
+        "facts": dict(record.facts), "skips": [skip for plan in record.plans for skip in plan["skips"]], "notes": [],
+    }  # fmt: skip
+
+
+def build_summary(records: list[Record]) -> dict[str, Any]:
+    """The run's summary.json."""
+    first, last = records[0].measurements, records[-1].measurements
+    exact = {
+        name: Measurement(first[source].value / last[source].value, "×")
+        for name, source in (("size", "size_bytes"), ("parameters", "parameters"), ("macs", "macs"))
+    }
+    ratios = {
+        "size": exact["size"], "latency_batch_1": last["speedup_batch_1"], "latency_batch_32": last["speedup_batch_32"],
+        "parameters": exact["parameters"], "macs": exact["macs"], "accuracy_drop_points": last["drop_points"],
+    }  # fmt: skip
+    drop = last["drop_points"]
+    budget = {"name": "max_drop", "limit": 1.0, "unit": "points", "value": drop.value, "low": drop.low, "high": drop.high, "met": True}
+    return {
+        "schema": 1,
+        "tersor": "0.1.0",
+        "task": {
+            "name": "digits", "source": "digits", "metric": "accuracy", "metric_unit": "fraction", "higher_is_better": True,
+            "samples": {"train": 1150, "validation": 287, "test": 360}, "notes": ["calibration batches are taken from train"],
+        },
+        "recipe": {
+            "name": "balanced",
+            "explanation": "Channels are removed and the rest trained, the original teaches, then int8 with training.",
+            "steps": [{"name": r.name, "kind": r.name, "settings": dict(r.settings)} for r in records[1:]],
+        },
+        "verdict": {
+            "status": "passed",
+            "sentence": "14.1× smaller; 1.8× faster at batch 1; 4.7× faster at batch 32; accuracy 98.6 %, 0.30 points lower than the original's.",
+            "budgets": [budget],
+        },
+        "baseline": build_step(records[0]),
+        "steps": [build_step(record) for record in records[1:]],
+        "final": {**build_step(records[-1]), "files": {"onnx": "model.onnx", "artifact": "model"}},
+        "ratios": {name: ratio.value for name, ratio in ratios.items()},
+        "ratio_intervals": {name: ratio.to_json() for name, ratio in ratios.items()},
+        "environment": {
+            "python": "3.12.4", "platform": "Linux-6.1-x86_64", "cpu": "Intel(R) Xeon(R) (avx512_vnni, amx_int8)", "cores": "2",
+            "threads": "2", "torch": "2.13.0", "onnxruntime": "1.31.0", "tersor": "0.1.0", "git": "46de769",
+        },
+        "reproduce": {"command": "tersor compress digits -o runs/demo --recipe balanced", "seed": 0, "base_sha256": "9f86d081884c7d65" * 4},
+        "seconds": 158.5,
+    }  # fmt: skip
+
+
+@pytest.fixture
+def records() -> list[Record]:
+    """The records of a finished run."""
+    return build_records()
+
+
+@pytest.fixture
+def summary(records: list[Record]) -> dict[str, Any]:
+    """The summary of a finished run."""
+    return build_summary(records)
