@@ -62,7 +62,7 @@ class Statistics:
         return torch.cat([*self.parts, torch.tensor([self.low, self.high])])
 
     def require_variety(self) -> None:
-        """Raise InputError, naming the place, where all values were one and the same: no range can be told from that."""
+        """Raise InputError, naming the place, where all values were the same: that tells no range."""
         if self.low == self.high:
             raise InputError(
                 "the activation is constant over the calibration batches", where=str(self.place),
@@ -127,7 +127,9 @@ def watch(
     """
     watcher = Watcher(model, places)
     if task.calibration is None:
-        raise InputError("the task has no calibration data", where=f"task {task.name!r}", do="Call task.complete() first")
+        raise InputError(
+            "the task has no calibration data", where=f"task {task.name!r}", do="Call task.complete() first"
+        )
     ran = 0
     with torch.random.fork_rng(devices=[]):
         for batch in (progress or Progress()).track(_first(task.calibration, batches), "calibrating", batches):

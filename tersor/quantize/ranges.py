@@ -53,7 +53,9 @@ class Percentile(Range):
 
     def __post_init__(self) -> None:
         if not 50 < self.percent <= 100:
-            raise InputError("impossible share", where="Percentile.percent", got=self.percent, expected="above 50, at most 100")
+            raise InputError(
+                "impossible share", where="Percentile.percent", got=self.percent, expected="above 50, at most 100"
+            )
 
     def bounds(self, values: Tensor, scheme: Int) -> tuple[Tensor, Tensor]:
         """``values`` [rows, n] → (low [rows], high [rows])."""
@@ -103,5 +105,8 @@ class MeanSquaredError(Range):
             error = (dequantize(q, scale, zero_point) - values).square_().mean(dim=1)
             better = error < best
             best = torch.where(better, error, best)
-            best_low, best_high = torch.where(better, alpha * low, best_low), torch.where(better, alpha * high, best_high)
+            best_low, best_high = (
+                torch.where(better, alpha * low, best_low),
+                torch.where(better, alpha * high, best_high),
+            )
         return best_low, best_high

@@ -25,7 +25,10 @@ class Int:
             raise InputError("impossible width", where="Int.bits", got=self.bits, expected="2 to 8")
         if self.granularity not in ("per_channel", "per_tensor"):
             raise InputError(
-                "unknown granularity", where="Int.granularity", got=self.granularity, expected="per_channel or per_tensor"
+                "unknown granularity",
+                where="Int.granularity",
+                got=self.granularity,
+                expected="per_channel or per_tensor",
             )
 
     @property

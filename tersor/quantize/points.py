@@ -1,0 +1,204 @@
+"""Where quantisers must stand so that ONNX Runtime computes in integers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Container, Iterable
+from dataclasses import dataclass, field
+
+from tersor.core.place import ActivationPlace
+from tersor.core.plan import Skip
+from tersor.graph.trace import Call, Graph, Ref
+from tersor.quantize.weights import WEIGHTED
+
+# The result lies on the operand's grid: no quantiser of their own. ONNX Runtime moves the pair across them.
+PASS = {
+    "alias", "clone", "contiguous", "detach", "dropout", "expand", "flatten", "max_pool1d", "max_pool2d", "permute",
+    "reshape", "select", "slice", "squeeze", "t", "transpose", "unsqueeze", "view",
+}  # fmt: skip
+SAME = {"alias", "clone", "contiguous", "detach", "dropout"}  # in evaluation, the very same tensor
+# Integer kernels that take quantised operands and give a quantised result.
+POOLS = {"adaptive_avg_pool2d", "avg_pool2d", "mean"}
+LIGHT = POOLS | {"add", "cat", "leaky_relu", "mul", "sigmoid"}
+
+
+@dataclass
+class Points:
+    """The decision. ``values``: graph names to quantise, in order; ``shared``: value → the one whose quantiser it uses.
+
+    ``weighted``: convolution and linear calls that run in integers, ``light``: other calls that do; ``source``: what
+    each weighted call reads, as a name in ``values``. ``absorbed``: activation functions that vanish into a quantiser.
+    """
+
+    values: dict[str, None] = field(default_factory=dict)
+    shared: dict[str, str] = field(default_factory=dict)
+    weighted: list[Call] = field(default_factory=list)
+    light: list[Call] = field(default_factory=list)
+    source: dict[str, str] = field(default_factory=dict)
+    absorbed: set[str] = field(default_factory=set)
+
+    def groups(self) -> list[tuple[str, ...]]:
+        """The values that share one quantiser, each value in exactly one group."""
+        found: dict[str, list[str]] = {}
+        for name in self.values:
+            found.setdefault(self._root(name), []).append(name)
+        return [tuple(names) for names in found.values()]
+
+    def _root(self, name: str) -> str:
+        while name in self.shared:
+            name = self.shared[name]
+        return name
+
+    def join(self, first: str, second: str) -> None:
+        """Let both values share one quantiser."""
+        a, b = self._root(first), self._root(second)
+        if a != b:
+            self.shared[b] = a
+
+
+class Flow:
+    """A graph with the questions that placing quantisers asks of it."""
+
+    def __init__(self, graph: Graph):
+        self.graph, self.calls, self.users = graph, graph.by_name(), graph.users()
+        self.active = set(graph.inputs)  # what depends on the model's inputs, unlike what is made of parameters alone
+        for call in graph.calls:
+            if any(name in self.active for name in call.refs()):
+                self.active.add(call.name)
+
+    def source(self, name: str) -> str:
+        """The value on whose grid ``name`` lies: back over operators that only move values."""
+        while name in self.calls and self.calls[name].operator in PASS:
+            name = next(self.calls[name].refs())
+        return name
+
+    def result(self, call: Call) -> tuple[str, list[str]]:
+        """The value to quantise after ``call``, and the activation functions that vanish into its quantiser.
+
+        A sole following ReLU, or clamp from zero, is what an unsigned quantiser does anyway.
+        """
+        name = call.name
+        while len(self.users.get(name, ())) == 1 and name not in self.graph.outputs:
+            user = self.users[name][0]
+            if clamps_from_zero(user):
+                return user.name, [user.name]
+            if user.operator not in SAME:
+                break
+            name = user.name
+        return call.name, []
+
+    def only_reader_is(self, name: str, reader: Call) -> bool:
+        """Whether ``reader`` alone reads ``name``, over operators that only move values."""
+        if name in self.graph.outputs:
+            return False
+        return all(
+            user is reader or (user.operator in PASS and self.only_reader_is(user.name, reader))
+            for user in self.users.get(name, ())
+        )
+
+    def place(self, name: str) -> ActivationPlace:
+        """Where the value is, in the model."""
+        if name in self.graph.inputs:
+            return ActivationPlace("", "input", list(self.graph.inputs).index(name))
+        return self.calls[name].place
+
+    def operands(self, call: Call) -> list[Ref] | None:
+        """The activations that an elementwise, pooling or joining call reads; None where it reads anything else."""
+        if call.operator in POOLS and not _is_spatial(call, self.graph):
+            return None
+        if call.operator == "add" and call.kwargs.get("alpha", 1) != 1:
+            return None
+        given = call.args[0] if call.operator == "cat" else call.args[: 2 if call.operator in ("add", "mul") else 1]
+        names = [name for name in given if isinstance(name, Ref) and name in self.active]
+        return names if len(names) == len(given) else None
+
+
+def clamps_from_zero(call: Call) -> bool:
+    """ReLU, ReLU6, or a clamp or hardtanh whose lower bound is 0."""
+    if call.operator == "relu" or "relu6" in call.overload:
+        return True
+    if call.operator in ("clamp", "hardtanh", "clamp_min"):
+        lower = call.args[1] if len(call.args) > 1 else call.kwargs.get("min", call.kwargs.get("min_val"))
+        return lower is not None and not isinstance(lower, Ref) and lower == 0
+    return False
+
+
+def _is_spatial(call: Call, graph: Graph) -> bool:
+    """Whether a pooling call averages over the last two axes of a 4-d tensor and no others."""
+    shape = graph.shapes.get(call.args[0], ())
+    if len(shape) != 4:
+        return False
+    if call.operator != "mean":
+        return True
+    axes = call.args[1] if len(call.args) > 1 else call.kwargs.get("dim")
+    return axes is not None and {axis % 4 for axis in axes} == {2, 3}
+
+
+def decide(flow: Flow, weighted: Iterable[Call], barred: Container[str] = ()) -> Points:
+    """Place the quantisers for ``weighted`` (the convolution and linear calls meant) and what lies between them.
+
+    A weighted call's activation and its result are quantised; an addition, product, concatenation or pooling is where
+    all its operands are. ``barred``: values that cannot be intercepted; what needs them stays float.
+    """
+    points = Points()
+    for call in weighted:
+        source, (result, absorbed) = flow.source(call.args[0]), flow.result(call)
+        if source in barred or result in barred or source not in flow.active:
+            continue
+        points.weighted.append(call)
+        points.source[call.name] = source
+        points.values |= {source: None, result: None}
+        points.absorbed.update(absorbed)
+    for call in flow.graph.calls:
+        if call.operator in LIGHT:
+            _consider(flow, call, points, barred)
+    order = {name: i for i, name in enumerate([*flow.graph.inputs, *flow.calls])}
+    points.values = dict.fromkeys(sorted(points.values, key=order.__getitem__))
+    return points
+
+
+def _consider(flow: Flow, call: Call, points: Points, barred: Container[str]) -> None:
+    """Let a light call run in integers where its operands are quantised."""
+    names = flow.operands(call)
+    if not names:
+        return
+    sources = [flow.source(name) for name in names]
+    result, absorbed = flow.result(call)
+    missing = [source for source in sources if source not in points.values]
+    if call.operator == "mul" and len(missing) == 1 and len(set(sources)) == 2 and _is_gate(flow, sources, missing[0]):
+        points.values[missing[0]] = None  # a squeeze-and-excitation gate is small: quantising it costs nothing
+        missing = []
+    if missing or result in barred or any(source in barred for source in sources):
+        return
+    points.light.append(call)
+    points.values[result] = None
+    points.absorbed.update(absorbed)
+    if call.operator == "cat" and not absorbed:
+        for source in sources:
+            if flow.only_reader_is(source, call):  # its own finer grid would be lost in the result's anyway
+                points.join(result, source)
+
+
+def _is_gate(flow: Flow, sources: list[str], gate: str) -> bool:
+    other = next(source for source in sources if source != gate)
+    sizes = [math.prod(flow.graph.shapes[name]) for name in (gate, other)]
+    return 8 * sizes[0] <= sizes[1]
+
+
+def float_calls(flow: Flow, points: Points) -> list[Skip]:
+    """A Skip for every call on activations that stays in floating point, with the reason."""
+    integer = {call.name for call in [*points.weighted, *points.light]} | points.absorbed
+    skips = []
+    for call in flow.graph.calls:
+        passing = call.operator in PASS and flow.source(call.name) in flow.active
+        floating = call.dtype is not None and call.dtype.is_floating_point
+        if call.name in integer or passing or not floating or call.name not in flow.active:
+            continue
+        if call.operator in WEIGHTED:
+            continue  # said where it was decided
+        if call.operator in LIGHT and flow.operands(call):
+            reason = "stays float: an operand of it is not quantised"
+        else:
+            reason = f"no integer kernel: {call.operator}"
+        skips.append(Skip(str(call.place), reason))
+    return skips

@@ -1,0 +1,211 @@
+"""Put quantisers on a model so that what is exported runs in integer arithmetic."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from tersor.core.edit import Quantizer
+from tersor.core.errors import InputError
+from tersor.core.fake_quantize import FakeQuantize
+from tersor.core.place import Everything, Selector, TensorPlace, module_at, select, tensor_at
+from tersor.core.plan import Plan, Skip
+from tersor.core.step import Method
+from tersor.core.task import Task
+from tersor.graph.trace import Call, Graph, trace
+from tersor.observe.reach import unreachable
+from tersor.observe.watch import Statistics, watch
+from tersor.quantize.fold import foldable
+from tersor.quantize.points import Flow, Points, decide, float_calls
+from tersor.quantize.ranges import MeanSquaredError, MinMax, Range
+from tersor.quantize.schemes import Int
+from tersor.quantize.weights import TRANSPOSED, WEIGHTED, bias_place, has_bias, output_axis, weight_place
+
+
+@dataclass(frozen=True)
+class Quantize(Method):
+    """Fake-quantise weights and activations where ONNX Runtime has integer kernels for them.
+
+    Quantised are: the weight, the activation and the result of every convolution and linear layer that ``where`` means
+    (a sole following ReLU or clamp from zero is absorbed into the result's quantiser), and additions, products,
+    concatenations and spatial pooling between them. Operators without an integer kernel stay float and are skips.
+
+    After ``run`` alone the model is quantised post training; train it on (any loop, ``Finetune``) and it is
+    quantisation-aware training: with ``learn`` the steps are trained too (LSQ, Esser et al. 2020, arXiv 1902.08153).
+
+    Args:
+        weights, activations: the integers. U8 activations with S8 weights is what AMX and VNNI kernels take.
+        weight_range, activation_range: which reals they reach.
+        where: the convolution and linear modules meant.
+        calibration_batches: how many batches of ``task.calibration`` the activations' ranges are read from.
+        learn: whether the scales are parameters.
+    """
+
+    weights: Int = Int(8, "per_channel")
+    activations: Int = Int(8, "per_tensor", symmetric=False)
+    weight_range: Range = field(default_factory=MinMax)
+    activation_range: Range = field(default_factory=MeanSquaredError)
+    where: Selector = field(default_factory=Everything)
+    calibration_batches: int = 8
+    learn: bool = True
+
+    def __post_init__(self) -> None:
+        if self.activations.granularity != "per_tensor":
+            raise InputError(
+                "activations have one scale each", where="Quantize.activations", got=self.activations,
+                expected='Int(8, "per_tensor", symmetric=False)',
+            )  # fmt: skip
+        if self.calibration_batches < 1:
+            raise InputError(
+                "too few batches",
+                where="Quantize.calibration_batches",
+                got=self.calibration_batches,
+                expected="at least 1",
+            )
+
+    def plan(self, model: nn.Module, task: Task) -> Plan:
+        """One Quantizer for every weight and for every group of activations that share a grid.
+
+        Raises InputError where the model is quantised already, has batch norms that ought to be folded first, has
+        nothing that can be quantised, or where calibration shows a NaN or a constant activation.
+        """
+        assert task.example_inputs is not None, "a completed task has example inputs"
+        _expect_no_quantizers(model)
+        graph = trace(model, task.example_inputs)
+        _expect_folded(model, graph)
+        flow = Flow(graph)
+        weighted, skips = self._weighted(model, graph, flow)
+        points = decide(flow, weighted)
+        places = {name: flow.place(name) for name in points.values}
+        missed = unreachable(model, graph, places.values(), task.example_inputs)
+        if missed:
+            barred = {name for name, place in places.items() if place in missed}
+            skips += [Skip(str(place), reason) for place, reason in missed.items()]
+            kept = decide(flow, weighted, barred)
+            lost = [call for call in points.weighted if call not in kept.weighted]
+            skips += [Skip(call.module, "stays float: its activation cannot be intercepted") for call in lost]
+            points = kept
+        skips += float_calls(flow, points)
+        edits, lines = self._quantizers(model, task, flow, points)
+        return Plan("Quantize", tuple(edits), tuple(skips), tuple(lines))
+
+    def _weighted(self, model: nn.Module, graph: Graph, flow: Flow) -> tuple[list[Call], list[Skip]]:
+        """The convolution and linear calls that may run in integers, and why the others may not."""
+        chosen = select(model, self.where)
+        found, skips = [], []
+        for call in graph.calls:
+            if call.operator not in WEIGHTED:
+                continue
+            if call.module not in chosen:
+                reason = "left out by where"
+            elif call.operator in TRANSPOSED:
+                reason = f"no integer kernel: {call.operator}"
+            elif weight_place(model, graph, call) is None:
+                reason = "stays float: its weight is computed, not a parameter"
+            elif flow.source(call.args[0]) not in flow.active:
+                reason = "stays float: it reads no activation"
+            else:
+                found.append(call)
+                continue
+            skips.append(Skip(call.module or "<model>", reason))
+        return found, skips
+
+    def _quantizers(
+        self, model: nn.Module, task: Task, flow: Flow, points: Points
+    ) -> tuple[list[Quantizer], list[tuple[str, str]]]:
+        places = {name: flow.place(name) for name in points.values}
+        statistics = watch(model, places.values(), task, batches=self.calibration_batches) if places else {}
+        activations: dict[str, Quantizer] = {}
+        for group in points.groups():
+            edit = self._activation([statistics[places[name]] for name in group])
+            activations |= dict.fromkeys(group, edit)
+        weights: dict[TensorPlace, Quantizer] = {}
+        for call in points.weighted:
+            place = weight_place(model, flow.graph, call)
+            assert place is not None, "only calls that read a stored weight are chosen"
+            if place not in weights:
+                step = float(activations[points.source[call.name]].scale)
+                weights[place] = self._weight(model, flow.graph, call, place, step)
+        edits = [*dict.fromkeys(activations.values()), *weights.values()]
+        return edits, [(", ".join(map(str, edit.places)), _describe(edit)) for edit in edits]
+
+    def _activation(self, statistics: list[Statistics]) -> Quantizer:
+        for each in statistics:
+            each.require_variety()
+        sample = torch.cat([each.sample for each in statistics])[None]
+        scale, zero_point = self.activation_range.parameters(sample, self.activations)
+        scheme = self.activations
+        places = tuple(each.place for each in statistics)
+        return Quantizer(
+            places, scale[0], zero_point[0], scheme.quant_min, scheme.quant_max, axis=None, learn=self.learn
+        )
+
+    def _weight(self, model: nn.Module, graph: Graph, call: Call, place: TensorPlace, input_scale: float) -> Quantizer:
+        scheme, axis = self.weights, output_axis(call)
+        per_channel = scheme.granularity == "per_channel"
+        with torch.no_grad():
+            value = getattr(module_at(model, place.module), place.tensor).detach()
+        rows = value.movedim(axis, 0).flatten(1) if per_channel else value.reshape(1, -1)
+        scale, zero_point = self.weight_range.parameters(rows, scheme)
+        bias_at = bias_place(graph, call) if has_bias(call) else None
+        bias = tensor_at(model, bias_at).detach() if bias_at is not None else None
+        scale = _widened(scale, rows, bias, input_scale)
+        if not per_channel:
+            scale, zero_point = scale[0], zero_point[0]
+        return Quantizer(
+            (place,), scale, zero_point, scheme.quant_min, scheme.quant_max,
+            axis=axis if per_channel else None, learn=self.learn,
+        )  # fmt: skip
+
+
+def _widened(scale: Tensor, rows: Tensor, bias: Tensor | None, input_scale: float) -> Tensor:
+    """Widen steps that integer kernels could not work with.
+
+    A channel without a weight other than 0 takes the mean step of the others. A bias b is stored as the 32-bit integer
+    b / (input scale · weight scale), so a step must keep that within 2^20: far finer than the 8-bit result needs, and
+    2^11 of room for scales that training moves.
+    """
+    alive = rows.abs().amax(dim=1) > 0
+    if not bool(alive.all()):
+        scale = torch.where(alive, scale, scale[alive].mean() if bool(alive.any()) else torch.ones(()))
+    if bias is None:
+        return scale
+    needed = bias.abs().float() if len(scale) == len(bias) else bias.abs().max().float()[None]
+    return torch.maximum(scale, needed.to(scale.device) / (input_scale * 2**20))
+
+
+def _describe(edit: Quantizer) -> str:
+    kind = "uint8" if edit.quant_min == 0 and edit.quant_max == 255 else "int8"
+    if (edit.quant_min, edit.quant_max) not in ((0, 255), (-128, 127)):
+        kind = f"integers {edit.quant_min} … {edit.quant_max}"
+    if edit.axis is not None:
+        low, high = float(edit.scale.min()), float(edit.scale.max())
+        return f"{kind}, {edit.scale.numel()} channel scales from {low:.3g} to {high:.3g}"
+    return f"{kind}, scale {float(edit.scale):.3g}, zero point {int(edit.zero_point)}"
+
+
+def _expect_no_quantizers(model: nn.Module) -> None:
+    found = [path for path, module in model.named_modules() if isinstance(module, FakeQuantize)]
+    if found:
+        raise InputError(
+            "the model is quantised already", where=found[0], got=f"{len(found)} quantisers",
+            do="Quantise the model as it was before",
+        )  # fmt: skip
+
+
+def _expect_folded(model: nn.Module, graph: Graph) -> None:
+    pairs, _ = foldable(model, graph)
+    if pairs:
+        names = [norm.module for _, norm in pairs]
+        raise InputError(
+            "batch norms follow convolutions: fold batch norm first", where=_listed(names),
+            got=f"{len(names)} batch norms that can be folded", do="Put FoldBatchNorm() before Quantize()",
+        )  # fmt: skip
+
+
+def _listed(names: Iterable[str], most: int = 4) -> str:
+    names = list(names)
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
