@@ -40,9 +40,7 @@ class OnnxFile:
     dynamic_batch: bool
 
 
-def export_onnx(
-    model: nn.Module, example_inputs: Sequence[Any], path: Path, *, dynamic_batch: bool = True
-) -> OnnxFile:
+def export_onnx(model: nn.Module, example_inputs: Sequence[Any], path: Path, *, dynamic_batch: bool = True) -> OnnxFile:
     """Write ``model`` (in eval mode, on the CPU; the one given is untouched) to ``path`` as ONNX.
 
     Weight quantisers become int8 initialisers with a DequantizeLinear, activation quantisers QuantizeLinear /
@@ -58,10 +56,8 @@ def export_onnx(
     _check(proto)
     data = proto.SerializeToString(deterministic=True)
     write_atomically(Path(path), data)
-    return OnnxFile(
-        Path(path), len(data), OPSET, tuple(i.name for i in proto.graph.input), tuple(o.name for o in proto.graph.output),
-        dynamic_batch,
-    )  # fmt: skip
+    names = tuple(value.name for value in proto.graph.input), tuple(value.name for value in proto.graph.output)
+    return OnnxFile(Path(path), len(data), OPSET, *names, dynamic_batch)
 
 
 def _example(example_inputs: Sequence[Any], dynamic_batch: bool) -> tuple[Tensor, ...]:
@@ -87,24 +83,25 @@ def _exportable(model: nn.Module) -> nn.Module:
             _expect_full_range(path, module)
             module.freeze_numbers()
         if parametrize.is_parametrized(module):
-            for entries in module.parametrizations.values():  # type: ignore[union-attr,operator]
+            for entries in module.parametrizations.values():
                 _bake_masks(entries)
     return target
 
 
 def _bake_masks(entries: nn.Module) -> None:
-    """Write the zeros of masks into the stored weight. A quantiser after or before a mask keeps zeros at zero."""
+    """Write the zeros of masks into the stored weight, where the quantisers beside them keep zeros at zero."""
     assert isinstance(entries, parametrize.ParametrizationList)
     original = getattr(entries, "original", None)
-    symmetric = all(
-        isinstance(entry, Masked) or (isinstance(entry, FakeQuantize) and not entry.zero_point.any()) for entry in entries
-    )
-    if not symmetric or not isinstance(original, Tensor):
+    if not isinstance(original, Tensor) or not all(_keeps_zeros(entry) for entry in entries):
         return
     for number, entry in enumerate(entries):
         if isinstance(entry, Masked):
             original.mul_(entry.keep)
             entries[number] = nn.Identity()
+
+
+def _keeps_zeros(entry: nn.Module) -> bool:
+    return isinstance(entry, Masked) or (isinstance(entry, FakeQuantize) and not bool(entry.zero_point.any()))
 
 
 def _expect_full_range(path: str, quantizer: FakeQuantize) -> None:
@@ -124,14 +121,14 @@ def _to_proto(model: nn.Module, inputs: tuple[Tensor, ...], dynamic_batch: bool)
     try:
         with _quiet(), torch.no_grad():
             program = torch.onnx.export(
-                model, inputs, dynamo=True, opset_version=OPSET, dynamic_shapes=shapes, verbose=False, external_data=False
+                model, inputs, dynamo=True, opset_version=OPSET, dynamic_shapes=shapes, verbose=False
             )
             assert program is not None
             return program.model_proto
     except Exception as error:  # the exporter raises whatever its passes and the user's forward raise
         raise GraphError(
             "the model cannot be exported to ONNX", where=type(model).__name__, got=_first_cause(error),
-            do="Usual mend: a forward without literals of the batch size (or dynamic_batch=False), and standard operators",
+            do="Usual mend: no literals of the batch size in forward (or dynamic_batch=False), and standard operators",
         ) from error  # fmt: skip
 
 
@@ -150,7 +147,8 @@ def _quiet() -> Iterator[None]:
     try:
         for logger in loggers:
             logger.setLevel(logging.CRITICAL)
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        noise = io.StringIO()
+        with warnings.catch_warnings(), contextlib.redirect_stdout(noise), contextlib.redirect_stderr(noise):
             warnings.simplefilter("ignore")
             yield
     finally:
@@ -167,4 +165,5 @@ def _check(proto: onnx.ModelProto) -> None:
     try:
         onnx.checker.check_model(proto)
     except onnx.checker.ValidationError as error:
-        raise GraphError("the exported graph is not valid ONNX", where="export", got=str(error).splitlines()[0]) from error
+        reason = str(error).splitlines()[0]
+        raise GraphError("the exported graph is not valid ONNX", where="export", got=reason) from error

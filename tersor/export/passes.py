@@ -32,9 +32,9 @@ def ship(model: ModelProto) -> ModelProto:
 
 
 def name_layers(model: ModelProto) -> None:
-    """Name convolutions and matrix products by the module that made them, from the exporter's metadata; others lose theirs.
+    """Name convolutions and matrix products by the module that made them, from the exporter's metadata.
 
-    ``layers.0.conv1``, and ``layers.0.conv1:2`` for the second one that a module makes.
+    Other nodes lose their names. ``layers.0.conv1``, and ``layers.0.conv1:2`` for the second one that a module makes.
     """
     seen: Counter[str] = Counter()
     for node in model.graph.node:
@@ -318,4 +318,3 @@ def _set_nodes(graph: GraphProto, nodes: list[NodeProto]) -> None:
     copies = [NodeProto.FromString(node.SerializeToString()) for node in nodes]
     del graph.node[:]
     graph.node.extend(copies)
-

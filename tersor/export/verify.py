@@ -1,0 +1,176 @@
+"""Does ONNX Runtime give what PyTorch gives, and does it really compute in integers?"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+from onnx import numpy_helper
+from torch import Tensor, nn
+
+from tersor.core.errors import InputError, VerificationError
+from tersor.core.task import Task
+from tersor.core.verify import TOLERANCE, relative_difference
+from tersor.export.passes import NAMED
+from tersor.measure.session import OnnxRunnable
+from tersor.tensor.statistics import wilson
+
+AGREEMENT = 0.99  # least top-1 agreement of an int8 file with the model that it was made of
+ENOUGH = 200  # samples from which on a lower agreement is no accident
+NEAR = 0.1  # largest relative error (in the 2-norm) of an int8 file
+INTEGER = set(
+    "QLinearConv ConvInteger QGemm QLinearMatMul MatMulInteger MatMulIntegerToFloat DynamicQuantizeMatMul".split()
+)
+FLOAT = set("Conv FusedConv NhwcFusedConv ConvTranspose Gemm FusedGemm MatMul FusedMatMul MatMulNBits".split())
+
+
+def verify_onnx(path: Path, model: nn.Module, task: Task, *, quantized: bool, samples: int = 1000) -> dict[str, Any]:
+    """Compare the file with ``model`` (eager, eval mode) on the example inputs and ``samples`` of the validation data.
+
+    fp32: the largest relative difference (max |a − b| / max |b| over a batch) may be 1e-4. int8, ``model`` being the
+    fake-quantised one: top-1 agreement (with its Wilson interval) must be 0.99, and the relative error
+    ‖a − b‖ / ‖b‖ at most 0.1; the fraction of outputs at most one step (LSB) of the output's quantiser apart is noted.
+
+    Returns plain JSON facts; raises VerificationError where the file differs, or where there is nothing to compare.
+    """
+    session = OnnxRunnable(Path(path))
+    training = {name: module.training for name, module in model.named_modules()}
+    model.eval()
+    try:
+        with torch.no_grad():
+            pairs = [_as_tensors(session, model, task, args) for args in _samples(Path(path), task, samples)]
+    finally:
+        for name, module in model.named_modules():
+            module.training = training.get(name, module.training)
+    if quantized:
+        facts = _judge_quantized(Path(path), pairs, _is_classification(task))
+        return facts | {"operators": operator_histogram(path), "integer_share": integer_share(path)}
+    return _judge_float(Path(path), pairs)
+
+
+def _as_tensors(session: OnnxRunnable, model: nn.Module, task: Task, args: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    got = task.output(session(*(value.cpu() for value in args)))
+    expected = task.output(model(*(value.to(device) for value in args)))
+    return torch.as_tensor(got).cpu(), expected.detach().cpu()
+
+
+def _samples(path: Path, task: Task, samples: int) -> Iterator[tuple[Tensor, ...]]:
+    """The example inputs, then validation batches, at most ``samples``, cut to the batch size that the file takes."""
+    fixed = _fixed_batch(path)
+    if task.example_inputs is not None:
+        yield from _pieces(tuple(task.example_inputs), fixed)
+    count = 0
+    for batch in task.validation if task.validation is not None else ():
+        args, kwargs = task.inputs(batch)
+        if kwargs:
+            raise InputError("an ONNX file takes positional inputs", where="task.validation", got=sorted(kwargs))
+        args = tuple(value[: samples - count] for value in args)
+        yield from _pieces(args, fixed)
+        count += len(args[0])
+        if count >= samples:
+            return
+
+
+def _pieces(args: tuple[Tensor, ...], fixed: int | None) -> Iterator[tuple[Tensor, ...]]:
+    if fixed is None:
+        yield args
+        return
+    for start in range(0, len(args[0]) - fixed + 1, fixed):
+        yield tuple(value[start : start + fixed] for value in args)
+
+
+def _fixed_batch(path: Path) -> int | None:
+    dims = onnx.load(path).graph.input[0].type.tensor_type.shape.dim
+    return dims[0].dim_value if dims and dims[0].HasField("dim_value") else None
+
+
+def _is_classification(task: Task) -> bool:
+    for batch in task.validation if task.validation is not None else ():
+        return not task.targets(batch).is_floating_point()
+    return False
+
+
+def _judge_float(path: Path, pairs: list[tuple[Tensor, Tensor]]) -> dict[str, Any]:
+    differences = [relative_difference(got.double(), expected.double()) for got, expected in pairs]
+    worst = max(differences, default=float("inf"))
+    if not worst <= TOLERANCE:
+        raise _differs(path, f"relative difference {worst:.3g}", f"at most {TOLERANCE:g}")
+    return {"relative_difference": worst, "tolerance": TOLERANCE, "n": sum(len(got) for got, _ in pairs)}
+
+
+def _judge_quantized(path: Path, pairs: list[tuple[Tensor, Tensor]], classification: bool) -> dict[str, Any]:
+    if not pairs or any(got.shape != expected.shape for got, expected in pairs):
+        shapes = [(list(got.shape), list(expected.shape)) for got, expected in pairs[:1]]
+        raise _differs(path, f"outputs of shapes {shapes}", "the same shapes from both, for at least one sample")
+    got = torch.cat([a.flatten(1) if a.ndim > 1 else a for a, _ in pairs]).double()
+    expected = torch.cat([b.flatten(1) if b.ndim > 1 else b for _, b in pairs]).double()
+    error = float((got - expected).norm() / expected.norm().clamp_min(1e-30))
+    step = output_step(path)
+    facts: dict[str, Any] = {"n": len(got), "relative_error": error, "output_step": step}
+    if step is not None:
+        facts["within_one_step"] = float(((got - expected).abs() <= 1.01 * step).double().mean())
+    if not error <= NEAR:
+        raise _differs(path, f"relative error {error:.3g}", f"at most {NEAR}")
+    if not classification:
+        return facts
+    top = [(a.argmax(-1) == b.argmax(-1)).flatten() for a, b in pairs]
+    same, n = int(sum(int(t.sum()) for t in top)), sum(len(t) for t in top)
+    low, high = wilson(same, n)
+    facts |= {"top1_agreement": same / n, "low": low, "high": high, "n": n}
+    if same / n < AGREEMENT and (n >= ENOUGH or high < AGREEMENT):
+        got_text = f"top-1 agreement {same / n:.4f} [{low:.4f}, {high:.4f}] on {n} samples"
+        raise _differs(path, got_text, f"at least {AGREEMENT}")
+    return facts
+
+
+def _differs(path: Path, got: str, expected: str) -> VerificationError:
+    return VerificationError(
+        "the ONNX file does not compute what the PyTorch model computes", where=str(path), got=got, expected=expected,
+        do="The file must not be shipped: please report the architecture",
+    )  # fmt: skip
+
+
+def output_step(path: Path) -> float | None:
+    """The scale of the first output's quantiser; None where the output is not quantised."""
+    graph = onnx.load(path).graph
+    producer = next((node for node in graph.node if graph.output[0].name in node.output), None)
+    if producer is None or producer.op_type != "DequantizeLinear":
+        return None
+    scale = next((tensor for tensor in graph.initializer if tensor.name == producer.input[1]), None)
+    return None if scale is None or scale.dims else float(numpy_helper.to_array(scale))
+
+
+def optimized_nodes(path: Path) -> list[tuple[str, str]]:
+    """(operator, node name) of every node of the graph that ONNX Runtime really runs, after its own optimisations."""
+    with tempfile.TemporaryDirectory() as folder:
+        optimized = Path(folder) / "optimized.onnx"
+        OnnxRunnable(Path(path), optimised_model_path=optimized)
+        return [(node.op_type, node.name) for node in onnx.load(optimized).graph.node]
+
+
+def operator_histogram(path: Path) -> dict[str, int]:
+    """How often each operator stands in the graph that ONNX Runtime really runs, most frequent first."""
+    return dict(Counter(operator for operator, _ in optimized_nodes(path)).most_common())
+
+
+def integer_share(path: Path) -> dict[str, Any]:
+    """How many convolutions and matrix products run in integers: ``integer``, ``total``, ``share``, and the names of
+    those that stayed in float, ``float_layers`` (module paths, in files that ``export_onnx`` wrote)."""
+    nodes = optimized_nodes(path)
+    integer = [name for operator, name in nodes if operator in INTEGER]
+    floating = [name for operator, name in nodes if operator in FLOAT]
+    # ONNX Runtime renames what it fuses ("fc_token_3", "w_nchwc"): a layer of the file that is not among the integer
+    # ones stayed in float.
+    in_integers = {re.sub(r"_token_\d+$", "", name) for name in integer}
+    named = [node.name for node in onnx.load(path).graph.node if node.op_type in NAMED and node.name]
+    layers = [name for name in named if name not in in_integers] if floating else []
+    total = len(integer) + len(floating)
+    share = len(integer) / total if total else 1.0
+    return {"integer": len(integer), "total": total, "share": share, "float_layers": layers}
