@@ -25,7 +25,7 @@ from tersor.export.passes import ship
 
 OPSET = 20
 _LARGEST = 2**31 - 1  # protobuf's limit for one message
-_LOGGERS = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
+_LOGGERS = ("torch.onnx", "torch.export", "torch.fx", "onnxscript", "onnx_ir")
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def _bake_masks(entries: nn.Module) -> None:
         return
     for number, entry in enumerate(entries):
         if isinstance(entry, Masked):
-            original.mul_(entry.keep)
+            original.masked_fill_(~entry.keep, 0)
             entries[number] = nn.Identity()
 
 

@@ -129,32 +129,26 @@ def _quantize(node: NodeProto, constants: dict[str, TensorProto]) -> NDArray[np.
 def mean_to_pool(model: ModelProto) -> None:
     """ReduceMean over all spatial axes becomes GlobalAveragePool, which ONNX Runtime also has in integers.
 
-    Without ``keepdims`` a Flatten follows, after the quantiser if there is one, so that it does not stand between.
+    Without ``keepdims`` a Flatten follows: after the QuantizeLinear if one is there (so that pool and quantiser stay
+    neighbours, and quantiser and whatever comes next).
     """
     graph = model.graph
     constants, users, ranks = _constants(graph), _users(graph), _ranks(graph)
     nodes: list[NodeProto] = []
-    flatten_after: dict[str, tuple[str, NodeProto]] = {}
+    unflat: set[str] = set()
     for node in graph.node:
         if node.op_type == "ReduceMean" and _is_spatial(node, constants, ranks):
             keepdims = next((a.i for a in node.attribute if a.name == "keepdims"), 1)
-            pool = helper.make_node("GlobalAveragePool", [node.input[0]], list(node.output))
-            pool.metadata_props.extend(node.metadata_props)
-            nodes.append(pool)
+            readers = users[node.output[0]]
+            node = helper.make_node("GlobalAveragePool", [node.input[0]], list(node.output))
             if not keepdims:
-                last = _end_of_quantizer(node.output[0], users)
-                raw = f"{last}/unflattened"
-                flatten_after[last] = raw, helper.make_node("Flatten", [raw], [last], axis=1)
-        else:
-            nodes.append(node)
-    ordered: list[NodeProto] = []
-    for node in nodes:
-        ordered.append(node)
-        if node.output and node.output[0] in flatten_after:
-            node_name = node.output[0]
-            node.output[0], flatten = flatten_after[node_name]
-            ordered.append(flatten)
-    _set_nodes(graph, ordered)
+                quantized = len(readers) == 1 and readers[0].op_type == "QuantizeLinear"
+                unflat.add(readers[0].output[0] if quantized else node.output[0])
+        nodes.append(node)
+        if node.output[0] in unflat:
+            flat, node.output[0] = node.output[0], f"{node.output[0]}/unflat"
+            nodes.append(helper.make_node("Flatten", [node.output[0]], [flat], axis=1))
+    _set_nodes(graph, nodes)
 
 
 def _is_spatial(node: NodeProto, constants: dict[str, TensorProto], ranks: dict[str, int]) -> bool:
@@ -163,17 +157,6 @@ def _is_spatial(node: NodeProto, constants: dict[str, TensorProto], ranks: dict[
         return False
     axes = {int(axis) % rank for axis in numpy_helper.to_array(constants[node.input[1]]).reshape(-1)}
     return axes == set(range(2, rank))
-
-
-def _end_of_quantizer(name: str, users: dict[str, list[NodeProto]]) -> str:
-    """The value after the quantize / dequantize pair that alone reads ``name``; ``name`` itself where there is none."""
-    current = name
-    for operator in ("QuantizeLinear", "DequantizeLinear"):
-        readers = users[current]
-        if len(readers) != 1 or readers[0].op_type != operator:
-            return name
-        current = readers[0].output[0]
-    return current
 
 
 def strip(model: ModelProto) -> None:

@@ -24,10 +24,13 @@ from tersor.tensor.statistics import wilson
 AGREEMENT = 0.99  # least top-1 agreement of an int8 file with the model that it was made of
 ENOUGH = 200  # samples from which on a lower agreement is no accident
 NEAR = 0.1  # largest relative error (in the 2-norm) of an int8 file
-INTEGER = set(
-    "QLinearConv ConvInteger QGemm QLinearMatMul MatMulInteger MatMulIntegerToFloat DynamicQuantizeMatMul".split()
-)
-FLOAT = set("Conv FusedConv NhwcFusedConv ConvTranspose Gemm FusedGemm MatMul FusedMatMul MatMulNBits".split())
+INTEGER = {
+    "QLinearConv", "ConvInteger", "QGemm", "QLinearMatMul", "MatMulInteger", "MatMulIntegerToFloat",
+    "DynamicQuantizeMatMul",
+}  # fmt: skip
+FLOAT = {
+    "Conv", "FusedConv", "NhwcFusedConv", "ConvTranspose", "Gemm", "FusedGemm", "MatMul", "FusedMatMul", "MatMulNBits",
+}  # fmt: skip
 
 
 def verify_onnx(path: Path, model: nn.Module, task: Task, *, quantized: bool, samples: int = 1000) -> dict[str, Any]:
