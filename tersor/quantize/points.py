@@ -11,15 +11,24 @@ from tersor.core.plan import Skip
 from tersor.graph.trace import Call, Graph, Ref
 from tersor.quantize.weights import WEIGHTED
 
-# The result lies on the operand's grid: no quantiser of their own. ONNX Runtime moves the pair across them.
+# The result lies on the operand's grid, and ONNX Runtime carries quantisation across: no quantiser is needed.
 PASS = {
-    "alias", "clone", "contiguous", "detach", "dropout", "expand", "flatten", "max_pool1d", "max_pool2d", "permute",
-    "reshape", "select", "slice", "squeeze", "t", "transpose", "unsqueeze", "view",
+    "alias", "clone", "contiguous", "detach", "dropout", "flatten", "max_pool1d", "max_pool2d", "permute", "reshape",
+    "slice", "squeeze", "t", "transpose", "unsafe_view", "unsqueeze", "view",
 }  # fmt: skip
 SAME = {"alias", "clone", "contiguous", "detach", "dropout"}  # in evaluation, the very same tensor
+# The result lies on the operand's grid, but ONNX Runtime must see it quantised again: the same quantiser stands there.
+MOVE = {
+    "channel_shuffle", "chunk", "expand", "getitem", "pixel_shuffle", "pixel_unshuffle", "repeat", "roll", "select",
+    "split", "split_with_sizes", "unbind", "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d",
+}  # fmt: skip
+MULTIPLE = {"chunk", "split", "split_with_sizes", "unbind"}  # give several tensors; ``getitem`` takes one
 # Integer kernels that take quantised operands and give a quantised result.
 POOLS = {"adaptive_avg_pool2d", "avg_pool2d", "mean"}
 LIGHT = POOLS | {"add", "cat", "leaky_relu", "mul", "sigmoid"}
+INPUT = (
+    ".input"  # "conv2d_3.input": what that call's module is given, a value that cannot be intercepted where it is made
+)
 
 
 @dataclass
@@ -36,6 +45,13 @@ class Points:
     light: list[Call] = field(default_factory=list)
     source: dict[str, str] = field(default_factory=dict)
     absorbed: set[str] = field(default_factory=set)
+
+    def add(self, names: Iterable[str]) -> None:
+        """Quantise these values, with one quantiser for all of them."""
+        names = list(names)
+        for name in names:
+            self.values[name] = None
+            self.join(names[-1], name)
 
     def groups(self) -> list[tuple[str, ...]]:
         """The values that share one quantiser, each value in exactly one group."""
@@ -67,10 +83,26 @@ class Flow:
                 self.active.add(call.name)
 
     def source(self, name: str) -> str:
-        """The value on whose grid ``name`` lies: back over operators that only move values."""
-        while name in self.calls and self.calls[name].operator in PASS:
+        """The value whose quantiser ``name`` needs: back over operators that quantisation is carried across."""
+        return self._back(name, PASS)
+
+    def origin(self, name: str) -> str:
+        """The value on whose grid ``name`` lies: back over every operator that only moves values."""
+        return self._back(name, PASS | MOVE)
+
+    def _back(self, name: str, over: Container[str]) -> str:
+        while name in self.calls and self.calls[name].operator in over:
             name = next(self.calls[name].refs())
         return name
+
+    def moved(self, name: str) -> list[str]:
+        """``name`` (a source) and the sources before it, up to its origin: they share one quantiser."""
+        found = [name]
+        while name in self.calls and self.calls[name].operator in MOVE:
+            name = self.source(next(self.calls[name].refs()))
+            if name not in self.calls or self.calls[name].operator not in MULTIPLE:
+                found.append(name)
+        return found
 
     def result(self, call: Call) -> tuple[str, list[str]]:
         """The value to quantise after ``call``, and the activation functions that vanish into its quantiser.
@@ -88,16 +120,32 @@ class Flow:
         return call.name, []
 
     def only_reader_is(self, name: str, reader: Call) -> bool:
-        """Whether ``reader`` alone reads ``name``, over operators that only move values."""
+        """Whether ``reader`` alone reads ``name``, directly or over operators that only move values."""
         if name in self.graph.outputs:
             return False
         return all(
-            user is reader or (user.operator in PASS and self.only_reader_is(user.name, reader))
+            user is reader or (user.operator in PASS | MOVE and self.only_reader_is(user.name, reader))
             for user in self.users.get(name, ())
+        )
+
+    def shape(self, name: str) -> tuple[int, ...] | None:
+        """The shape of the value."""
+        name = self.calls[name.removesuffix(INPUT)].args[0] if name.endswith(INPUT) else name
+        return self.graph.shapes.get(name)
+
+    def is_whole_module(self, call: Call) -> bool:
+        """Whether the call's module makes calls of this operator alone, so that its input is the call's operand."""
+        return all(
+            other.operator == call.operator and other.module == call.module
+            for other in self.graph.calls
+            if f"{other.module}.".startswith(f"{call.module}.") and other.name in self.active
         )
 
     def place(self, name: str) -> ActivationPlace:
         """Where the value is, in the model."""
+        if name.endswith(INPUT):
+            call = self.calls[name.removesuffix(INPUT)]
+            return ActivationPlace(call.module, "input", call.ordinal)
         if name in self.graph.inputs:
             return ActivationPlace("", "input", list(self.graph.inputs).index(name))
         return self.calls[name].place
@@ -123,6 +171,16 @@ def clamps_from_zero(call: Call) -> bool:
     return False
 
 
+def upper_bound(call: Call) -> float | None:
+    """Where a clamp or ReLU6 ends; None where it does not."""
+    if "relu6" in call.overload:
+        return 6.0
+    if call.operator not in ("clamp", "hardtanh"):
+        return None
+    upper = call.args[2] if len(call.args) > 2 else call.kwargs.get("max", call.kwargs.get("max_val"))
+    return float(upper) if isinstance(upper, (int, float)) else None
+
+
 def _is_spatial(call: Call, graph: Graph) -> bool:
     """Whether a pooling call averages over the last two axes of a 4-d tensor and no others."""
     shape = graph.shapes.get(call.args[0], ())
@@ -143,16 +201,22 @@ def decide(flow: Flow, weighted: Iterable[Call], barred: Container[str] = ()) ->
     points = Points()
     for call in weighted:
         source, (result, absorbed) = flow.source(call.args[0]), flow.result(call)
-        if source in barred or result in barred or source not in flow.active:
+        chain = [name for name in flow.moved(source) if name not in barred]
+        if source in barred and flow.is_whole_module(call):
+            source = call.name + INPUT
+            chain = [source, *chain]
+        if source in barred or result in barred or flow.origin(call.args[0]) not in flow.active:
             continue
         points.weighted.append(call)
         points.source[call.name] = source
-        points.values |= {source: None, result: None}
+        points.add(chain)
+        points.add([result])
         points.absorbed.update(absorbed)
     for call in flow.graph.calls:
         if call.operator in LIGHT:
             _consider(flow, call, points, barred)
     order = {name: i for i, name in enumerate([*flow.graph.inputs, *flow.calls])}
+    order |= {name: order[name.removesuffix(INPUT)] for name in points.values if name.endswith(INPUT)}
     points.values = dict.fromkeys(sorted(points.values, key=order.__getitem__))
     return points
 
@@ -163,26 +227,33 @@ def _consider(flow: Flow, call: Call, points: Points, barred: Container[str]) ->
     if not names:
         return
     sources = [flow.source(name) for name in names]
+    origins = [flow.origin(name) for name in names]
     result, absorbed = flow.result(call)
-    missing = [source for source in sources if source not in points.values]
-    if call.operator == "mul" and len(missing) == 1 and len(set(sources)) == 2 and _is_gate(flow, sources, missing[0]):
-        points.values[missing[0]] = None  # a squeeze-and-excitation gate is small: quantising it costs nothing
-        missing = []
-    if missing or result in barred or any(source in barred for source in sources):
+    missing = [origin for origin in origins if origin not in points.values]
+    if (
+        call.operator == "mul"
+        and len(missing) == 1
+        and len(set(origins)) == 2
+        and _is_gate(flow, sources, origins, missing)
+    ):
+        missing = []  # a squeeze-and-excitation gate is small: quantising it costs nothing
+    if missing or result in barred or any(name in barred for name in [*sources, *origins]):
         return
     points.light.append(call)
-    points.values[result] = None
+    for source in sources:
+        points.add(flow.moved(source))
+    points.add([result])
     points.absorbed.update(absorbed)
     if call.operator == "cat" and not absorbed:
-        for source in sources:
-            if flow.only_reader_is(source, call):  # its own finer grid would be lost in the result's anyway
-                points.join(result, source)
+        for origin in origins:
+            if flow.only_reader_is(origin, call):  # its own finer grid would be lost in the result's anyway
+                points.join(result, origin)
 
 
-def _is_gate(flow: Flow, sources: list[str], gate: str) -> bool:
-    other = next(source for source in sources if source != gate)
-    sizes = [math.prod(flow.graph.shapes[name]) for name in (gate, other)]
-    return 8 * sizes[0] <= sizes[1]
+def _is_gate(flow: Flow, sources: list[str], origins: list[str], missing: list[str]) -> bool:
+    sizes = {origin: math.prod(flow.graph.shapes[source]) for source, origin in zip(sources, origins, strict=True)}
+    gate = sizes.pop(missing[0])
+    return 8 * gate <= sum(sizes.values())
 
 
 def float_calls(flow: Flow, points: Points) -> list[Skip]:
@@ -190,7 +261,7 @@ def float_calls(flow: Flow, points: Points) -> list[Skip]:
     integer = {call.name for call in [*points.weighted, *points.light]} | points.absorbed
     skips = []
     for call in flow.graph.calls:
-        passing = call.operator in PASS and flow.source(call.name) in flow.active
+        passing = call.operator in PASS | MOVE
         floating = call.dtype is not None and call.dtype.is_floating_point
         if call.name in integer or passing or not floating or call.name not in flow.active:
             continue

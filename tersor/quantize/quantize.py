@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from tersor.core.edit import Quantizer
 from tersor.core.errors import InputError
 from tersor.core.fake_quantize import FakeQuantize
-from tersor.core.place import Everything, Selector, TensorPlace, module_at, select, tensor_at
+from tersor.core.place import ActivationPlace, Everything, Selector, TensorPlace, module_at, select, tensor_at
 from tersor.core.plan import Plan, Skip
 from tersor.core.step import Method
 from tersor.core.task import Task
@@ -19,7 +20,7 @@ from tersor.graph.trace import Call, Graph, trace
 from tersor.observe.reach import unreachable
 from tersor.observe.watch import Statistics, watch
 from tersor.quantize.fold import foldable
-from tersor.quantize.points import Flow, Points, decide, float_calls
+from tersor.quantize.points import Flow, Points, decide, float_calls, upper_bound
 from tersor.quantize.ranges import MeanSquaredError, MinMax, Range
 from tersor.quantize.schemes import Int
 from tersor.quantize.weights import TRANSPOSED, WEIGHTED, bias_place, has_bias, output_axis, weight_place
@@ -78,16 +79,11 @@ class Quantize(Method):
         _expect_folded(model, graph)
         flow = Flow(graph)
         weighted, skips = self._weighted(model, graph, flow)
-        points = decide(flow, weighted)
-        places = {name: flow.place(name) for name in points.values}
-        missed = unreachable(model, graph, places.values(), task.example_inputs)
-        if missed:
-            barred = {name for name, place in places.items() if place in missed}
-            skips += [Skip(str(place), reason) for place, reason in missed.items()]
-            kept = decide(flow, weighted, barred)
-            lost = [call for call in points.weighted if call not in kept.weighted]
-            skips += [Skip(call.module, "stays float: its activation cannot be intercepted") for call in lost]
-            points = kept
+        points, missed = _borne_out(model, flow, weighted, task.example_inputs)
+        skips += [Skip(str(place), reason) for place, reason in missed.items()]
+        kept = {call.name for call in points.weighted}
+        lost = [call.place for call in weighted if call.name not in kept]
+        skips += [Skip(str(place), "stays float: its activation or its result cannot be intercepted") for place in lost]
         skips += float_calls(flow, points)
         edits, lines = self._quantizers(model, task, flow, points)
         return Plan("Quantize", tuple(edits), tuple(skips), tuple(lines))
@@ -105,7 +101,7 @@ class Quantize(Method):
                 reason = f"no integer kernel: {call.operator}"
             elif weight_place(model, graph, call) is None:
                 reason = "stays float: its weight is computed, not a parameter"
-            elif flow.source(call.args[0]) not in flow.active:
+            elif flow.origin(call.args[0]) not in flow.active:
                 reason = "stays float: it reads no activation"
             else:
                 found.append(call)
@@ -120,7 +116,9 @@ class Quantize(Method):
         statistics = watch(model, places.values(), task, batches=self.calibration_batches) if places else {}
         activations: dict[str, Quantizer] = {}
         for group in points.groups():
-            edit = self._activation([statistics[places[name]] for name in group])
+            bounds = [upper_bound(flow.calls[name]) for name in group if name in points.absorbed]
+            bound = min((bound for bound in bounds if bound is not None), default=None)
+            edit = self._activation([statistics[places[name]] for name in group], bound)
             activations |= dict.fromkeys(group, edit)
         weights: dict[TensorPlace, Quantizer] = {}
         for call in points.weighted:
@@ -132,15 +130,25 @@ class Quantize(Method):
         edits = [*dict.fromkeys(activations.values()), *weights.values()]
         return edits, [(", ".join(map(str, edit.places)), _describe(edit)) for edit in edits]
 
-    def _activation(self, statistics: list[Statistics]) -> Quantizer:
+    def _activation(self, statistics: list[Statistics], bound: float | None) -> Quantizer:
+        """``bound``: where an absorbed clamp ends. The integers must not reach beyond it, or ONNX Runtime keeps the
+        clamp and computes what is before it in floating point; so that step is not learnt."""
         for each in statistics:
             each.require_variety()
         sample = torch.cat([each.sample for each in statistics])[None]
         scale, zero_point = self.activation_range.parameters(sample, self.activations)
         scheme = self.activations
+        if bound is not None:
+            scale = scale.clamp_max((1 - 1e-6) * bound / (scheme.quant_max - int(zero_point)))
         places = tuple(each.place for each in statistics)
         return Quantizer(
-            places, scale[0], zero_point[0], scheme.quant_min, scheme.quant_max, axis=None, learn=self.learn
+            places,
+            scale[0],
+            zero_point[0],
+            scheme.quant_min,
+            scheme.quant_max,
+            axis=None,
+            learn=self.learn and bound is None,
         )
 
     def _weight(self, model: nn.Module, graph: Graph, call: Call, place: TensorPlace, input_scale: float) -> Quantizer:
@@ -159,6 +167,24 @@ class Quantize(Method):
             (place,), scale, zero_point, scheme.quant_min, scheme.quant_max,
             axis=axis if per_channel else None, learn=self.learn,
         )  # fmt: skip
+
+
+def _borne_out(
+    model: nn.Module, flow: Flow, weighted: list[Call], example_inputs: tuple[Any, ...]
+) -> tuple[Points, dict[ActivationPlace, str]]:
+    """Decide, and decide again without the places that the running model does not bear out, until all are."""
+    missed: dict[ActivationPlace, str] = {}
+    barred: set[str] = set()
+    while True:
+        points = decide(flow, weighted, barred)
+        names = {flow.place(name): name for name in points.values}
+        found = unreachable(
+            model, flow.graph, {place: flow.shape(name) for place, name in names.items()}, example_inputs
+        )
+        if not found:
+            return points, missed
+        missed |= found
+        barred |= {names[place] for place in found}
 
 
 def _widened(scale: Tensor, rows: Tensor, bias: Tensor | None, input_scale: float) -> Tensor:

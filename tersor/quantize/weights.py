@@ -21,7 +21,7 @@ def weight_place(model: nn.Module, graph: Graph, call: Call) -> TensorPlace | No
         return graph.tensors[name]
     module = model.get_submodule(call.module)
     if parametrize.is_parametrized(module, "weight"):
-        shape = tuple(module.weight.shape)
+        shape = tuple(tensor_at(model, TensorPlace(call.module, "weight")).shape)
         return TensorPlace(call.module, "weight") if shape == graph.shapes.get(name) else None
     return None
 
@@ -59,7 +59,8 @@ def stored(model: nn.Module, place: TensorPlace) -> Tensor:
     """The values behind a parametrization (a mask, for instance), or the tensor itself; detached."""
     module = module_at(model, place.module)
     if parametrize.is_parametrized(module, place.tensor):
-        return module.get_submodule(f"parametrizations.{place.tensor}").original.detach()
+        entry = module.get_submodule(f"parametrizations.{place.tensor}")
+        return entry.get_parameter("original").detach()
     return tensor_at(model, place).detach()
 
 
