@@ -8,16 +8,23 @@ from itertools import pairwise
 from tersor.core.measurement import Measurement
 from tersor.core.record import Record
 from tersor.report.format import both_of, human, interval_of, scale_of, value_of
-from tersor.report.schema import Budget, StepSummary, Summary
+from tersor.report.schema import StepSummary, Summary
 
 BATCHES = (1, 32)
-# Operators of an ONNX graph that do the multiplying; in integers they bear other names (QLinearConv, MatMulInteger …).
-_FLOAT_PRODUCTS = ("Conv", "FusedConv", "ConvTranspose", "Gemm", "FusedGemm", "MatMul", "FusedMatMul", "LSTM", "GRU", "ReduceMean")
+MOST_NAMED = 8
+# Operators that multiply in float; those in integers bear other names (QLinearConv, QGemm, MatMulInteger …).
+_FLOAT_PRODUCTS = {
+    "Conv", "FusedConv", "NhwcFusedConv", "ConvTranspose", "Gemm", "FusedGemm", "MatMul", "FusedMatMul",
+    "LSTM", "GRU", "RNN",
+}  # fmt: skip
 
 
 def findings(summary: Summary, records: Sequence[Record] = ()) -> tuple[str, ...]:
     """Warnings and remarks, each one sentence, the weightiest first."""
-    parts = (_unfinished(summary), _slower(summary), _macs_and_clock(summary), _integers(summary), _zeros(summary), _close_budgets(summary), _nothing_done(records))
+    parts = (
+        _unfinished(summary), _slower(summary), _macs_and_clock(summary), _integers(summary), _zeros(summary),
+        _close_budgets(summary), _nothing_done(records),
+    )  # fmt: skip
     return tuple(line for part in parts for line in part)
 
 
@@ -25,8 +32,9 @@ def _unfinished(summary: Summary) -> Iterator[str]:
     done, asked = len(summary.steps), len(summary.recipe.steps)
     if done < asked:
         yield f"{done} of the recipe's {asked} steps have finished; the numbers below are those of the finished ones."
-    if summary.final is not None and summary.steps and summary.final.number != summary.steps[-1].number:
-        yield f"What is shipped is the model after “{summary.final.name}”, not after the last step, “{summary.steps[-1].name}”."
+    final, last = summary.final, summary.steps[-1] if summary.steps else None
+    if final is not None and last is not None and final.number != last.number:
+        yield f"What is shipped is the model after “{final.name}”, not after the last step, “{last.name}”."
 
 
 def _speedup(summary: Summary, batch: int) -> Measurement | None:
@@ -70,24 +78,37 @@ def _macs_and_clock(summary: Summary) -> Iterator[str]:
 
 def _integers(summary: Summary) -> Iterator[str]:
     for before, after in pairwise(summary.stages):
-        if _operators(before, "integer") or not _operators(after, "integer"):
+        if _runs_integers(before) or not _runs_integers(after):
             continue
         slow = [text for batch in BATCHES if (text := _no_gain(before, after, batch))]
-        floats = {name: n for name, n in _operators(after, "operators").items() if name in _FLOAT_PRODUCTS}
-        listed = ", ".join(f"{name} ×{n}" for name, n in sorted(floats.items()))
-        stayed = f"operators that stayed float: {listed}" if listed else "although every convolution and matrix product runs in integers"
+        floating = _floating(after)
+        everything = "although every convolution and matrix product runs in integers"
+        stayed = f"stayed float: {floating}" if floating else everything
         if slow:
             yield f"int8 is not faster here ({'; '.join(slow)}); {stayed}."
-        elif listed:
-            yield f"int8 covers most of the model; {stayed}."
+        elif floating:
+            yield f"int8 does not cover the whole model; {stayed}."
 
 
-def _operators(stage: StepSummary, name: str) -> dict[str, int]:
-    onnx = stage.facts.get("onnx")
-    found = onnx.get(name) if isinstance(onnx, Mapping) else None
-    if not isinstance(found, Mapping):
-        return {}
-    return {str(key): int(n) for key, n in found.items() if isinstance(n, (int, float)) and n > 0}
+def _onnx(stage: StepSummary) -> Mapping[str, object]:
+    found = stage.facts.get("onnx")
+    return found if isinstance(found, Mapping) else {}
+
+
+def _runs_integers(stage: StepSummary) -> bool:
+    """Whether the step's ONNX graph multiplies in integers: ``integer`` is a count, or counts by operator."""
+    return bool(_onnx(stage).get("integer"))
+
+
+def _floating(stage: StepSummary) -> str:
+    """The layers that stayed float where they are named, else the operators with their counts."""
+    layers = _onnx(stage).get("float_layers")
+    if isinstance(layers, (list, tuple)) and layers:
+        more = f" and {len(layers) - MOST_NAMED} more" if len(layers) > MOST_NAMED else ""
+        return ", ".join(map(str, layers[:MOST_NAMED])) + more
+    operators = _onnx(stage).get("operators")
+    counts = dict(operators) if isinstance(operators, Mapping) else {}
+    return ", ".join(f"{name} ×{n}" for name, n in sorted(counts.items()) if name in _FLOAT_PRODUCTS and n)
 
 
 def _no_gain(before: StepSummary, after: StepSummary, batch: int) -> str:
@@ -108,29 +129,25 @@ def _zeros(summary: Summary) -> Iterator[str]:
     zeros = 1 - nonzeros.value / weights.value
     if zeros >= 0.2:
         yield (
-            f"{100 * zeros:.0f} % of the weights are zero. ONNX Runtime stores and multiplies zeros like other numbers: "
-            "they save neither bytes nor time there."
+            f"{100 * zeros:.0f} % of the weights are zero. ONNX Runtime stores and multiplies zeros like other "
+            "numbers: they save neither bytes nor time there."
         )
 
 
 def _close_budgets(summary: Summary) -> Iterator[str]:
     for budget in summary.verdict.budgets:
-        if budget.met and budget.high is not None and budget.high > budget.limit:
-            yield f"{_budget_name(budget)} is kept, but its interval {_budget_interval(budget)} reaches beyond the limit of {_limit(budget)}."
-        elif budget.met is False and budget.low is not None and budget.low <= budget.limit:
-            yield f"{_budget_name(budget)} is missed, but its interval {_budget_interval(budget)} holds the limit of {_limit(budget)}: more test samples would tell."
-
-
-def _budget_name(budget: Budget) -> str:
-    return f"The budget “{human(budget.name)}”"
-
-
-def _budget_interval(budget: Budget) -> str:
-    return interval_of(Measurement(budget.value or 0.0, budget.unit, budget.low, budget.high)) if budget.value is not None else ""
-
-
-def _limit(budget: Budget) -> str:
-    return scale_of(budget.limit, budget.unit).full(budget.limit)
+        if budget.value is None or budget.low is None or budget.high is None:
+            continue
+        name = human(budget.name)
+        interval = interval_of(Measurement(budget.value, budget.unit, budget.low, budget.high))
+        limit = scale_of(budget.limit, budget.unit).full(budget.limit)
+        if budget.met and budget.high > budget.limit:
+            yield f"The budget “{name}” is kept, but its interval {interval} reaches beyond the limit of {limit}."
+        elif budget.met is False and budget.low <= budget.limit:
+            yield (
+                f"The budget “{name}” is missed, but its interval {interval} holds the limit of {limit}: "
+                "more test samples would tell."
+            )
 
 
 def _nothing_done(records: Sequence[Record]) -> Iterator[str]:

@@ -16,7 +16,7 @@ _POINTS = {"points", "percentage points", "pp"}
 
 @dataclass(frozen=True)
 class Scale:
-    """How the numbers of one quantity are shown: multiplied by ``factor``, with ``decimals``, followed by ``suffix``."""
+    """How the numbers of one quantity are shown: times ``factor``, with ``decimals``, followed by ``suffix``."""
 
     factor: float
     decimals: int

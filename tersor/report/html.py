@@ -50,7 +50,8 @@ def render(summary: Mapping[str, Any], records: Sequence[Record]) -> str:
     parsed = parse_summary(summary)
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters.update(
-        value=numbers.value_of, interval=numbers.interval_of, human=numbers.human, duration=numbers.duration, plain=_plain, python=repr, tight=numbers.tight,
+        value=numbers.value_of, interval=numbers.interval_of, human=numbers.human, duration=numbers.duration,
+        tight=numbers.tight, plain=_plain, python=repr,
     )  # fmt: skip
     table = rows(parsed)
     return environment.from_string(_resource("template.html")).render(
@@ -84,7 +85,8 @@ def _figures(summary: Summary) -> list[Figure]:
     ):
         ratio = _ratio(summary, name, "×")
         if ratio is not None:
-            found.append(Figure(numbers.value_of(ratio), better if ratio.value >= 1 else worse, numbers.interval_of(ratio)))
+            label = better if ratio.value >= 1 else worse
+            found.append(Figure(numbers.value_of(ratio), label, numbers.interval_of(ratio)))
     drop = _ratio(summary, "accuracy_drop_points", "points")
     if drop is not None:
         label = f"{_unit(drop)} of {numbers.human(summary.task.metric)} {'gained' if drop.value < 0 else 'lost'}"
@@ -133,10 +135,26 @@ def _facts(stage: StepSummary) -> list[tuple[str, str]]:
     if isinstance(verified, (int, float)):
         found.append(("removed channels verified", f"largest relative difference to the masked model {verified:.1e}"))
     onnx = stage.facts.get("onnx")
-    if isinstance(onnx, Mapping):
-        found += [(f"ONNX {numbers.human(str(key))}", _plain(value)) for key, value in onnx.items() if value not in ({}, [], None)]
+    found += _onnx_facts(onnx) if isinstance(onnx, Mapping) else []
     found += [(numbers.human(key), _plain(value)) for key, value in stage.facts.items() if key not in _SHOWN_ELSEWHERE]
     return found
+
+
+def _onnx_facts(onnx: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What the comparison of the ONNX file with PyTorch found: agreement with its interval, then whatever else."""
+    found, told = [], set()
+    samples = f", {onnx['n']} samples" if onnx.get("n") else ""
+    if onnx.get("relative_difference") is not None:
+        allowed = f" (allowed: {onnx['tolerance']:.0e})" if onnx.get("tolerance") is not None else ""
+        difference = f"largest relative difference {onnx['relative_difference']:.1e}"
+        found.append(("ONNX against PyTorch", f"{difference}{allowed}{samples}"))
+        told = {"relative_difference", "tolerance", "n"}
+    elif onnx.get("top1_agreement") is not None:
+        same = Measurement(onnx["top1_agreement"], "fraction", onnx.get("low"), onnx.get("high"))
+        found.append(("ONNX against PyTorch", f"same answer for {numbers.both_of(same)}{samples}"))
+        told = {"top1_agreement", "low", "high", "n"}
+    rest = ((key, value) for key, value in onnx.items() if key not in told and value not in ({}, [], None))
+    return found + [(f"ONNX {numbers.human(str(key))}", _plain(value)) for key, value in rest]
 
 
 def _plain(value: object) -> str:

@@ -14,7 +14,7 @@ _NEAR, _FAR = 9.0, 26.0
 _OFFSETS = [
     (dx * reach, dy * reach)
     for reach in (_NEAR, 1.8 * _NEAR, _FAR, 1.6 * _FAR, 2.4 * _FAR)
-    for dx, dy in ((1, 0.5), (1, -0.5), (-1, 0.5), (-1, -0.5), (0.3, 1), (0.3, -1), (-0.3, 1), (-0.3, -1))
+    for dx, dy in ((1, 0.8), (1, -0.8), (-1, 0.8), (-1, -0.8), (0.3, 1), (0.3, -1), (-0.3, 1), (-0.3, -1))
 ]
 
 
@@ -29,7 +29,8 @@ def place_labels(axes: Axes, points: Sequence[tuple[float, float, str]]) -> None
     assert isinstance(canvas, FigureCanvasAgg)
     renderer = canvas.get_renderer()
     frame = axes.get_window_extent(renderer)
-    marks = [Bbox.from_bounds(x - 6, y - 6, 12, 12) for x, y in (axes.transData.transform((px, py)) for px, py, _ in points)]
+    centres = [axes.transData.transform((x, y)) for x, y, _ in points]
+    marks = [Bbox.from_bounds(x - 6, y - 6, 12, 12) for x, y in centres]
     marks += [bar.get_window_extent(renderer) for bar in axes.collections]
     taken: list[Bbox] = []
     for x, y, text in points:
@@ -45,7 +46,8 @@ def place_labels(axes: Axes, points: Sequence[tuple[float, float, str]]) -> None
                 break
         assert best is not None
         dx, dy = best[1]
-        arrow = {"arrowstyle": "-", "color": MUTED, "linewidth": 0.7, "shrinkA": 1, "shrinkB": 5} if max(abs(dx), abs(dy)) > 12 else None
+        leader = {"arrowstyle": "-", "color": MUTED, "linewidth": 0.7, "shrinkA": 1, "shrinkB": 5}
+        arrow = leader if max(abs(dx), abs(dy)) > 12 else None
         label = axes.annotate(
             text, (x, y), (dx, dy), textcoords="offset points", ha=_side(dx), va="center", color=INK, arrowprops=arrow
         )
@@ -63,4 +65,5 @@ def _overlap(first: Bbox, second: Bbox) -> float:
 
 
 def _outside(box: Bbox, frame: Bbox) -> float:
-    return max(0.0, frame.x0 - box.x0) + max(0.0, box.x1 - frame.x1) + max(0.0, frame.y0 - box.y0) + max(0.0, box.y1 - frame.y1)
+    beyond = (frame.x0 - box.x0, box.x1 - frame.x1, frame.y0 - box.y0, box.y1 - frame.y1)
+    return sum(max(0.0, distance) for distance in beyond)

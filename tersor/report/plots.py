@@ -63,10 +63,13 @@ def accuracy_against_size(summary: Summary) -> Plot | None:
     axes.set_xlabel("size of the ONNX file")
     axes.set_title(f"{human(name)}{',' + scale.suffix if scale.suffix.strip() else ''} (95 % interval)")
     place_labels(axes, [(x, y, shorten(s.name, 20)) for s, x, y in zip(stages, sizes, values, strict=True)])
-    told = "; ".join(f"{s.label}: {both_of(m)} at {value_of(s.measurements['size_bytes'])}" for s, m in zip(stages, metrics, strict=True))
-    better = "Further left and higher is better." if summary.task.higher_is_better else "Further left and lower is better."
+    told = "; ".join(
+        f"{s.label}: {both_of(m)} at {value_of(s.measurements['size_bytes'])}"
+        for s, m in zip(stages, metrics, strict=True)
+    )
+    caption = f"Further left and {'higher' if summary.task.higher_is_better else 'lower'} is better."
     title = f"{human(name).capitalize()} against size"
-    return Plot("size", title, better, inline(figure, "size", f"{title}. {told}"))
+    return Plot("size", title, caption, inline(figure, "size", f"{title}. {told}"))
 
 
 _ZERO = Measurement(0.0, "")
@@ -122,13 +125,16 @@ def latency(summary: Summary) -> Plot | None:
     for axes, (batch, stages, found) in zip(grid[:, 0], panels, strict=True):
         _bars(axes, stages, found, summary.baseline)
         axes.set_title(f"batch {batch}, ms per batch")
-        told.append(f"batch {batch}: " + "; ".join(f"{s.label} {both_of(m)}" for s, m in zip(stages, found, strict=True)))
+        each = "; ".join(f"{s.label} {both_of(m)}" for s, m in zip(stages, found, strict=True))
+        told.append(f"batch {batch}: {each}")
     title = "Latency in ONNX Runtime"
     caption = "Median with its 95 % interval, measured interleaved with the original. Shorter is better."
     return Plot("latency", title, caption, inline(figure, "latency", f"{title}. {'. '.join(told)}"))
 
 
-def _bars(axes: Axes, stages: Sequence[StepSummary], found: Sequence[Measurement], baseline: StepSummary | None) -> None:
+def _bars(
+    axes: Axes, stages: Sequence[StepSummary], found: Sequence[Measurement], baseline: StepSummary | None
+) -> None:
     rows = list(range(len(stages)))
     colours = [BEFORE if stage is baseline else AFTER for stage in stages]
     values = [m.value for m in found]
@@ -224,12 +230,11 @@ def _loss(summary: Summary, record: Record) -> Plot | None:
     grid[-1].set_xlabel("epoch")
     told = ", ".join(f"{name} from {line[0][1]:.3g} to {line[-1][1]:.3g}{suffix}" for name, suffix, line, _ in shown)
     title = f"Training: {record.name}"
-    return Plot(f"loss-{record.number}", title, f"{told[0].upper()}{told[1:]}.", inline(figure, f"loss-{record.number}", f"{title}. {told}"))
+    key = f"loss-{record.number}"
+    return Plot(key, title, f"{told[0].upper()}{told[1:]}.", inline(figure, key, f"{title}. {told}"))
 
 
 def _series(history: Sequence[Mapping[str, Any]], name: str) -> list[tuple[int, float]]:
     """(epoch counted over the whole step, value) wherever the value is a finite number."""
     numbered = ((place, entry.get(name)) for place, entry in enumerate(history, start=1))
     return [(place, float(v)) for place, v in numbered if isinstance(v, (int, float)) and math.isfinite(v)]
-
-

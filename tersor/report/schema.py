@@ -21,28 +21,32 @@ class _Part(BaseModel):
 class Samples(_Part):
     """How many samples each split holds."""
 
-    train: int | None = Field(None, ge=0, description="Training samples; null where the loader does not know")
-    validation: int | None = Field(None, ge=0, description="Validation samples: decisions are taken on these")
-    test: int | None = Field(None, ge=0, description="Test samples: read once, for the report")
+    train: int | None = Field(default=None, ge=0, description="Training samples; null where the loader does not know")
+    validation: int | None = Field(default=None, ge=0, description="Validation samples: decisions are taken on these")
+    test: int | None = Field(default=None, ge=0, description="Test samples: read once, for the report")
 
 
 class TaskSummary(_Part):
     """The model and data that were compressed."""
 
     name: str = Field(description="The task's name")
-    source: str = Field("", description="File, `package.module:function` or built-in name that the task came from")
+    source: str = Field(
+        default="", description="File, `package.module:function` or built-in name that the task came from"
+    )
     metric: str = Field(description="Name of the metric; also its key in every `measurements`")
-    metric_unit: str = Field("fraction", description="Unit of the metric; `fraction` is shown in percent")
-    higher_is_better: bool = Field(True, description="Whether a larger metric is a better one")
-    samples: Samples = Field(default_factory=Samples, description="Sizes of the splits")
-    notes: tuple[str, ...] = Field((), description="What was derived for the task, and anything else said about it")
+    metric_unit: str = Field(default="fraction", description="Unit of the metric; `fraction` is shown in percent")
+    higher_is_better: bool = Field(default=True, description="Whether a larger metric is a better one")
+    samples: Samples = Field(default=Samples(), description="Sizes of the splits")
+    notes: tuple[str, ...] = Field(
+        default=(), description="What was derived for the task, and anything else said about it"
+    )
 
 
 class RecipeStep(_Part):
     """One step as the recipe asked for it."""
 
     name: str = Field(description="The step's name in this recipe")
-    kind: str = Field("", description="Which kind of step it is")
+    kind: str = Field(default="", description="Which kind of step it is")
     settings: Mapping[str, JsonValue] = Field(default_factory=dict, description="The step's settings")
 
 
@@ -50,8 +54,8 @@ class RecipeSummary(_Part):
     """What was to be done."""
 
     name: str = Field(description="Name of the recipe, or the file that it came from")
-    explanation: str = Field("", description="What the recipe says about itself")
-    steps: tuple[RecipeStep, ...] = Field((), description="The steps in order")
+    explanation: str = Field(default="", description="What the recipe says about itself")
+    steps: tuple[RecipeStep, ...] = Field(default=(), description="The steps in order")
 
 
 class Budget(_Part):
@@ -60,10 +64,10 @@ class Budget(_Part):
     name: str = Field(description="`max_drop`, `max_size` …")
     limit: float = Field(description="The limit, in `unit`")
     unit: str = Field(description="Unit of limit, value and interval")
-    value: float | None = Field(None, description="What was measured; null where nothing was")
-    low: float | None = Field(None, description="Lower end of the 95 % interval")
-    high: float | None = Field(None, description="Upper end of the 95 % interval")
-    met: bool | None = Field(None, description="Whether the limit was kept; null where that is unknown")
+    value: float | None = Field(default=None, description="What was measured; null where nothing was")
+    low: float | None = Field(default=None, description="Lower end of the 95 % interval")
+    high: float | None = Field(default=None, description="Upper end of the 95 % interval")
+    met: bool | None = Field(default=None, description="Whether the limit was kept; null where that is unknown")
 
 
 class Verdict(_Part):
@@ -71,7 +75,7 @@ class Verdict(_Part):
 
     status: Status = Field(description="`passed`; `missed`: a budget was not kept; `failed`: the run did not finish")
     sentence: str = Field(description="The verdict in one sentence, for people")
-    budgets: tuple[Budget, ...] = Field((), description="The limits, each with what was measured")
+    budgets: tuple[Budget, ...] = Field(default=(), description="The limits, each with what was measured")
 
 
 class Skipped(_Part):
@@ -86,12 +90,12 @@ class StepSummary(_Part):
 
     number: int = Field(ge=0, description="0 is the baseline")
     name: str = Field(description="Short name, as in the folder `steps/NN-name`")
-    title: str = Field("", description="What the step does, for people")
-    seconds: float = Field(0.0, ge=0, description="How long the step took, measuring included")
+    title: str = Field(default="", description="What the step does, for people")
+    seconds: float = Field(default=0.0, ge=0, description="How long the step took, measuring included")
     measurements: Mapping[str, Measurement] = Field(default_factory=dict, description="Name → measurement, see below")
-    facts: Mapping[str, JsonValue] = Field(default_factory=dict, description="What the step noted: verification, operators …")
-    skips: tuple[Skipped, ...] = Field((), description="What was passed over and why")
-    notes: tuple[str, ...] = Field((), description="Anything else said about the step")
+    facts: Mapping[str, JsonValue] = Field(default_factory=dict, description="What the step noted: verification …")
+    skips: tuple[Skipped, ...] = Field(default=(), description="What was passed over and why")
+    notes: tuple[str, ...] = Field(default=(), description="Anything else said about the step")
 
     @property
     def label(self) -> str:
@@ -102,15 +106,17 @@ class StepSummary(_Part):
 class FinalSummary(StepSummary):
     """The model that the run ends with, and where it lies."""
 
-    files: Mapping[str, str] = Field(default_factory=dict, description="`onnx` and `artifact`: paths within the run's folder")
+    files: Mapping[str, str] = Field(
+        default_factory=dict, description="`onnx` and `artifact`: paths within the run's folder"
+    )
 
 
 class Reproduce(_Part):
     """How to get the same numbers again."""
 
-    command: str = Field("", description="The command line")
-    seed: int | None = Field(None, description="The run's seed")
-    base_sha256: str | None = Field(None, description="Hash of the original's weights")
+    command: str = Field(default="", description="The command line")
+    seed: int | None = Field(default=None, description="The run's seed")
+    base_sha256: str | None = Field(default=None, description="Hash of the original's weights")
 
 
 class Summary(_Part):
@@ -121,9 +127,11 @@ class Summary(_Part):
     task: TaskSummary = Field(description="The model and data that were compressed")
     recipe: RecipeSummary = Field(description="What was to be done")
     verdict: Verdict = Field(description="Whether the run did what was asked")
-    baseline: StepSummary | None = Field(None, description="The original; null where it was never measured")
-    steps: tuple[StepSummary, ...] = Field((), description="The model after each finished step, in order")
-    final: FinalSummary | None = Field(None, description="What the run ends with; null where it did not get there")
+    baseline: StepSummary | None = Field(default=None, description="The original; null where it was never measured")
+    steps: tuple[StepSummary, ...] = Field(default=(), description="The model after each finished step, in order")
+    final: FinalSummary | None = Field(
+        default=None, description="What the run ends with; null where it did not get there"
+    )
     ratios: Mapping[str, float] = Field(
         default_factory=dict,
         description="Baseline / final, so that larger is better: `size`, `latency_batch_1`, `latency_batch_32`, "
@@ -133,8 +141,8 @@ class Summary(_Part):
         default_factory=dict, description="The same names with 95 % intervals, where there are any"
     )
     environment: Mapping[str, str] = Field(default_factory=dict, description="Machine and versions")
-    reproduce: Reproduce = Field(default_factory=Reproduce, description="How to get the same numbers again")
-    seconds: float = Field(0.0, ge=0, description="How long the whole run took")
+    reproduce: Reproduce = Field(default=Reproduce(), description="How to get the same numbers again")
+    seconds: float = Field(default=0.0, ge=0, description="How long the whole run took")
 
     @property
     def stages(self) -> tuple[StepSummary, ...]:

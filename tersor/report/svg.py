@@ -6,6 +6,7 @@ import logging
 import re
 import warnings
 from io import StringIO
+from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -15,7 +16,8 @@ from matplotlib.figure import Figure
 # Colours that stand for the page's own: matplotlib draws with the first, the page reads the second.
 INK, MUTED, GRID, BEFORE, AFTER, ACCENT, PAGE = (f"#01020{n}" for n in range(3, 10))
 _VARIABLES = {
-    INK: "--ink", MUTED: "--muted", GRID: "--grid", BEFORE: "--before", AFTER: "--after", ACCENT: "--accent", PAGE: "--panel",
+    INK: "--ink", MUTED: "--muted", GRID: "--grid", BEFORE: "--before", AFTER: "--after", ACCENT: "--accent",
+    PAGE: "--panel",
 }  # fmt: skip
 FONT = 12  # in the figure's own pixels; figures are WIDTH wide and shown at about that size
 WIDTH = 420
@@ -30,7 +32,7 @@ _SETTINGS = {
 }  # fmt: skip
 
 
-def settings() -> dict[str, object]:
+def settings() -> dict[Any, Any]:
     """Matplotlib settings for every figure of the report; the user's own matplotlibrc has no say."""
     logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
     return {key: value for key, value in mpl.rcParamsDefault.items() if not key.startswith("backend")} | _SETTINGS

@@ -55,7 +55,9 @@ def _refuse(constant: str) -> NoReturn:
 def _read_records(path: Path) -> Sequence[Record]:
     if not path.exists():
         return ()
-    lines = [line for line in path.read_bytes().split(b"\n")[:-1] if line.strip()]  # after the last newline: a torn line
+    lines = [
+        line for line in path.read_bytes().split(b"\n")[:-1] if line.strip()
+    ]  # after the last newline: a torn line
     try:
         return [Record.from_json(json.loads(line)) for line in lines]
     except (ValueError, TypeError, KeyError, AttributeError) as error:

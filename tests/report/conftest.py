@@ -9,7 +9,13 @@ import pytest
 from tersor.core.measurement import Measurement
 from tersor.core.record import Record
 
-BLOCKS = [("stem", 1, 64)] + [(f"blocks.{n}.conv{m}", 64 if n < 3 else 128, 64 if n < 2 else 128) for n in range(4) for m in (1, 2)]
+INTEGERS = {
+    "operators": {"QLinearConv": 8, "Conv": 1, "QGemm": 1, "QuantizeLinear": 1}, "integer": 9, "float_layers": ["stem"],
+    "top1_agreement": 0.997, "low": 0.98, "high": 0.999, "n": 287, "relative_error": 0.031,
+}  # fmt: skip
+BLOCKS = [("stem", 1, 64)] + [
+    (f"blocks.{n}.conv{m}", 64 if n < 3 else 128, 64 if n < 2 else 128) for n in range(4) for m in (1, 2)
+]
 
 
 def layer_table(keep: float) -> tuple[dict[str, Any], ...]:
@@ -20,14 +26,32 @@ def layer_table(keep: float) -> tuple[dict[str, Any], ...]:
         width = int(outputs * keep)
         weights = width * width_in * 9
         layers.append(
-            {"path": path, "type": "Conv2d", "shape": [width, width_in, 3, 3], "parameters": weights, "nonzeros": weights, "macs": weights * 64}
+            {
+                "path": path,
+                "type": "Conv2d",
+                "shape": [width, width_in, 3, 3],
+                "parameters": weights,
+                "nonzeros": weights,
+                "macs": weights * 64,
+            }
         )
     weights = 10 * int(128 * keep) + 10
-    layers.append({"path": "head", "type": "Linear", "shape": [10, int(128 * keep)], "parameters": weights, "nonzeros": weights, "macs": weights - 10})
+    layers.append(
+        {
+            "path": "head",
+            "type": "Linear",
+            "shape": [10, int(128 * keep)],
+            "parameters": weights,
+            "nonzeros": weights,
+            "macs": weights - 10,
+        }
+    )
     return tuple(layers)
 
 
-def stage(accuracy: float, size: float, keep: float, b1: float, b32: float, speed: tuple[float, float]) -> dict[str, Measurement]:
+def stage(
+    accuracy: float, size: float, keep: float, b1: float, b32: float, speed: tuple[float, float]
+) -> dict[str, Measurement]:
     """What is measured after one step."""
     table = layer_table(keep)
     weights, macs = sum(layer["parameters"] for layer in table), sum(layer["macs"] for layer in table)
@@ -37,12 +61,18 @@ def stage(accuracy: float, size: float, keep: float, b1: float, b32: float, spee
         "accuracy": Measurement(accuracy, "fraction", accuracy - 0.012, min(1.0, accuracy + 0.008), 360, "cpu", how),
         "validation_accuracy": Measurement(accuracy + 0.004, "fraction", accuracy - 0.008, accuracy + 0.009, 287),
         "size_bytes": Measurement(size, "bytes"),
-        "parameters": Measurement(weights, "count"),
-        "nonzeros": Measurement(weights * 0.999, "count"),
-        "macs": Measurement(macs, "count"),
+        "parameters": Measurement(weights, "parameters"),
+        "nonzeros": Measurement(weights * 0.999, "parameters"),
+        "macs": Measurement(macs, "MACs"),
         "peak_memory_bytes": Measurement(61e6 + size * 3, "bytes"),
         "agreement": Measurement(accuracy + 0.003, "fraction", accuracy - 0.01, min(1.0, accuracy + 0.01), 360),
-        "drop_points": Measurement(100 * (0.989 - accuracy), "points", 100 * (0.989 - accuracy) - 0.9, 100 * (0.989 - accuracy) + 0.9, 360),
+        "drop_points": Measurement(
+            100 * (0.989 - accuracy),
+            "percentage points",
+            100 * (0.989 - accuracy) - 0.9,
+            100 * (0.989 - accuracy) + 0.9,
+            360,
+        ),
     }
     for batch, value, ratio in ((1, b1, speed[0]), (32, b32, speed[1])):
         timing = {**timing, "batch": batch}
@@ -56,23 +86,50 @@ def stage(accuracy: float, size: float, keep: float, b1: float, b32: float, spee
 def history(epochs: int, start: float, accuracy: float) -> tuple[dict[str, Any], ...]:
     """A training that went well."""
     return tuple(
-        {"epoch": n, "loss": start * 0.72**n + 0.02, "validation": accuracy - 0.1 * 0.6**n, "lr": 1e-3, "seconds": 1.4} for n in range(1, epochs + 1)
+        {"epoch": n, "loss": start * 0.72**n + 0.02, "validation": accuracy - 0.1 * 0.6**n, "lr": 1e-3, "seconds": 1.4}
+        for n in range(1, epochs + 1)
     )
 
 
 def build_records() -> list[Record]:
     """The records of the run, the baseline first."""
-    skips = [{"place": f"blocks.{n}.add", "reason": "its channels are tied to the network's input by the residual addition"} for n in range(3)]
+    skips = [
+        {"place": f"blocks.{n}.add", "reason": "its channels are tied to the network's input by the residual addition"}
+        for n in range(3)
+    ]
     skips += [{"place": "head.bias", "reason": "the model's output keeps its 10 classes"}]
-    prune = {"method": "PruneChannels", "edits": {"Slice": 7, "Attribute": 14}, "lines": [["blocks.0.conv1", "64 → 32 channels"]], "skips": skips}
-    linear = [{"place": f"blocks.{n}.relu{m}", "reason": "its input is quantised already"} for n in range(4) for m in (1, 2)]
-    quantise = {"method": "Quantize", "edits": {"Quantizer": 38}, "lines": [["stem", "int8 per channel"]], "skips": linear}
-    floats = {"onnx": {"operators": {"Conv": 9, "Gemm": 1, "Relu": 9}, "integer": {}, "difference": 2.1e-6}}
-    integers = {"onnx": {"operators": {"QLinearConv": 9, "QGemm": 1, "ReduceMean": 1}, "integer": {"QLinearConv": 9, "QGemm": 1}, "agreement": 0.997}}
+    prune = {
+        "method": "PruneChannels",
+        "edits": {"Slice": 7, "Attribute": 14},
+        "lines": [["blocks.0.conv1", "64 → 32 channels"]],
+        "skips": skips,
+    }
+    linear = [
+        {"place": f"blocks.{n}.relu{m}", "reason": "its input is quantised already"} for n in range(4) for m in (1, 2)
+    ]
+    quantise = {
+        "method": "Quantize",
+        "edits": {"Quantizer": 38},
+        "lines": [["stem", "int8 per channel"]],
+        "skips": linear,
+    }
+    floats = {
+        "onnx": {
+            "operators": {"Conv": 9, "Gemm": 1, "Relu": 9},
+            "relative_difference": 2.1e-6,
+            "tolerance": 1e-4,
+            "n": 287,
+        }
+    }
+    integers = {"onnx": {**INTEGERS}}
     settings = {"sparsity": 0.5, "score": "taylor"}
 
-    def record(number: int, name: str, title: str, found: dict[str, Measurement], seconds: float, **more: Any) -> Record:
-        return Record(number, name, title, settings if number else {}, found, 7 + number, seconds, **{"facts": floats, **more})
+    def record(
+        number: int, name: str, title: str, found: dict[str, Measurement], seconds: float, **more: Any
+    ) -> Record:
+        return Record(
+            number, name, title, settings if number else {}, found, 7 + number, seconds, **{"facts": floats, **more}
+        )
 
     return [
         record(0, "baseline", "The original model", stage(0.989, 2_094_312, 1.0, 0.412, 5.31, (1.0, 1.0)), 9.1, layers=layer_table(1.0)),
@@ -108,7 +165,15 @@ def build_summary(records: list[Record]) -> dict[str, Any]:
         "parameters": exact["parameters"], "macs": exact["macs"], "accuracy_drop_points": last["drop_points"],
     }  # fmt: skip
     drop = last["drop_points"]
-    budget = {"name": "max_drop", "limit": 1.0, "unit": "points", "value": drop.value, "low": drop.low, "high": drop.high, "met": True}
+    budget = {
+        "name": "max_drop",
+        "limit": 1.0,
+        "unit": "points",
+        "value": drop.value,
+        "low": drop.low,
+        "high": drop.high,
+        "met": True,
+    }
     return {
         "schema": 1,
         "tersor": "0.1.0",

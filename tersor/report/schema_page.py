@@ -1,0 +1,77 @@
+"""The tables of docs/summary-schema.md, made from the schema itself: ``python -m tersor.report.schema_page FILE``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
+
+from tersor.core.files import write_atomically
+from tersor.report import schema
+
+BEGIN, END = "<!-- tables: begin -->", "<!-- tables: end -->"
+_PARTS = (
+    schema.Summary, schema.TaskSummary, schema.Samples, schema.RecipeSummary, schema.RecipeStep, schema.Verdict,
+    schema.Budget, schema.StepSummary, schema.FinalSummary, schema.Skipped, schema.Reproduce,
+)  # fmt: skip
+_NAMES = {"str": "string", "int": "integer", "float": "number", "bool": "true or false", "NoneType": "null"}
+
+
+def tables() -> str:
+    """One Markdown table for each part of a summary: key, type, meaning."""
+    return "\n\n".join(_table(part) for part in _PARTS)
+
+
+def _table(part: type[BaseModel]) -> str:
+    inherited = {name for base in part.__bases__ if issubclass(base, BaseModel) for name in base.model_fields}
+    title = _title(part)
+    lines = [f"### {title}", ""]
+    if inherited:
+        lines += [f"Everything that a {_title(schema.StepSummary)} has, and:", ""]
+    lines += ["| key | type | meaning |", "|---|---|---|"]
+    for name, field in part.model_fields.items():
+        if name not in inherited:
+            optional = (
+                "" if field.default is PydanticUndefined and field.default_factory is None else ", may be left out"
+            )
+            lines.append(f"| `{field.alias or name}` | {_type(field.annotation)}{optional} | {field.description} |")
+    return "\n".join(lines)
+
+
+def _title(part: type[Any]) -> str:
+    return {"Summary": "summary", "Measurement": "measurement"}.get(
+        part.__name__, part.__name__.removesuffix("Summary").lower()
+    )
+
+
+def _type(annotation: Any) -> str:
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if origin is tuple:
+        return f"list of {_type(inner[0])}"
+    if origin is not None and str(origin).startswith("typing.Literal"):
+        return " or ".join(f"`{value}`" for value in inner)
+    if origin is not None and issubclass(dict, origin if isinstance(origin, type) else int):
+        return f"object: name → {_type(inner[1])}"
+    if inner:
+        return " or ".join(_type(each) for each in inner)
+    name = getattr(annotation, "__name__", str(annotation))
+    known = isinstance(annotation, type) and (issubclass(annotation, BaseModel) or name == "Measurement")
+    if known:
+        title = _title(annotation)
+        return f"[{title}](#{title})"
+    return _NAMES.get(name, "any JSON value")
+
+
+def rewrite(page: str) -> str:
+    """The page with what stands between its markers replaced by the tables of today's schema."""
+    before, rest = page.split(BEGIN, 1)
+    after = rest.split(END, 1)[1]
+    return f"{before}{BEGIN}\n\n{tables()}\n\n{END}{after}"
+
+
+if __name__ == "__main__":
+    target = Path(sys.argv[1])
+    write_atomically(target, rewrite(target.read_text(encoding="utf-8")).encode())
