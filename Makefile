@@ -35,7 +35,7 @@ format: $(READY)
 # Each benchmark prints its table and writes it to docs/benchmarks/.
 bench: $(READY)
 	@mkdir -p docs/benchmarks
-	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
+	@for file in $(filter-out benchmarks/tables.py,$(wildcard benchmarks/*.py)); do echo "== $$file"; $(BIN)/python $$file || exit 1; done
 
 clean:
 	rm -rf .venv build dist *.egg-info .cache .pytest_cache .ruff_cache .mypy_cache .hypothesis
