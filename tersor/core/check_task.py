@@ -146,7 +146,7 @@ def _check_loss(task: Task, batch: Batch) -> None:
         got = f"shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
         raise InputError("the loss is no scalar tensor", where=where, got=got, expected="a tensor of shape []")
     if not bool(torch.isfinite(loss)):
-        raise InputError("the loss is not finite", where=where, got=float(loss), expected="a finite number")
+        raise InputError("the loss is not finite", where=where, got=float(loss.detach()), expected="a finite number")
     if not loss.requires_grad:
         trainable = sum(parameter.requires_grad for parameter in task.model.parameters())
         raise InputError(

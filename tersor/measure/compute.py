@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -130,6 +131,8 @@ def _countable_operators(model: nn.Module) -> Iterator[None]:
         with ExitStack() as stack:
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
             if recurrent:
+                stack.enter_context(warnings.catch_warnings())
+                warnings.simplefilter("ignore")  # the switch warns about Intel GPUs
                 stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
             yield
     finally:

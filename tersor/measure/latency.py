@@ -17,11 +17,12 @@ from tersor.core.errors import InputError
 from tersor.core.measurement import Measurement
 from tersor.core.progress import Progress
 from tersor.measure.fresh_process import run_fresh
-from tersor.measure.latency_worker import TICKS
+from tersor.measure.latency_worker import SITTINGS
 from tersor.measure.onnx_cpu import BACKEND, default_threads
-from tersor.tensor.statistics import block_quantile, quantile_interval, ratio_interval
+from tersor.tensor.statistics import Estimate, quantile_interval, ratio_interval
 
-Blocks = NDArray[np.float64]  # [rounds, calls] seconds
+Times = NDArray[np.float64]  # [sittings, rounds, calls] seconds
+FEWEST_CALLS_FOR_P95 = 20
 
 
 def compare_latency(
@@ -36,7 +37,8 @@ def compare_latency(
     """Time ONNX files in turns (A B A B …) in a fresh process; the first file is the baseline of the others.
 
     ``inputs``: a batch of samples, batch first, repeated to each of ``batch_sizes``. ``seconds``: about how long each
-    batch size takes after warm-up (a file slow enough to need more gets 7 calls). Returns name → measurement:
+    batch size takes after warm-up, in 9 sittings (slow files: 6 sittings of one call, however long). Each sitting
+    opens the files afresh, and intervals are those of the median over sittings. Returns name → measurement:
     latency_ms_batch_B, latency_ms_batch_B_p95, throughput_batch_B, and speedup_batch_B for all but the baseline.
 
     Raises InputError where a file's inputs do not fit (a fixed batch dimension, for instance), ArtifactError where it
@@ -58,52 +60,62 @@ def compare_latency(
         }  # fmt: skip
         timed = run_fresh(
             "tersor.measure.latency_worker", request, progress=progress, description="measure latency",
-            ticks=TICKS * len(batch_sizes),
+            ticks=SITTINGS * len(batch_sizes),
         )  # fmt: skip
     return _measurements(timed, used)
 
 
-def _measurements(
-    timed: Mapping[str, Mapping[str, list[list[float]]]], threads: int
-) -> dict[str, dict[str, Measurement]]:
+def _measurements(timed: Mapping[str, Mapping[str, Any]], threads: int) -> dict[str, dict[str, Measurement]]:
     found: dict[str, dict[str, Measurement]] = {}
     for batch, by_name in timed.items():
         baseline = np.array(next(iter(by_name.values())))
         for number, (name, seconds) in enumerate(by_name.items()):
             conditions = {"batch": int(batch), "threads": threads, "backend": BACKEND}
-            blocks = np.array(seconds)
+            times = np.array(seconds)
             here = found.setdefault(name, {})
-            here |= _of_one(blocks, int(batch), conditions)
+            here |= _of_one(times, int(batch), conditions)
             if number > 0:
-                here[f"speedup_batch_{batch}"] = _speedup(baseline, blocks, conditions)
+                here[f"speedup_batch_{batch}"] = _speedup(baseline, times, conditions)
     return found
 
 
-def _of_one(blocks: Blocks, batch: int, conditions: dict[str, Any]) -> dict[str, Measurement]:
-    typical = np.median(blocks, axis=1)  # of each round: calls of one round resemble each other, rounds less so
-    median = float(np.median(typical))
-    low, high = quantile_interval(typical, 0.5)
-    p95 = block_quantile(blocks, 0.95)
-    conditions = {**conditions, "rounds": len(blocks)}
-    n = blocks.size
+def _of_one(times: Times, batch: int, conditions: dict[str, Any]) -> dict[str, Measurement]:
+    # Calls of one sitting resemble each other: the interval is that of the median over sittings.
+    medians = _medians(times)
+    median = float(np.median(medians))
+    low, high = quantile_interval(medians, 0.5)
+    p95 = _percentile_95(times)
+    conditions = {**conditions, "sittings": len(times)}
+
+    def measurement(value: float, unit: str, low: float, high: float) -> Measurement:
+        return Measurement(value, unit, _known(low), _known(high), times.size, conditions=conditions)
+
     return {
-        f"latency_ms_batch_{batch}": Measurement(
-            1e3 * median, "ms", _known(1e3 * low), _known(1e3 * high), n, conditions=conditions
-        ),
-        f"latency_ms_batch_{batch}_p95": Measurement(
-            1e3 * p95.value, "ms", _known(1e3 * p95.low), _known(1e3 * p95.high), n, conditions=conditions
-        ),
-        f"throughput_batch_{batch}": Measurement(
-            batch / median, "samples/s", _known(batch / high), _known(batch / low), n, conditions=conditions
-        ),
+        f"latency_ms_batch_{batch}": measurement(1e3 * median, "ms", 1e3 * low, 1e3 * high),
+        f"latency_ms_batch_{batch}_p95": measurement(1e3 * p95.value, "ms", 1e3 * p95.low, 1e3 * p95.high),
+        f"throughput_batch_{batch}": measurement(batch / median, "samples/s", batch / high, batch / low),
     }
 
 
-def _speedup(baseline: Blocks, blocks: Blocks, conditions: dict[str, Any]) -> Measurement:
-    ratio = ratio_interval(np.median(baseline, axis=1), np.median(blocks, axis=1))
-    n = len(blocks)
+def _medians(times: Times) -> NDArray[np.float64]:
+    """The median call of each sitting."""
+    return np.median(times.reshape(len(times), -1), axis=1)
+
+
+def _percentile_95(times: Times) -> Estimate:
+    """The 95 % percentile of a typical sitting; of all calls where sittings have too few calls for one of their own."""
+    calls = times.reshape(len(times), -1)
+    if calls.shape[1] < FEWEST_CALLS_FOR_P95:
+        return Estimate(float(np.quantile(calls, 0.95)), *quantile_interval(calls.ravel(), 0.95))
+    each = np.quantile(calls, 0.95, axis=1)
+    return Estimate(float(np.median(each)), *quantile_interval(each, 0.5))
+
+
+def _speedup(baseline: Times, times: Times, conditions: dict[str, Any]) -> Measurement:
+    ratio = ratio_interval(_medians(baseline), _medians(times))
+    n = len(times)
     return Measurement(
-        ratio.value, "×", _known(ratio.low), _known(ratio.high), n, conditions={**conditions, "rounds": n}
+        ratio.value, "×", _known(ratio.low), _known(ratio.high), n, conditions={**conditions, "sittings": n}
     )
 
 

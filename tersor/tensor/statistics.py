@@ -130,24 +130,6 @@ def ratio_interval(a: ArrayLike, b: ArrayLike, confidence: float = 0.95) -> Esti
     return Estimate(float(np.median(ratios)), *quantile_interval(ratios, 0.5, confidence))
 
 
-def block_quantile(blocks: ArrayLike, q: float, confidence: float = 0.95, seed: int = 0) -> Estimate:
-    """The ``q``-quantile of all values of ``blocks`` [blocks, values], with an interval that resamples whole blocks.
-
-    Values of one block were measured one after another and resemble each other; taking them as independent would make
-    the interval too narrow. Fewer than 20 blocks: the order statistics of all values.
-    """
-    x = np.asarray(blocks, dtype=np.float64)
-    if x.ndim != 2 or x.size == 0:
-        raise ValueError(f"blocks have shape {x.shape}; expected [blocks, values], not empty")
-    value = float(np.quantile(x, q))
-    if len(x) < 20:
-        return Estimate(value, *quantile_interval(x.ravel(), q, confidence))
-    random = np.random.default_rng(seed)
-    drawn = [np.quantile(x[random.integers(len(x), size=len(x))], q) for _ in range(400)]
-    low, high = np.quantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Estimate(value, min(float(low), value), max(float(high), value))
-
-
 def is_binary(values: ArrayLike) -> bool:
     """Whether every value is 0 or 1."""
     x = np.asarray(values)

@@ -1,0 +1,205 @@
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from tersor.core.check_task import check_task
+from tersor.core.errors import InputError, VerificationError
+from tersor.core.task import Metric, Task
+
+X = torch.linspace(-1, 1, 32).reshape(8, 4)
+Y = torch.arange(8) % 3
+GOOD = [(X, Y), (X + 1, Y), (X + 2, Y)]
+
+
+def net():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Dropout(0.5), nn.Linear(6, 3))
+
+
+def task(**changes):
+    parts = {"model": net(), "train": GOOD, "validation": list(GOOD), "test": list(GOOD), **changes}
+    return Task(**parts).complete()
+
+
+def refused(pattern, **changes):
+    with pytest.raises(InputError, match=pattern) as caught:
+        check_task(task(**changes))
+    return caught.value
+
+
+def spoilt(values, index, value):
+    values = values.clone()
+    values[index] = value
+    return values
+
+
+def test_a_sound_task_passes_without_notes():
+    assert check_task(task()) == ()
+
+
+def test_nothing_is_disturbed():
+    sound = task()
+    sound.model[2].eval()
+    state = {name: value.clone() for name, value in sound.model.state_dict().items()}
+    before = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
+    check_task(sound)
+    assert torch.equal(before[0], torch.get_rng_state()) and before[2] == random.getstate()
+    assert before[1] == np.random.get_state()[1].tolist()
+    assert all(torch.equal(value, state[name]) for name, value in sound.model.state_dict().items())
+    assert [module.training for module in sound.model] == [True, True, False, True]
+    assert all(parameter.grad is None for parameter in sound.model.parameters())
+
+
+def test_only_a_few_batches_are_read():
+    class Counting:
+        read = 0
+
+        def __iter__(self):
+            for batch in GOOD * 100:
+                self.read += 1
+                yield batch
+
+    loader = Counting()
+    check_task(task(train=loader, calibration=GOOD))
+    assert loader.read <= 8
+
+
+@pytest.mark.parametrize("split", ["train", "validation", "test", "calibration"])
+def test_nan_in_the_inputs_is_named_with_split_and_batch(split):
+    batches = [GOOD[0], (spoilt(X, (2, 1), float("nan")), Y)]
+    error = refused("not finite", **{split: batches})
+    assert f"task.{split}, batch 1, input 0" in error.where and "[2, 1]" in error.got
+
+
+def test_infinite_targets_of_a_regression_are_named():
+    sound, spoiled = [(X, X[:, :3])], [(X, spoilt(X[:, :3], (0, 0), float("inf")))]
+    error = refused("not finite", train=sound, validation=sound, test=spoiled)
+    assert error.where == "task.test, batch 0, targets"
+
+
+@pytest.mark.parametrize(("value", "batch"), [(3, 0), (-1, 2), (1000, 1), (-100, 0)])
+def test_a_target_out_of_range_is_named_with_split_batch_and_value(value, batch):
+    batches = [*GOOD[:batch], (X, spoilt(Y, 5, value))]
+    error = refused("out of range", validation=batches)
+    assert error.where == f"task.validation, batch {batch}" and error.got == f"target {value} of sample 5"
+    assert "0 to 2" in error.expected
+
+
+def test_sequences_may_leave_targets_out():
+    y = spoilt(torch.stack([Y, Y], 1), (0, 0), -100)
+    x = torch.stack([X, X], 1)
+    per_sequence = Metric("accuracy", lambda o, t: (o.argmax(-1) == t).float().mean(1))
+    model = nn.Linear(4, 3)
+    assert check_task(Task(model, [(x, y)], [(x, y)], [(x, y)], metric=per_sequence).complete()) == ()
+
+
+def test_a_generator_is_refused_as_readable_only_once():
+    error = refused("read only once", validation=(batch for batch in GOOD))
+    assert error.where == "task.validation" and "generator" in error.got
+
+
+def test_an_empty_loader_is_named():
+    loader = DataLoader(TensorDataset(X, Y), batch_size=100, drop_last=True)
+    assert refused("empty", test=loader).where == "task.test"
+
+
+def test_a_loader_that_cannot_be_iterated_over_is_refused():
+    assert refused("cannot be iterated", test=7).where == "task.test"
+
+
+def test_a_dataset_that_raises_is_named():
+    class Broken:
+        def __iter__(self):
+            yield GOOD[0]
+            raise FileNotFoundError("image 17.png")
+
+    assert "image 17.png" in refused("the loader fails", test=Broken()).got
+
+
+@pytest.mark.parametrize("batch", [X, (X,), {"inputs": X}, "text"])
+def test_a_batch_of_an_unknown_structure_is_named(batch):
+    assert refused("unknown structure", test=[batch]).where == "task.test, batch 0"
+
+
+def test_inputs_and_targets_must_be_of_one_length():
+    assert "[8, 4]" in refused("differ in length", test=[(X, Y[:5])]).got
+
+
+def test_targets_that_are_no_tensor_are_refused():
+    refused("targets are no tensor", test=[(X, [0] * 8)])
+
+
+def test_a_model_that_is_no_module_is_refused():
+    refused("no torch.nn.Module", model=lambda x: x, reference=net())
+
+
+@pytest.mark.parametrize("example", [X, [X], (), (X.numpy(),)])
+def test_example_inputs_must_be_a_tuple_of_tensors(example):
+    refused("tuple of tensors", example_inputs=example)
+
+
+def test_weights_that_are_not_finite_are_named():
+    model = net()
+    with torch.no_grad():
+        model[3].bias[0] = float("nan")
+    assert refused("weights are not finite", model=model).where == "task.model, 3.bias"
+
+
+def test_a_model_that_does_not_fit_its_data_is_an_input_error():
+    error = refused("does not run", test=[(X[:, :3], Y)])
+    assert error.where == "task.test, batch 0" and "RuntimeError" in error.got
+
+
+def test_outputs_that_are_not_finite_are_found():
+    class Log(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.inner(x) + torch.log(x[:, :1])
+
+    with pytest.raises(VerificationError, match="not finite for 4 of 8 samples"):
+        check_task(task(model=Log()))
+
+
+def test_a_loss_that_is_no_scalar_is_refused():
+    refused("no scalar", loss=lambda model, batch: model(batch[0]))
+
+
+def test_a_loss_that_is_not_finite_is_refused():
+    refused("loss is not finite", loss=lambda model, batch: model(batch[0]).sum() * float("nan"))
+
+
+def test_a_loss_without_a_gradient_is_refused():
+    refused("no gradient", model=net().requires_grad_(False))
+
+
+def test_a_loss_that_raises_is_an_input_error():
+    assert "KeyError" in refused("loss cannot be computed", loss=lambda model, batch: {}["missing"]).got
+
+
+def test_a_metric_of_a_strange_shape_is_refused():
+    metric = Metric("accuracy", lambda outputs, targets: (outputs.argmax(-1) == targets).float().mean())
+    assert refused("one value per sample", metric=metric).got == "shape []"
+
+
+def test_a_shuffling_loader_draws_from_the_common_seed_and_gives_no_note():
+    shuffling = DataLoader(TensorDataset(X, Y), batch_size=2, shuffle=True)
+    assert check_task(task(train=shuffling)) == ()
+
+
+def test_a_train_loader_with_randomness_of_its_own_gives_a_note():
+    own = torch.Generator().manual_seed(3)
+    shuffling = DataLoader(TensorDataset(X, Y), batch_size=2, shuffle=True, generator=own)
+    (note,) = check_task(task(train=shuffling))
+    assert "randomness of its own" in note and "resumed run" in note
+
+
+def test_deciding_on_the_test_data_gives_a_note():
+    (note,) = check_task(task(validation=GOOD, test=GOOD))
+    assert "validation and test are the same data" in note
