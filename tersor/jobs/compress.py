@@ -20,6 +20,7 @@ from tersor.core.progress import Progress
 from tersor.core.record import Record
 from tersor.core.task import Task
 from tersor.export.artifact import load_artifact
+from tersor.graph.trace import trace
 from tersor.jobs.find_task import find_task
 from tersor.recipes.recipe import Recipe, read_recipe
 from tersor.report.write import write_report
@@ -64,7 +65,10 @@ def compress(
     progress = progress or Progress()
     read = read_recipe(recipe)
     found = find_task(task, progress) if isinstance(task, (str, Path)) else task
-    notes = check_task(found.complete())
+    complete = found.complete()
+    notes = check_task(complete)
+    assert complete.example_inputs is not None
+    trace(complete.model, complete.example_inputs)  # a model without a graph is refused before anything is written
     budgets = _merged(budgets or Budgets(), read.budgets)
     timing = timing or Timing()
     facts = {
