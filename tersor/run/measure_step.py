@@ -80,6 +80,4 @@ def _keep(path: Path, evaluation: Evaluation) -> None:
 def stored_evaluation(folder: Path, split: str) -> Evaluation:
     """The per-sample values and predictions that a step's evaluation left in its folder."""
     arrays = load_file(folder / f"{split}.safetensors")
-    return Evaluation(arrays["values"], arrays.get("predictions"), len(arrays["values"]), 0.0)
-
-
+    return Evaluation(arrays["values"], arrays.get("predictions"), len(arrays["values"]), 0.0, split)

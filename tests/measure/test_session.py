@@ -1,0 +1,78 @@
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from tersor.core.errors import ArtifactError, InputError
+from tersor.measure.onnx_cpu import saturates_int8, tiled
+from tersor.measure.session import OnnxRunnable
+
+
+def test_a_runnable_computes_what_the_file_says(perceptron):
+    path = perceptron(layers=1)
+    weight = torch.from_numpy(onnx.numpy_helper.to_array(onnx.load(path).graph.initializer[0]).copy())
+    x = torch.randn(3, 8, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(OnnxRunnable(path, threads=1)(x), torch.relu(x @ weight), atol=1e-6)
+
+
+def test_the_optimised_graph_is_written(perceptron, tmp_path):
+    OnnxRunnable(perceptron(), optimised_model_path=tmp_path / "optimised.onnx")
+    assert onnx.load(tmp_path / "optimised.onnx").graph.node
+
+
+def test_a_missing_file_says_so(tmp_path):
+    with pytest.raises(ArtifactError, match="no such ONNX file"):
+        OnnxRunnable(tmp_path / "nothing.onnx")
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda data: data[: len(data) // 2], lambda data: b"not a model" * 20, lambda data: b""]
+)
+def test_a_damaged_file_says_what_to_do(perceptron, damage):
+    path = perceptron()
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(ArtifactError, match="export it again"):
+        OnnxRunnable(path)
+
+
+def test_inputs_that_do_not_fit_are_named(perceptron):
+    runnable = OnnxRunnable(perceptron())
+    with pytest.raises(InputError, match="another shape"):
+        runnable(torch.zeros(2, 9))
+    with pytest.raises(InputError, match="wrong number of inputs"):
+        runnable(torch.zeros(2, 8), torch.zeros(2, 8))
+    with pytest.raises(InputError, match="float64"):
+        runnable(torch.zeros(2, 8, dtype=torch.float64))
+
+
+def test_a_fixed_batch_dimension_is_named(perceptron):
+    with pytest.raises(InputError, match="fixed batch dimension"):
+        OnnxRunnable(perceptron(batch=1))(torch.zeros(2, 8))
+
+
+@pytest.mark.parametrize(
+    ("machine", "flags", "expected"),
+    [
+        ("x86_64", "avx2 avx512_vnni", False),
+        ("x86_64", "avx2 avx_vnni", False),
+        ("x86_64", "avx2", True),
+        ("aarch64", "", False),
+    ],
+)
+def test_saturation_is_told_by_the_processors_flags(tmp_path, monkeypatch, machine, flags, expected):
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nflags\t\t: fpu {flags}\n")
+    assert saturates_int8(tmp_path / "cpuinfo") is expected
+
+
+def test_a_processor_that_cannot_be_read_may_saturate(tmp_path, monkeypatch):
+    monkeypatch.setattr("platform.machine", lambda: "AMD64")
+    assert saturates_int8(tmp_path / "nothing")
+
+
+def test_samples_are_repeated_to_a_batch():
+    x, table = np.array([[1.0], [2.0]]), np.zeros((5, 1))
+    first, second = tiled((x, table), 5)
+    assert first.ravel().tolist() == [1, 2, 1, 2, 1] and second is table
+    with pytest.raises(InputError):
+        tiled((np.zeros((0, 3)),), 2)
