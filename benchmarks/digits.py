@@ -31,9 +31,12 @@ def main() -> None:
         originals.append(stored_evaluation(out / "steps" / "00-baseline", "test"))
         finals.append(stored_evaluation(out / "steps" / f"{final['number']:02d}-{final['name']}", "test"))
     drop = paired_drop(_pooled(originals), _pooled(finals), digits().complete())
-    body = table(["fold", "original", "compressed", "points lower", "smaller", "faster, batch 1", "faster, batch 32"], rows)
+    body = table(
+        ["fold", "original", "compressed", "points lower", "smaller", "faster, batch 1", "faster, batch 32"], rows
+    )
     body += (
-        f"\n\nPooled over the five folds ({drop.n} held-out images): the compressed model is {drop.value:.2f} points lower "
+        f"\n\nPooled over the five folds ({drop.n} held-out images): the compressed model is "
+        f"{drop.value:.2f} points lower "
         f"(95 % interval {drop.low:.2f} to {drop.high:.2f}); mean over folds "
         f"{np.mean([float(row[3].split()[0]) for row in rows]):.2f} points."
     )

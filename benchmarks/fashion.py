@@ -1,4 +1,4 @@
-"""Fashion-MNIST: compress with `balanced`, and give the original the same extra epochs, so that the comparison is fair."""
+"""Fashion-MNIST: compress with `balanced`; the original gets the same extra epochs, so that the comparison is fair."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any
 
 from rich.console import Console
 from tables import table, write
+from tersor.train.finetune import Finetune
+from tersor.train.optimizer import Optimizer
 
 from tersor.core.measurement import Measurement
 from tersor.core.step import Context
@@ -18,8 +20,6 @@ from tersor.measure.session import OnnxRunnable
 from tersor.recipes.recipe import parts_of, read_recipe
 from tersor.report.progress import RichProgress
 from tersor.run.measure_step import stored_evaluation
-from tersor.train.finetune import Finetune
-from tersor.train.optimizer import Optimizer
 from tersor.zoo.fashion import fashion
 
 OUT = Path("runs/bench-fashion")
@@ -52,7 +52,9 @@ def _final(done: Compressed) -> Evaluation:
     return stored_evaluation(done.folder / "steps" / f"{final['number']:02d}-{final['name']}", "test")
 
 
-def _write(done: Compressed, extended: Evaluation, quality_of_longer: Measurement, fair: Measurement, epochs: int) -> None:
+def _write(
+    done: Compressed, extended: Evaluation, quality_of_longer: Measurement, fair: Measurement, epochs: int
+) -> None:
     summary = done.summary
     rows = [_row(summary["baseline"]), *[_row(step) for step in summary["steps"]]]
     longer = quality_of_longer
@@ -60,7 +62,8 @@ def _write(done: Compressed, extended: Evaluation, quality_of_longer: Measuremen
     header = ["step", "accuracy", "ONNX file", "parameters", "MACs", "faster, batch 1", "faster, batch 32"]
     ratios = summary["ratios"]
     body = table(header, rows) + (
-        f"\n\nFinal against the original: {ratios['size']:.1f}× smaller, {ratios['latency_batch_32']:.2f}× faster at batch 32. "
+        f"\n\nFinal against the original: {ratios['size']:.1f}× smaller, "
+        f"{ratios['latency_batch_32']:.2f}× faster at batch 32. "
         f"Against the original given the same {epochs} extra epochs, on the same {extended.n} test images: "
         f"{fair.value:.2f} points lower (95 % interval {fair.low:.2f} to {fair.high:.2f}); "
         f"against the original as it was: {ratios['accuracy_drop_points']:.2f} points lower."

@@ -27,14 +27,18 @@ app = typer.Typer(
 TaskArgument = Annotated[
     str, typer.Argument(help="digits, fashion, a Python file with task() -> tersor.Task, or package.module:function.")
 ]
-RecipeOption = Annotated[str, typer.Option("--recipe", "-r", help="balanced, small, fast, or a YAML file (see: tersor recipes).")]
+RecipeOption = Annotated[
+    str, typer.Option("--recipe", "-r", help="balanced, small, fast, or a YAML file (see: tersor recipes).")
+]
 OutOption = Annotated[Path, typer.Option("--out", "-o", help="The run's folder; it must be new or empty.")]
 RunArgument = Annotated[Path, typer.Argument(help="A run's folder, as tersor compress made it.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print the verdict only.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on standard output and nothing else.")]
 DebugOption = Annotated[bool, typer.Option("--debug", help="On an error, show the traceback too.")]
 SeedOption = Annotated[int, typer.Option(help="All randomness of the run derives from it.", min=0)]
-ThreadsOption = Annotated[int | None, typer.Option(help="Threads to train and to measure with; default: all cores.", min=1)]
+ThreadsOption = Annotated[
+    int | None, typer.Option(help="Threads to train and to measure with; default: all cores.", min=1)
+]
 SecondsOption = Annotated[float, typer.Option(help="Seconds to time each batch size for.", min=0.05)]
 MaxDropOption = Annotated[str | None, typer.Option(help="Largest loss of the metric in percentage points, such as 1%.")]
 MaxSizeOption = Annotated[str | None, typer.Option(help="Largest ONNX file, such as 4MB or 500KB.")]
@@ -87,8 +91,7 @@ def compress(
     task: TaskArgument,
     out: OutOption,
     recipe: RecipeOption = "balanced",
-    max_drop: SecondsOption = Annotated[float, typer.Option(help="Seconds to time each batch size for.", min=0.05)]
-MaxDropOption = None,
+    max_drop: MaxDropOption = None,
     max_size: MaxSizeOption = None,
     max_latency: MaxLatencyOption = None,
     seed: SeedOption = 0,
@@ -221,7 +224,7 @@ def main(arguments: list[str] | None = None) -> int:
         told = "interrupted; finished steps and epochs are kept: tersor resume RUN goes on"
         return _fail(told, error, 130, given)
     except Exception as error:  # the last door: a defect of ours, told in one line
-        told = f"unexpected {type(error).__name__}: {error}. This is a defect of Tersor: run again with --debug and report it."
+        told = f"unexpected {type(error).__name__}: {error}. This is a defect of Tersor: report it with what --debug shows."
         return _fail(told, error, 1, given)
     return 0
 

@@ -17,20 +17,25 @@ def _parse(text: str | None, units: dict[str, float], option: str, example: str)
     match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([a-zA-Zµ%]*)\s*", text)
     if match is None or match[2].lower() not in units:
         named = ", ".join(unit for unit in units if unit)
-        raise InputError("not a value that can be used", where=option, got=repr(text), expected=f"a number with one of {named}, such as {example}")
+        raise InputError(
+            "not a value that can be used",
+            where=option,
+            got=repr(text),
+            expected=f"a number with one of {named}, such as {example}",
+        )
     return float(match[1]) * units[match[2].lower()]
 
 
 def parse_points(text: str | None) -> float | None:
-    """"1%" → 1.0 percentage points."""
+    """ "1%" → 1.0 percentage points."""
     return _parse(text, _POINTS, "--max-drop", "1%")
 
 
 def parse_bytes(text: str | None) -> float | None:
-    """"4MB" → 4,000,000 bytes; "4MiB" → 4,194,304."""
+    """ "4MB" → 4,000,000 bytes; "4MiB" → 4,194,304."""
     return _parse(text, _BYTES, "--max-size", "4MB")
 
 
 def parse_milliseconds(text: str | None) -> float | None:
-    """"5ms" → 5.0 milliseconds."""
+    """ "5ms" → 5.0 milliseconds."""
     return _parse(text, _MILLISECONDS, "--max-latency", "5ms")

@@ -98,12 +98,16 @@ def resume(out: str | Path, task: Task | None = None, *, progress: Progress | No
         source = facts["task"]["source"]
         if not source:
             raise InputError(
-                "the run was begun from Python, with a task that has no file", where=str(out), do="Call tersor.resume(out, task=…)"
+                "the run was begun from Python, with a task that has no file",
+                where=str(out),
+                do="Call tersor.resume(out, task=…)",
             )
         task = find_task(source, progress)
     then, now = facts["environment"]["threads"], environment()["threads"]
     if then != now:
-        progress.say(f"warning: the run began with {then} threads and goes on with {now}: the last digits of weights may differ")
+        progress.say(
+            f"warning: the run began with {then} threads and goes on with {now}: the last digits of weights may differ"
+        )
     recipe = read_recipe(_recipe_data(facts["recipe"]))
     return _work(folder, task, recipe, progress)
 
@@ -145,8 +149,9 @@ def _finish(folder: RunFolder, task: Task, facts: Mapping[str, Any], records: li
 def _card(task: Task, summary: Mapping[str, Any]) -> str:
     steps = "\n".join(f"{step['number']}. {step['title']}" for step in summary["steps"])
     return (
-        f"# {task.name}, compressed\n\n{summary['verdict']['sentence']}\n\nRecipe `{summary['recipe']['name']}`:\n\n{steps}\n\n"
-        f"Load it: `tersor.load(\"model\", model=original)`; or run `model.onnx` with ONNX Runtime.\n"
+        f"# {task.name}, compressed\n\n{summary['verdict']['sentence']}\n\n"
+        f"Recipe `{summary['recipe']['name']}`:\n\n{steps}\n\n"
+        f'Load it: `tersor.load("model", model=original)`; or run `model.onnx` with ONNX Runtime.\n'
         "Numbers with their intervals: summary.json and report.html of the run.\n"
     )
 

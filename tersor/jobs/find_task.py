@@ -41,7 +41,9 @@ def find_task(source: str | Path, progress: Progress | None = None) -> Task:
 
 def _module_from_file(path: Path) -> ModuleType:
     if not path.is_file():
-        raise InputError("no such file", where=str(path), expected="a Python file with a function task() that returns a Task")
+        raise InputError(
+            "no such file", where=str(path), expected="a Python file with a function task() that returns a Task"
+        )
     name = f"tersor_task_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
@@ -84,9 +86,13 @@ def _call(module: ModuleType, function: str, source: str, name: str) -> Task:
     except TersorError:
         raise
     except Exception as error:  # the user's function may raise anything
-        raise InputError(f"{function}() raised an error", where=_line(error, Path(module.__file__ or "")), got=_short(error)) from error
+        raise InputError(
+            f"{function}() raised an error", where=_line(error, Path(module.__file__ or "")), got=_short(error)
+        ) from error
     if not isinstance(task, Task):
-        raise InputError(f"{function}() returned no Task", where=source, got=type(task).__name__, expected="tersor.Task")
+        raise InputError(
+            f"{function}() returned no Task", where=source, got=type(task).__name__, expected="tersor.Task"
+        )
     return dataclasses.replace(task, source=source, name=name if task.name == "task" else task.name)
 
 

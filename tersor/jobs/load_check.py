@@ -42,7 +42,9 @@ def load_check(out: str | Path, task: Task | None = None, *, progress: Progress 
     told = summary["final"]["measurements"][metric]["value"]
     value = float(again.values.mean())
     if abs(value - told) > 1e-9:
-        raise VerificationError("the test metric is not the one in summary.json", where=str(folder.final_onnx), got=value, expected=told)
+        raise VerificationError(
+            "the test metric is not the one in summary.json", where=str(folder.final_onnx), got=value, expected=told
+        )
     return {**found, metric: value, "samples": again.n}
 
 

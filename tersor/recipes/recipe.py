@@ -58,7 +58,8 @@ class Recipe:
             "name": self.name,
             "explanation": self.explanation,
             "steps": [
-                {"name": step.name, "kind": _kind(step), "title": step.title, "settings": dict(step.settings)} for step in self.steps
+                {"name": step.name, "kind": _kind(step), "title": step.title, "settings": dict(step.settings)}
+                for step in self.steps
             ],
         }
 
@@ -90,7 +91,9 @@ def _text_of(source: str | Path) -> tuple[str, str]:
         return (files("tersor.recipes") / f"{name}.yaml").read_text(), f"recipe {name!r}"
     path = Path(source)
     if path.suffix not in (".yaml", ".yml"):
-        raise InputError("unknown recipe", where="--recipe", got=repr(name), expected=f"{', '.join(BUILT_IN)}, or a .yaml file")
+        raise InputError(
+            "unknown recipe", where="--recipe", got=repr(name), expected=f"{', '.join(BUILT_IN)}, or a .yaml file"
+        )
     try:
         return path.read_text(), name
     except (OSError, UnicodeDecodeError) as error:

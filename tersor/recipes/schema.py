@@ -47,7 +47,9 @@ def _selector(value: Any) -> Selector:
         return Not(inner) if value.startswith("~") else inner
     if isinstance(value, Mapping) and list(value) == ["by_type"] and isinstance(value["by_type"], str):
         return ByType(value["by_type"])
-    raise ValueError('expected a pattern of module names such as "layers.*" (with ~ in front: all others), or {by_type: Conv2d}')
+    raise ValueError(
+        'expected a pattern of module names such as "layers.*" (with ~ in front: all others), or {by_type: Conv2d}'
+    )
 
 
 class Registry:
@@ -60,7 +62,7 @@ class Registry:
         self.choice_for = cache(self._choice_for)
 
     def build(self, base: type, value: Any, path: str) -> Any:
-        """The object of family ``base`` that ``value`` describes. Raises InputError with ``path`` and what is allowed."""
+        """The object of family ``base`` that ``value`` describes; InputError says ``path`` and what is allowed."""
         try:
             return self._object(self.choice_for(base).model_validate(value))
         except ValidationError as error:
@@ -71,7 +73,9 @@ class Registry:
         for known in self.families.values():
             for name, kind in known.items():
                 if type(value) is kind:
-                    fields = {f.name: self.settings(getattr(value, f.name)) for f in dataclasses.fields(value) if f.init}
+                    fields = {
+                        f.name: self.settings(getattr(value, f.name)) for f in dataclasses.fields(value) if f.init
+                    }
                     return {name: fields}
         if isinstance(value, Selector):
             return _selector_text(value)
@@ -141,7 +145,9 @@ def explain(error: ValidationError, path: str, model: type[BaseModel]) -> Tersor
         allowed = list(parent.model_fields) if parent is not None else []
         near = difflib.get_close_matches(str(fault["loc"][-1]), allowed, n=1)
         do = f"Did you mean {near[0]!r}?" if near else ""
-        return InputError("unknown name", where=where, got=repr(fault["loc"][-1]), expected=f"one of {', '.join(allowed)}", do=do)
+        return InputError(
+            "unknown name", where=where, got=repr(fault["loc"][-1]), expected=f"one of {', '.join(allowed)}", do=do
+        )
     message = fault["msg"].removeprefix("Value error, ")
     return InputError(message[:1].lower() + message[1:], where=where, got=repr(fault["input"])[:120])
 

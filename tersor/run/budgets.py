@@ -29,7 +29,11 @@ class Budgets:
 
     def check(self, record: Record) -> list[dict[str, Any]]:
         """One line per budget that is set: limit, value, interval, and whether it is met (by the test data)."""
-        sources = {"max_drop": ("drop_points", "points"), "max_size": ("size_bytes", "bytes"), "max_latency": ("latency_ms_batch_1", "ms")}
+        sources = {
+            "max_drop": ("drop_points", "points"),
+            "max_size": ("size_bytes", "bytes"),
+            "max_latency": ("latency_ms_batch_1", "ms"),
+        }
         lines = []
         for name, limit in asdict(self).items():
             if limit is None:
@@ -38,7 +42,8 @@ class Budgets:
             found = record.measurements[source]
             lines.append(
                 {
-                    "name": name, "limit": limit, "unit": unit, "value": found.value, "low": found.low, "high": found.high,
+                    "name": name, "limit": limit, "unit": unit,
+                    "value": found.value, "low": found.low, "high": found.high,
                     "met": found.value <= limit + 1e-9,
                 }
             )  # fmt: skip

@@ -102,7 +102,8 @@ def _run_one(
         number=number, name=named.name, title=named.title, settings=named.settings, measurements=found, seed=step_seed,
         seconds=round(step.get("seconds", 0.0) or time.monotonic() - begun, 3),
         plans=tuple(step.get("plans", ())), history=tuple(step.get("history", ())),
-        facts={**step.get("facts", {}), "onnx": read_json(path / "onnx.json")}, layers=tuple(layers), versions=versions(),
+        facts={**step.get("facts", {}), "onnx": read_json(path / "onnx.json")},
+        layers=tuple(layers), versions=versions(),
     )  # fmt: skip
 
 

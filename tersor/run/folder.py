@@ -43,7 +43,10 @@ class RunFolder:
             write_json(run.description, {"schema": SCHEMA, **facts})
         except OSError as error:
             raise InputError(
-                "the output folder cannot be written", where=str(path), got=error.strerror or error, do="Choose another with -o"
+                "the output folder cannot be written",
+                where=str(path),
+                got=error.strerror or error,
+                do="Choose another with -o",
             ) from None
         return run
 
@@ -128,7 +131,9 @@ class RunFolder:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
-                raise InputError("another process is working on this run", where=str(self.path), do="Wait for it to end") from None
+                raise InputError(
+                    "another process is working on this run", where=str(self.path), do="Wait for it to end"
+                ) from None
             yield
 
 

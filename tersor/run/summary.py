@@ -99,7 +99,11 @@ def _ratios(baseline: Record, shipped: Record) -> dict[str, Measurement]:
 
 
 def _sentence(
-    task: Task, records: Sequence[Record], shipped: Record, ratios: Mapping[str, Measurement], checked: list[dict[str, Any]]
+    task: Task,
+    records: Sequence[Record],
+    shipped: Record,
+    ratios: Mapping[str, Measurement],
+    checked: list[dict[str, Any]],
 ) -> str:
     assert task.metric is not None
     metric = shipped.measurements[task.metric.name]

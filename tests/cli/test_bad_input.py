@@ -31,8 +31,24 @@ def _run(tmp_path, capsys, body, *options, recipe=TASKS / "quick.yaml"):
     """Compress a task made of FRAME and ``body``; returns (exit code, what was said on standard error)."""
     path = tmp_path / "broken.py"
     path.write_text(FRAME + textwrap.dedent(body))
-    code = main(["compress", str(path), "-o", str(tmp_path / "run"), "--recipe", str(recipe), "--timing-seconds", "0.05", *options])
+    code = main(
+        [
+            "compress",
+            str(path),
+            "-o",
+            str(tmp_path / "run"),
+            "--recipe",
+            str(recipe),
+            "--timing-seconds",
+            "0.05",
+            *options,
+        ]
+    )
     return code, capsys.readouterr().err
+
+
+def _task(change):
+    return f"def task(): return tersor.Task(**{{**good, {change}}})"
 
 
 CASES = {
@@ -40,17 +56,17 @@ CASES = {
     "a function that raises": ("def task(): raise KeyError('weights')", 2, ["KeyError", "weights", "broken.py:"]),
     "a file that cannot be imported": ("import no_such_package", 2, ["no_such_package", "broken.py"]),
     "the wrong type": ("def task(): return net", 2, ["Sequential", "tersor.Task"]),
-    "a model that is none": ("def task(): return tersor.Task(**{**good, 'model': 3})", 2, ["model", "int"]),
-    "no training data": ("def task(): return tersor.Task(**{**good, 'train': None})", 2, ["train"]),
-    "no test data": ("def task(): return tersor.Task(**{**good, 'test': None})", 2, ["test"]),
-    "an empty loader": ("def task(): return tersor.Task(**{**good, 'validation': []})", 2, ["validation", "empty"]),
-    "a loader that is none": ("def task(): return tersor.Task(**{**good, 'test': 5})", 2, ["test", "int"]),
-    "a one-shot generator": ("def task(): return tersor.Task(**{**good, 'train': (b for b in data(x, y))})", 2, ["train", "generator"]),
-    "batches of the wrong structure": ("def task(): return tersor.Task(**{**good, 'train': DataLoader(x, 20)})", 2, ["train", "inputs"]),
-    "a batch without targets": ("def task(): return tersor.Task(**{**good, 'test': [{'pixels': x}]})", 2, ["targets", "pixels"]),
-    "inputs that are not numbers": ("def task(): return tersor.Task(**{**good, 'train': data(x / 0, y)})", 2, ["train", "inf", "batch"]),
-    "targets out of range": ("def task(): return tersor.Task(**{**good, 'train': data(x, y + 1)})", 2, ["train", "3", "target"]),
-    "inputs of the wrong shape": ("def task(): return tersor.Task(**{**good, 'train': data(x[:, :, 1:], y)})", 2, ["mat1", "train"]),
+    "a model that is none": (_task("'model': 3"), 2, ["model", "int"]),
+    "no training data": (_task("'train': None"), 2, ["train"]),
+    "no test data": (_task("'test': None"), 2, ["test"]),
+    "an empty loader": (_task("'validation': []"), 2, ["validation", "empty"]),
+    "a loader that is none": (_task("'test': 5"), 2, ["test", "int"]),
+    "a one-shot generator": (_task("'train': (b for b in data(x, y))"), 2, ["train", "generator"]),
+    "batches of the wrong structure": (_task("'train': DataLoader(x, 20)"), 2, ["train", "inputs"]),
+    "a batch without targets": (_task("'test': [{'pixels': x}]"), 2, ["targets", "pixels"]),
+    "inputs that are not numbers": (_task("'train': data(x / 0, y)"), 2, ["train", "inf", "batch"]),
+    "targets out of range": (_task("'train': data(x, y + 1)"), 2, ["train", "3", "target"]),
+    "inputs of the wrong shape": (_task("'train': data(x[:, :, 1:], y)"), 2, ["mat1", "train"]),
     "weights that are not numbers": (
         "net[0].weight.data[0] = float('nan')\ndef task(): return tersor.Task(**good)", 2, ["0.weight", "nan"],
     ),
@@ -150,8 +166,20 @@ def test_recipes_are_listed_explained_and_printed(capsys):
 
 def test_ctrl_c_keeps_what_is_finished(tmp_path):
     out = tmp_path / "run"
-    command = [sys.executable, "-m", "tersor", "compress", TASKS / "tiny.py", "-o", out, "--recipe", TASKS / "quick.yaml"]
-    process = subprocess.Popen([*map(str, command), "--timing-seconds", "0.1"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    command = [
+        sys.executable,
+        "-m",
+        "tersor",
+        "compress",
+        TASKS / "tiny.py",
+        "-o",
+        out,
+        "--recipe",
+        TASKS / "quick.yaml",
+    ]
+    process = subprocess.Popen(
+        [*map(str, command), "--timing-seconds", "0.1"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
     end = time.monotonic() + 120
     while not (out / "records.jsonl").exists() and time.monotonic() < end and process.poll() is None:
         time.sleep(0.01)

@@ -62,7 +62,15 @@ def test_the_result_is_smaller_and_every_number_has_its_interval(finished):
         found = step["measurements"]
         assert found["accuracy"]["low"] <= found["accuracy"]["value"] <= found["accuracy"]["high"]
         assert found["accuracy"]["n"] == 200
-        for name in ("size_bytes", "parameters", "nonzeros", "macs", "peak_memory_bytes", "latency_ms_batch_1", "throughput_batch_32"):
+        for name in (
+            "size_bytes",
+            "parameters",
+            "nonzeros",
+            "macs",
+            "peak_memory_bytes",
+            "latency_ms_batch_1",
+            "throughput_batch_32",
+        ):
             assert found[name]["value"] > 0, name
     assert summary["final"]["measurements"]["size_bytes"]["value"] == (finished / "model.onnx").stat().st_size
 
@@ -143,7 +151,9 @@ def test_a_missed_budget_is_said_and_the_best_earlier_step_is_kept(tmp_path):
         ],
     }
     timing = tersor.run.measure_step.Timing(0.1, 1)
-    done = tersor.compress(TINY, recipe, tmp_path / "run", budgets=tersor.Budgets(max_drop=20, max_size=1), timing=timing)
+    done = tersor.compress(
+        TINY, recipe, tmp_path / "run", budgets=tersor.Budgets(max_drop=20, max_size=1), timing=timing
+    )
     assert not done.passed and done.summary["verdict"]["status"] == "missed"
     assert done.summary["final"]["name"] == "mild"
     assert "ruin" in done.summary["verdict"]["sentence"] and "max_size" in done.summary["verdict"]["sentence"]

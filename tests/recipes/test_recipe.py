@@ -1,11 +1,11 @@
 import pytest
 import yaml
+from tersor.distill.response import Distill
+from tersor.prune.channels import PruneChannels
 
 from tersor.core.errors import InputError
 from tersor.core.place import ByName, Not
 from tersor.core.step import Pipeline
-from tersor.distill.response import Distill
-from tersor.prune.channels import PruneChannels
 from tersor.recipes.recipe import BUILT_IN, parts_of, read_recipe, to_yaml
 
 
@@ -38,7 +38,10 @@ def test_settings_reach_the_dataclass():
     ("data", "words"),
     [
         (_recipe({"prune_chanels": {}}), ["recipe.steps[0].parts[0]", "prune_chanels", "prune_channels", "quantize"]),
-        (_recipe({"prune_channels": {"sparsty": 0.5}}), ["parts[0].prune_channels", "sparsty", "Did you mean 'sparsity'"]),
+        (
+            _recipe({"prune_channels": {"sparsty": 0.5}}),
+            ["parts[0].prune_channels", "sparsty", "Did you mean 'sparsity'"],
+        ),
         (_recipe({"prune_channels": {"sparsity": "much"}}), ["parts[0].prune_channels.sparsity", "much"]),
         (_recipe({"finetune": {"objective": {"distil": {}}}}), ["finetune.objective", "distil", "task_loss, distill"]),
         (_recipe({"finetune": {"objective": {"distill": {"temperature": -1}}}}), ["emperature", "-1"]),
@@ -50,7 +53,10 @@ def test_settings_reach_the_dataclass():
         ({"name": "x", "steps": [{"name": "a", "parts": ["quantize"]}] * 2}, ["own", "a"]),
         ({"name": "x", "steps": [{"name": "baseline", "parts": ["quantize"]}]}, ["baseline"]),
         ({"name": "x", "steps": [{"name": "A/../b", "parts": ["quantize"]}]}, ["steps[0].name"]),
-        ({"name": "x", "budgets": {"max_drop": -1}, "steps": [{"name": "a", "parts": ["quantize"]}]}, ["budgets.max_drop"]),
+        (
+            {"name": "x", "budgets": {"max_drop": -1}, "steps": [{"name": "a", "parts": ["quantize"]}]},
+            ["budgets.max_drop"],
+        ),
     ],
 )
 def test_a_fault_is_named_by_its_path_and_what_is_allowed(data, words):

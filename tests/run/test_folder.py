@@ -10,7 +10,9 @@ from tersor.run.folder import RunFolder, whole_folder
 
 
 def _record(number: int) -> Record:
-    return Record(number, f"step{number}", "a step", {}, {"accuracy": Measurement(0.5, "fraction", 0.4, 0.6, 10)}, 1, 2.0)
+    return Record(
+        number, f"step{number}", "a step", {}, {"accuracy": Measurement(0.5, "fraction", 0.4, 0.6, 10)}, 1, 2.0
+    )
 
 
 def test_records_come_back_as_they_were_written(tmp_path):
