@@ -224,7 +224,7 @@ def main(arguments: list[str] | None = None) -> int:
         told = "interrupted; finished steps and epochs are kept: tersor resume RUN goes on"
         return _fail(told, error, 130, given)
     except Exception as error:  # the last door: a defect of ours, told in one line
-        told = f"unexpected {type(error).__name__}: {error}. This is a defect of Tersor: report it with what --debug shows."
+        told = f"unexpected {type(error).__name__}: {error}. This is a defect of Tersor: report what --debug shows."
         return _fail(told, error, 1, given)
     return 0
 
