@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import inspect
 import io
 import logging
 import warnings
@@ -52,7 +53,7 @@ def export_onnx(model: nn.Module, example_inputs: Sequence[Any], path: Path, *, 
     """
     inputs = _example(example_inputs, dynamic_batch)
     proto = _to_proto(_exportable(model), inputs, dynamic_batch)
-    ship(proto)
+    ship(proto, _input_names(model, len(inputs)))
     _check(proto)
     data = proto.SerializeToString(deterministic=True)
     write_atomically(Path(path), data)
@@ -130,6 +131,13 @@ def _to_proto(model: nn.Module, inputs: tuple[Tensor, ...], dynamic_batch: bool)
             "the model cannot be exported to ONNX", where=type(model).__name__, got=_first_cause(error),
             do="Usual mend: no literals of the batch size in forward (or dynamic_batch=False), and standard operators",
         ) from error  # fmt: skip
+
+
+def _input_names(model: nn.Module, count: int) -> list[str]:
+    """``input``, or where there are several the names that the forward gives them."""
+    parameters = inspect.signature(model.forward).parameters.values()
+    named = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    return ["input"] if count == 1 else [*named[:count], *(f"input_{n}" for n in range(len(named), count))]
 
 
 def _first_cause(error: BaseException) -> str:

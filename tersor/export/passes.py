@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, defs, helper, numpy_helper
 
-from tersor.core.errors import GraphError
-
 # The operators whose nodes keep a name (their module's path), so that reports can say which layer is meant.
 NAMED = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
 
 
-def ship(model: ModelProto) -> ModelProto:
-    """All passes, in the order in which they help each other. The model computes what it computed before."""
+def ship(model: ModelProto, inputs: Sequence[str] = ()) -> ModelProto:
+    """All passes, in the order in which they help each other. The model computes what it computed before.
+
+    ``inputs``: new names for the graph's inputs, in order.
+    """
     name_layers(model)
     constants_to_initializers(model)
     remove_no_ops(model)
@@ -27,7 +28,7 @@ def ship(model: ModelProto) -> ModelProto:
     drop_default_attributes(model)
     merge_equal_initializers(model)
     remove_unused(model)
-    shorten_names(model)
+    shorten_names(model, inputs)
     return model
 
 
@@ -224,22 +225,19 @@ def remove_unused(model: ModelProto) -> None:
     graph.initializer.extend(used)
 
 
-def shorten_names(model: ModelProto) -> None:
-    """Inner values get names of a letter or two; a single input is ``input``, a single output ``output``.
-
-    Several inputs keep their forward's argument names, several outputs become ``output_0`` ….
-    """
+def shorten_names(model: ModelProto, inputs: Sequence[str] = ()) -> None:
+    """Inner values get names of a letter or two; outputs become ``output``, or ``output_0`` …; inputs as said."""
     graph = model.graph
     if any(_has_subgraph(node) for node in graph.node):
         return  # values of the outer graph may be read inside: leave the names alone
     constants = _constants(graph)
-    inputs = [value.name for value in graph.input if value.name not in constants]
-    new: dict[str, str] = {name: "input" if len(inputs) == 1 else name for name in inputs}
-    outputs = [value.name for value in graph.output]
-    for number, name in enumerate(outputs):
-        if name in new:
-            raise GraphError("an output is an input passed through", where=name, do="Return only computed tensors")
-        new[name] = "output" if len(outputs) == 1 else f"output_{number}"
+    old = [value.name for value in graph.input]
+    new = dict(zip(old, [*inputs, *old[len(inputs) :]], strict=False))
+    for number, value in enumerate(graph.output):
+        if value.name in new or value.name in constants:  # an input, a constant or another output passed through
+            graph.node.append(helper.make_node("Identity", [value.name], [f"{value.name}/{number}"]))
+            value.name = f"{value.name}/{number}"
+        new[value.name] = "output" if len(graph.output) == 1 else f"output_{number}"
     fresh = (name for name in _short_names() if name not in new.values())
     for name in [*constants, *(output for node in graph.node for output in node.output if output)]:
         if name not in new:
