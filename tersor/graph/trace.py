@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import operator
+import os
 import warnings
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
+from tersor.core import errors
 from tersor.core.errors import GraphError
 from tersor.core.intercept import base_name, operator_name
 from tersor.core.place import ActivationPlace, TensorPlace
 
+_NOT_THE_USERS = (str(Path(torch.__file__).parent) + os.sep, str(Path(errors.__file__).parents[1]) + os.sep)
 _BATCH_NORM = {"native_batch_norm_legit_no_training", "native_batch_norm_legit", "native_batch_norm"}
 
 
@@ -113,90 +117,100 @@ def trace(model: nn.Module, example_inputs: tuple[Any, ...]) -> Graph:
     finally:
         for path, module in model.named_modules():
             module.training = training.get(path, module.training)
-    return _read(program)
+    return _Reader(program).graph()
 
 
 def _where(error: BaseException) -> str:
-    """file:line of the innermost frame of the user's code in a traceback."""
+    """file:line of the innermost frame outside torch and Tersor in a traceback."""
     found, frame = "", error.__traceback__
     while frame is not None:
         name = frame.tb_frame.f_code.co_filename
-        if "/torch/" not in name and "/tersor/" not in name and not name.startswith("<"):
+        if not name.startswith(("<", *_NOT_THE_USERS)):
             found = f"{name}:{frame.tb_lineno}"
         frame = frame.tb_next
     return found
 
 
-def _read(program: torch.export.ExportedProgram) -> Graph:
-    signature = program.graph_signature
-    places = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
-    lifted = signature.inputs_to_lifted_tensor_constants
-    tensors: dict[str, TensorPlace] = {}
-    shapes: dict[str, tuple[int, ...]] = {}
-    inputs: dict[str, tuple[int, ...]] = {}
-    constants: dict[str, Tensor] = {}
-    calls: list[Call] = []
-    ordinals: Counter[tuple[str, str]] = Counter()
-    renamed: dict[fx.Node, Ref] = {}
-    outputs: tuple[str, ...] = ()
+class _Reader:
+    """Reads an exported program's nodes, in order, into a Graph."""
 
-    def value_of(value: Any) -> Any:
+    def __init__(self, program: torch.export.ExportedProgram):
+        self.program = program
+        self.signature = program.graph_signature
+        self.places = {**self.signature.inputs_to_parameters, **self.signature.inputs_to_buffers}
+        self.calls: dict[str, Call] = {}
+        self.tensors: dict[str, TensorPlace] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.inputs: dict[str, tuple[int, ...]] = {}
+        self.constants: dict[str, Tensor] = {}
+        self.outputs: tuple[str, ...] = ()
+        self.ordinals: Counter[tuple[str, str]] = Counter()
+        self.same_as: dict[fx.Node, Ref] = {}  # the first result of a batch norm is the call itself
+
+    def graph(self) -> Graph:
+        """The graph of the whole program."""
+        for node in self.program.graph.nodes:
+            shape = _shape(node)
+            if shape is not None:
+                self.shapes[node.name] = shape
+            if node.op == "placeholder":
+                self._placeholder(node, shape)
+            elif node.op == "output":
+                mutated = len(self.signature.buffers_to_mutate)
+                self.outputs = tuple(_refs(self._value(list(_nodes(node.args[0]))[mutated:])))
+            elif node.op == "call_function":
+                self._call(node, shape)
+        calls = tuple(self.calls.values())
+        return Graph(calls, self.inputs, self.tensors, self.shapes, self.outputs, self.constants)
+
+    def _placeholder(self, node: fx.Node, shape: tuple[int, ...] | None) -> None:
+        lifted = self.signature.inputs_to_lifted_tensor_constants
+        if node.name in self.places:
+            module, _, tensor = self.places[node.name].rpartition(".")
+            self.tensors[node.name] = TensorPlace(module, tensor)
+        elif node.name in lifted:
+            self.constants[node.name] = self.program.constants[lifted[node.name]]
+        elif shape is not None:
+            self.inputs[node.name] = shape
+
+    def _call(self, node: fx.Node, shape: tuple[int, ...] | None) -> None:
+        dtype = getattr(node.meta.get("val"), "dtype", None)
+        source = node.args[0] if node.args else None
+        if node.target is operator.getitem and isinstance(source, fx.Node) and node.args[1] == 0:
+            call = self.calls.get(source.name)
+            if call is not None and call.operator == "batch_norm":
+                self.same_as[node] = Ref(source.name)
+                self.shapes[source.name] = shape or ()
+                self.calls[source.name] = dataclasses.replace(call, shape=shape, dtype=dtype)
+                return
+        base = operator_name(operator.getitem) if node.target is operator.getitem else _base_name(node.target)
+        base = "batch_norm" if base in _BATCH_NORM else base
+        module = _module(node)
+        ordinal = self.ordinals[module, base]
+        self.ordinals[module, base] += 1
+        args, kwargs = self._value(tuple(node.args)), {key: self._value(value) for key, value in node.kwargs.items()}
+        self.calls[node.name] = Call(node.name, base, str(node.target), args, kwargs, module, ordinal, shape, dtype)
+
+    def _value(self, value: Any) -> Any:
+        """An argument with its nodes replaced by their names."""
         if isinstance(value, fx.Node):
-            return renamed.get(value, Ref(value.name))
-        if isinstance(value, (list, tuple)):
-            return type(value)(value_of(item) for item in value) if type(value) in (list, tuple) else [value_of(i) for i in value]
+            return self.same_as.get(value, Ref(value.name))
+        if isinstance(value, tuple):
+            return tuple(self._value(item) for item in value)
+        if isinstance(value, (list, fx.immutable_collections.immutable_list)):
+            return [self._value(item) for item in value]
         return value
 
-    for node in program.graph.nodes:
-        shape = _shape(node)
-        if shape is not None:
-            shapes[node.name] = shape
-        if node.op == "placeholder":
-            if node.name in places:
-                module, _, tensor = places[node.name].rpartition(".")
-                tensors[node.name] = TensorPlace(module, tensor)
-            elif node.name in lifted:
-                constants[node.name] = program.constants[lifted[node.name]]
-            elif shape is not None:
-                inputs[node.name] = shape
-        elif node.op == "output":
-            skip = len(signature.buffers_to_mutate)
-            outputs = tuple(_refs(value_of(list(node.args[0])[skip:])))
-        elif node.op == "call_function":
-            base = operator_name(node.target) if node.target is operator.getitem else _base_name(node.target)
-            if base in _BATCH_NORM:
-                base = "batch_norm"
-            if base == "getitem" and calls and _is_batch_norm(calls, node):
-                renamed[node] = Ref(node.args[0].name)
-                shapes[node.args[0].name] = shape or ()
-                last = next(i for i, call in enumerate(calls) if call.name == node.args[0].name)
-                calls[last] = _with_shape(calls[last], shape, node)
-                continue
-            module = _module(node)
-            ordinal = ordinals[module, base]
-            ordinals[module, base] += 1
-            kwargs = {key: value_of(value) for key, value in node.kwargs.items()}
-            calls.append(
-                Call(
-                    node.name, base, str(node.target), value_of(node.args), kwargs, module, ordinal, shape,
-                    getattr(node.meta.get("val"), "dtype", None),
-                )  # fmt: skip
-            )
-    return Graph(tuple(calls), inputs, tensors, shapes, outputs, constants)
+
+def _nodes(outputs: Any) -> Iterator[Any]:
+    yield from outputs if isinstance(outputs, (tuple, list)) else (outputs,)
 
 
 def _base_name(target: Any) -> str:
-    name = target._schema.name.split("::")[-1] if hasattr(target, "_schema") else getattr(target, "__name__", str(target))
+    name = (
+        target._schema.name.split("::")[-1] if hasattr(target, "_schema") else getattr(target, "__name__", str(target))
+    )
     return base_name(name)
-
-
-def _is_batch_norm(calls: list[Call], node: fx.Node) -> bool:
-    source = node.args[0]
-    return node.args[1] == 0 and any(call.name == source.name and call.operator == "batch_norm" for call in calls)
-
-
-def _with_shape(call: Call, shape: tuple[int, ...] | None, node: fx.Node) -> Call:
-    return dataclasses.replace(call, shape=shape, dtype=getattr(node.meta.get("val"), "dtype", None))
 
 
 def _shape(node: fx.Node) -> tuple[int, ...] | None:

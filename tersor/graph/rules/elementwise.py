@@ -1,0 +1,41 @@
+"""Operators that work element by element: aligned axes of their operands are the same channels."""
+
+from __future__ import annotations
+
+from tersor.graph.flow import Axes, Axis, Fixed, Flow, size_of
+from tersor.graph.rules.registry import rule
+from tersor.graph.trace import Call
+
+UNARY = (
+    "abs", "alias", "celu", "ceil", "clamp", "clamp_max", "clamp_min", "clone", "contiguous", "cos", "detach", "dropout",
+    "elu", "erf", "exp", "feature_dropout", "floor", "full_like", "gelu", "hardsigmoid", "hardswish", "hardtanh",
+    "leaky_relu", "lift_fresh_copy", "log", "log1p", "log_sigmoid", "logical_not", "mish", "neg", "ones_like",
+    "reciprocal", "relu", "relu6", "round", "rsqrt", "selu", "sigmoid", "sign", "silu", "sin", "softplus", "softshrink",
+    "hardshrink", "sqrt", "square", "tanh", "threshold", "to", "to_copy", "zeros_like", "bitwise_not", "isnan",
+)  # fmt: skip
+BINARY = (
+    "add", "addcdiv", "addcmul", "and", "bitwise_and", "bitwise_or", "div", "eq", "ge", "gt", "le", "lerp", "lt",
+    "logical_and", "logical_or", "masked_fill", "maximum", "minimum", "mul", "ne", "or", "pow", "prelu_kernel",
+    "remainder", "rsub", "sub", "where",
+)  # fmt: skip
+
+
+@rule(*UNARY, *BINARY)
+def elementwise(call: Call, flow: Flow) -> Axes:
+    """Axes are aligned from the right; those of equal size are tied, those of size one are stretched."""
+    assert call.shape is not None
+    operands = [flow.axes(ref) for ref in call.refs()]
+    return tuple(
+        _aligned(call, flow, [axes[back] for axes in operands if len(axes) >= -back], size)
+        for back, size in zip(range(-len(call.shape), 0), call.shape, strict=True)
+    )
+
+
+def _aligned(call: Call, flow: Flow, axes: list[Axis], size: int) -> Axis:
+    result: Axis | None = None
+    for axis in axes:
+        if size_of(axis) != size:
+            flow.freeze(axis, f"is stretched over a larger axis by {call.place}")
+        else:
+            result = axis if result is None else flow.tie(result, axis, call)
+    return result if result is not None else Fixed(size, f"what {call.place} gives")
