@@ -84,7 +84,8 @@ class Quantize(Method):
         kept = {call.name for call in points.weighted}
         lost = [call.place for call in weighted if call.name not in kept]
         skips += [Skip(str(place), "stays float: its activation or its result cannot be intercepted") for place in lost]
-        skips += float_calls(flow, points)
+        named = {skip.place for skip in skips}
+        skips += [skip for skip in float_calls(flow, points) if skip.place not in named]
         edits, lines = self._quantizers(model, task, flow, points)
         return Plan("Quantize", tuple(edits), tuple(skips), tuple(lines))
 

@@ -61,8 +61,7 @@ class Percentile(Range):
         """``values`` [rows, n] → (low [rows], high [rows])."""
         ordered = values.double().sort(dim=1).values
         one_sided = (ordered[:, 0] >= 0) | (ordered[:, -1] <= 0)
-        cut = (100 - self.percent) / 100
-        cuts = torch.where(one_sided, cut, cut / 2)
+        cuts = (100 - self.percent) / 100 / (2 - one_sided.double())
         low = torch.where(ordered[:, 0] >= 0, ordered[:, 0], _quantile(ordered, cuts))
         high = torch.where(ordered[:, -1] <= 0, ordered[:, -1], _quantile(ordered, 1 - cuts))
         return low.float(), high.float()
