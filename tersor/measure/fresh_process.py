@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-import tersor
 from tersor.core import errors
 from tersor.core.errors import TersorError
 from tersor.core.progress import Progress
@@ -27,7 +26,7 @@ def run_fresh(
 
     An error that the worker raises is raised here; a worker that dies is a TersorError with the end of what it wrote.
     """
-    package = str(Path(tersor.__file__).parent.parent)
+    package = str(Path(errors.__file__).parents[2])
     path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH", "")]))
     with tempfile.TemporaryFile("w+") as said:
         process = subprocess.Popen(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from safetensors.numpy import load_file, save_file
 from torch import nn
 
@@ -71,13 +72,23 @@ def _latency(file: Path, baseline: Path, task: Task, timing: Timing, progress: P
 
 
 def _keep(path: Path, evaluation: Evaluation) -> None:
-    arrays = {"values": evaluation.values}
+    arrays: dict[str, np.ndarray[Any, Any]] = {"values": evaluation.values}
     if evaluation.predictions is not None:
         arrays["predictions"] = evaluation.predictions
+    if evaluation.targets_key is not None:
+        arrays["targets_key"] = np.array([evaluation.targets_key], dtype=np.int64)
     save_file(arrays, path)
 
 
 def stored_evaluation(folder: Path, split: str) -> Evaluation:
     """The per-sample values and predictions that a step's evaluation left in its folder."""
     arrays = load_file(folder / f"{split}.safetensors")
-    return Evaluation(arrays["values"], arrays.get("predictions"), len(arrays["values"]), 0.0, split)
+    key = arrays.get("targets_key")
+    return Evaluation(
+        arrays["values"],
+        arrays.get("predictions"),
+        len(arrays["values"]),
+        0.0,
+        split,
+        None if key is None else int(key[0]),
+    )
