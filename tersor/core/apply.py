@@ -13,7 +13,7 @@ from torch.nn.utils import parametrize
 from tersor.core.edit import Attribute, Cut, Edit, Mask, Quantizer, Slice, Swap, Write
 from tersor.core.errors import InputError
 from tersor.core.fake_quantize import FakeQuantize
-from tersor.core.intercept import intercept_at
+from tersor.core.intercept import intercept_at, welcome
 from tersor.core.masked import Masked
 from tersor.core.place import TensorPlace, aliases, module_at, tensor_at
 from tersor.core.plan import Plan
@@ -71,9 +71,14 @@ def _mask(model: nn.Module, edit: Mask) -> None:
         standing = _standing_mask(module, place.tensor)
         keep = edit.keep.to(tensor.device)
         if standing is None:
-            parametrize.register_parametrization(module, place.tensor, Masked(keep))
+            _parametrize(model, module, place.tensor, Masked(keep))
         else:
             standing.keep.copy_(standing.keep & keep if edit.merge else keep)
+
+
+def _parametrize(model: nn.Module, module: nn.Module, tensor: str, entry: nn.Module) -> None:
+    parametrize.register_parametrization(module, tensor, entry)
+    welcome(model, _parametrizations(module, tensor))
 
 
 def _standing_mask(module: nn.Module, tensor: str) -> Masked | None:
@@ -117,7 +122,7 @@ def _quantizer(model: nn.Module, edit: Quantizer) -> None:
                 )  # fmt: skip
             for alias in aliases(model, place):
                 module = module_at(model, alias.module)
-                parametrize.register_parametrization(module, alias.tensor, quantizer.to(tensor.device))
+                _parametrize(model, module, alias.tensor, quantizer.to(tensor.device))
         else:
             module_at(model, place.module)
             device = next((p.device for p in model.parameters()), torch.device("cpu"))
@@ -172,6 +177,7 @@ def _swap(model: nn.Module, edit: Swap) -> None:
     if not name:
         raise InputError("the whole model cannot be swapped", where="<model>")
     module_at(model, parent)._modules[name] = new
+    welcome(model, new)
 
 
 def _attribute(model: nn.Module, edit: Attribute) -> None:

@@ -24,7 +24,7 @@ def operator_name(function: Callable[..., Any]) -> str:
 
 
 def base_name(spelling: str) -> str:
-    """The one name for all spellings of an operator: ``__iadd__`` is ``add``, ``relu6`` ``hardtanh``, ``concat`` ``cat``."""
+    """The one name for all spellings: ``__iadd__`` is ``add``, ``relu6`` is ``hardtanh``, ``concat`` is ``cat``."""
     name = spelling.strip("_")
     return _SPELLINGS.get(name, name)
 
@@ -60,14 +60,24 @@ class Intercept(nn.Module):
         return x
 
     def install(self, module: nn.Module) -> Intercept:
-        """Become ``module``'s child and hook it and its direct children."""
+        """Become ``module``'s child and hook it and everything below it."""
         module.register_forward_pre_hook(self.enter, with_kwargs=True)
         module.register_forward_hook(self.leave, always_call=True)
         for child in module.children():
-            child.register_forward_pre_hook(self.fall_asleep)
-            child.register_forward_hook(self.wake, always_call=True)
+            self.sleep_during(child)
         module.add_module(CHILD, self)
         return self
+
+    def sleep_during(self, module: nn.Module) -> None:
+        """Hook ``module`` and everything below it: their calls are their own. Containers such as ModuleList are never
+        called themselves, and a forward may reach past a child, so direct children alone would not do."""
+        if isinstance(module, Intercept):
+            return
+        if self.fall_asleep not in module._forward_pre_hooks.values():
+            module.register_forward_pre_hook(self.fall_asleep)
+            module.register_forward_hook(self.wake, always_call=True)
+        for child in module.children():
+            self.sleep_during(child)
 
     def add(self, operator: str, ordinal: int, tap: nn.Module) -> None:
         """Let ``tap`` replace the result of that call from now on (after an earlier tap on it, if there is one)."""
@@ -95,12 +105,12 @@ class Intercept(nn.Module):
             self._live.pop().__exit__(None, None, None)
 
     def fall_asleep(self, module: nn.Module, args: Any) -> None:
-        """A direct child starts: its calls are its own."""
+        """A module below starts: its calls are its own."""
         if self._live:
             self._live[-1].asleep += 1
 
     def wake(self, module: nn.Module, args: Any, result: Any) -> None:
-        """A direct child ended."""
+        """A module below ended."""
         if self._live:
             self._live[-1].asleep -= 1
 
@@ -119,3 +129,14 @@ def intercept_at(model: nn.Module, path: str) -> Intercept:
     module = model.get_submodule(path)
     found = module._modules.get(CHILD)
     return found if isinstance(found, Intercept) else Intercept().install(module)
+
+
+def welcome(model: nn.Module, newcomer: nn.Module) -> None:
+    """Tell every Intercept above ``newcomer``, a module just put into ``model``, that its calls are its own."""
+    for path, module in model.named_modules(remove_duplicate=False):
+        if module is newcomer:
+            parts = path.split(".")
+            for depth in range(len(parts)):
+                taps = model.get_submodule(".".join(parts[:depth]))._modules.get(CHILD)
+                if isinstance(taps, Intercept):
+                    taps.sleep_during(newcomer)
