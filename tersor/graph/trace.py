@@ -29,8 +29,8 @@ class Call:
     """One operator call of the graph.
 
     ``operator``: ATen base name (``conv2d``, ``add``, ``batch_norm``); ``overload`` the full one. ``args``: values are
-    names (``Ref``) of calls, inputs and tensors, or plain constants, nested in lists as ATen has them. ``module``: path of
-    the innermost module whose forward made the call; ``ordinal``: how many calls of that operator it made before.
+    names (``Ref``) of calls, inputs and tensors, or plain constants, nested in lists as ATen has them. ``module``: path
+    of the innermost module whose forward made the call; ``ordinal``: how many calls of that operator it made before.
     ``shape``: of the (first) result, None where it is no tensor.
     """
 
@@ -112,7 +112,7 @@ def trace(model: nn.Module, example_inputs: tuple[Any, ...]) -> Graph:
         raise GraphError(
             "the graph cannot be captured", where=_where(error) or type(model).__name__,
             got=f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}",
-            do="Usual mend: no branching on tensor values in forward, and example inputs of the shape that training uses",
+            do="Usual mend: no branching on tensor values in forward, and example inputs of the shape used in training",
         ) from error  # fmt: skip
     finally:
         for path, module in model.named_modules():
