@@ -40,6 +40,13 @@ def _squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
     return (outputs.reshape(targets.shape) - targets).square().reshape(len(targets), -1).mean(dim=1)
 
 
+def default_loss(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Mean squared error for float targets; cross entropy for integer ones, outputs [batch, …, classes]."""
+    if targets.is_floating_point():
+        return F.mse_loss(outputs.float().reshape(targets.shape), targets)
+    return F.cross_entropy(outputs.float().flatten(0, -2), targets.flatten())
+
+
 ACCURACY = Metric("accuracy", _correct)
 MEAN_SQUARED_ERROR = Metric("mean_squared_error", _squared_error, higher_is_better=False, unit="squared units")
 
@@ -131,10 +138,7 @@ class Task:
         """The task's own loss: a scalar tensor with a gradient."""
         if self.loss is not None:
             return self.loss(model, batch)
-        outputs, targets = self.outputs(model, batch), self.targets(batch)
-        if targets.is_floating_point():
-            return F.mse_loss(outputs.float().reshape(targets.shape), targets)
-        return F.cross_entropy(outputs.float().flatten(0, -2), targets.flatten())
+        return default_loss(self.outputs(model, batch), self.targets(batch))
 
     def complete(self) -> Task:
         """The task with what was missing derived where that is safe, each derivation named in ``derived``.

@@ -1,0 +1,254 @@
+"""Finetune: train a copy of the model, on accelerate, resumable after each epoch."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any, Literal, final
+
+from torch import nn
+
+from tersor.core.errors import InputError, TrainingError
+from tersor.core.randomness import fixed_randomness
+from tersor.core.step import Context, Result, Step, derive_seed
+from tersor.core.task import Task
+from tersor.train.board import Board
+from tersor.train.checkpoint import Checkpoints, fingerprint
+from tersor.train.objective import Objective, TaskLoss
+from tersor.train.optimizer import Optimizer
+from tersor.train.precision import multiplies_bf16
+from tersor.train.randomness import keeps_own_randomness, seeded
+from tersor.train.schedules import Cosine, Schedule
+from tersor.train.state import TrainingState, keeps_other_state
+from tersor.train.trainer import NotFinite, Trainer, accelerator, device_of, length_of
+from tersor.train.validate import is_better, validate
+
+
+@final
+@dataclass(frozen=True)
+class Finetune(Step):
+    """Train a copy of the model on ``task.train``; masks and quantisers that stand on it are trained through.
+
+    Args:
+        epochs: passes over the training data.
+        objective: what is made small (``TaskLoss()``, ``Distill()``, weighted sums of them).
+        optimizer: which one, with its learning rate and weight decay.
+        schedule: the learning rate's course over all steps (over epochs where the loader has no length).
+        precision: "bf16" multiplies in bfloat16 (autocast; weights stay float32). A processor that would have to
+            emulate it trains in float32, and says so.
+        keep: the epoch whose weights are handed back: "best" by ``task.metric`` on validation (of equals the last), or
+            "last".
+        patience: stop after so many epochs without a better validation value; None: never.
+        clip: largest norm of the gradient; None: any.
+
+    With ``context.folder`` a checkpoint is written there after each epoch, and a run of the same settings on the same
+    model goes on after the last one, to the same weights (same machine and threads). A loss that is not finite takes
+    training back to the last good epoch with half the learning rate, once; it is noticed within 64 batches. ``history``
+    has epoch, loss, validation, lr (of the epoch's last step) and seconds.
+
+    Raises InputError for numbers out of range, an empty loader, nothing to train; TrainingError where the loss is not
+    finite a second time; ArtifactError where a checkpoint cannot be written.
+    """
+
+    epochs: int = 5
+    objective: Objective = TaskLoss()
+    optimizer: Optimizer = Optimizer()
+    schedule: Schedule = Cosine()
+    precision: Literal["fp32", "bf16"] = "fp32"
+    keep: Literal["best", "last"] = "best"
+    patience: int | None = None
+    clip: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1:
+            raise InputError("too few", where="Finetune.epochs", got=self.epochs, expected="1 or more")
+        if self.precision not in ("fp32", "bf16"):
+            raise InputError("unknown", where="Finetune.precision", got=repr(self.precision), expected="fp32 or bf16")
+        if self.keep not in ("best", "last"):
+            raise InputError("unknown", where="Finetune.keep", got=repr(self.keep), expected="best or last")
+        if self.patience is not None and self.patience < 1:
+            raise InputError("too few epochs", where="Finetune.patience", got=self.patience, expected="1 or more")
+        if self.clip is not None and not self.clip > 0:
+            raise InputError("must be positive", where="Finetune.clip", got=self.clip, expected="a number above 0")
+
+    def run(self, model: nn.Module, task: Task, context: Context | None = None) -> Result:
+        """Train a copy; returns it in eval mode, on the device and with the ``requires_grad`` of the one given."""
+        context = context or Context()
+        task = task if task.metric is not None and task.validation is not None else task.complete()
+        with _reference_put_back(task):
+            return _Run(self, model, task, context).all_epochs()
+
+
+@contextmanager
+def _reference_put_back(task: Task) -> Iterator[None]:
+    """Bring the teacher back to its device at the end."""
+    home = device_of(task.reference) if task.reference is not None else None
+    try:
+        yield
+    finally:
+        if task.reference is not None and device_of(task.reference) != home:
+            task.reference.to(home)
+
+
+class _Run:
+    """One run of a Finetune: the loop over epochs, and what is remembered between them."""
+
+    def __init__(self, step: Finetune, model: nn.Module, task: Task, context: Context):
+        assert task.train is not None, "a completed task has training data"
+        self.step, self.task, self.context, self.say = step, task, context, context.progress.say
+        self.home = device_of(model)
+        precision = self._precision()
+        self.trainer = Trainer(
+            copy.deepcopy(model), task, step.objective, step.optimizer, precision=precision, clip=step.clip
+        )
+        self.batches = self.trainer.share(task.train)
+        self.length = length_of(self.batches)
+        if self.length == 0:
+            raise InputError("the loader is empty", where="task.train", got="no batch", expected="at least one batch")
+        self.checkpoints = self._checkpoints(model)
+        self.state = self._first_state()
+
+    def _precision(self) -> Literal["fp32", "bf16"]:
+        if self.step.precision == "bf16" and not multiplies_bf16(accelerator().device):
+            self.say("this processor has no bfloat16 arithmetic: training in float32 instead")
+            return "fp32"
+        return self.step.precision
+
+    def _checkpoints(self, model: nn.Module) -> Checkpoints | None:
+        if self.context.folder is None:
+            return None
+        if keeps_own_randomness(self.batches):
+            self.say(
+                "the train loader's workers live on (persistent_workers): a resumed run may end with other weights"
+            )
+        foreign = keeps_other_state(model)
+        if foreign:
+            self.say(f"no checkpoints: {', '.join(foreign)} keep state that is no tensor (get_extra_state)")
+            return None
+        return Checkpoints(self.context.folder / "checkpoint", fingerprint(self.step, self.context.seed, model))
+
+    def _first_state(self) -> TrainingState:
+        found = self.checkpoints.latest(self.context.progress) if self.checkpoints else None
+        if found is not None:
+            self.say(f"going on after epoch {found.epoch}/{self.step.epochs}")
+            self.trainer.restore(found)
+            return found
+        tensors, optimizer = self.trainer.snapshot()
+        return TrainingState(tensors, optimizer, best=tensors)
+
+    def all_epochs(self) -> Result:
+        main = self.trainer.accelerator.is_main_process
+        folder = self.context.folder / "tensorboard" if self.context.folder and main else None
+        board = Board(folder, self.state.epoch)
+        assert self.task.metric is not None
+        while self.state.epoch < self.step.epochs and not self._out_of_patience():
+            try:
+                entry = self._epoch(self.state.epoch + 1)
+            except NotFinite as error:
+                self._step_back(error)
+                continue
+            self._remember(entry)
+            board.write(entry, self.task.metric.name)
+            if self.checkpoints and main:
+                self.checkpoints.write(self.state)
+            self.trainer.accelerator.wait_for_everyone()
+        board.close()
+        return self._result()
+
+    def _epoch(self, epoch: int) -> dict[str, Any]:
+        begun = time.monotonic()
+        title = f"epoch {epoch}/{self.step.epochs}"
+        with seeded(derive_seed(self.context.seed, epoch), self.batches, epoch):
+            batches = self.context.progress.track(self.batches, title, self.length)
+            try:
+                loss = self.trainer.epoch(batches, lambda number: self._factor(epoch, number))
+            except TrainingError as error:
+                raise TrainingError(error.what, where=f"{title}, {error.where}", got=error.got) from error
+            lr = self.trainer.optimizer.param_groups[0]["lr"]
+            validation = self.trainer.validate()
+        seconds = round(time.monotonic() - begun, 3)
+        return {"epoch": epoch, "loss": loss, "validation": validation, "lr": lr, "seconds": seconds}
+
+    def _factor(self, epoch: int, number: int) -> float:
+        length, number = (self.length, min(number, self.length - 1)) if self.length else (1, 0)
+        factor = self.step.schedule.factor((epoch - 1) * length + number, self.step.epochs * length)
+        return factor / 2 if self.state.halved else factor
+
+    def _step_back(self, error: NotFinite) -> None:
+        epoch = self.state.epoch + 1
+        batch = f", batch {error.batch}" if error.batch is not None else ""
+        if self.state.halved:
+            raise TrainingError(
+                f"{error} is not finite, again", where=f"epoch {epoch}{batch}", got="NaN or infinity",
+                expected="a finite number", do="Lower optimizer.lr, set clip (1.0, say), or look at the data for NaN",
+            ) from error  # fmt: skip
+        back = f"to the end of epoch {epoch - 1}" if epoch > 1 else "to the start"
+        self.say(f"epoch {epoch}{batch}: {error} is not finite; back {back} with half the learning rate")
+        self.trainer.restore(self.state)
+        self.state.halved = True
+
+    def _remember(self, entry: dict[str, Any]) -> None:
+        best = self.state.history[self.state.best_epoch - 1]["validation"] if self.state.best_epoch else None
+        self.state.history.append(entry)
+        self.state.model, self.state.optimizer = self.trainer.snapshot()
+        if self.step.keep == "last" or is_better(self.task, entry["validation"], best, or_equal=True):
+            self.state.best, self.state.best_epoch = self.state.model, entry["epoch"]
+
+    def _out_of_patience(self) -> bool:
+        if self.step.patience is None:
+            return False
+        best, since = None, 0
+        for entry in self.state.history:
+            better = is_better(self.task, entry["validation"], best)
+            best, since = (entry["validation"], 0) if better else (best, since + 1)
+        return since >= self.step.patience
+
+    def _result(self) -> Result:
+        self.trainer.write(self.state.best)
+        state = self.state
+        facts = {
+            "epochs": state.epoch,
+            "kept_epoch": state.best_epoch,
+            "stopped_early": state.epoch < self.step.epochs,
+            "learning_rate_halved": state.halved,
+            "precision": "bf16" if self.trainer.bf16 else "fp32",
+        }
+        return Result(self.trainer.finish(self.home), history=tuple(state.history), facts=facts)
+
+
+def estimate(step: Finetune, model: nn.Module, task: Task) -> float:
+    """About how many seconds ``step`` will take on this machine: three training batches on a copy, extrapolated.
+
+    The random state is left as it was; a loader without a length is read once to count it. Raises what training raises.
+    """
+    task = task if task.metric is not None and task.validation is not None else task.complete()
+    assert task.train is not None and task.validation is not None
+    with fixed_randomness(0), _reference_put_back(task):
+        bf16 = step.precision == "bf16" and multiplies_bf16(accelerator().device)
+        trainer = Trainer(
+            copy.deepcopy(model), task, step.objective, step.optimizer,
+            precision="bf16" if bf16 else "fp32", clip=step.clip,
+        )  # fmt: skip
+        times = []
+        begun = time.perf_counter()
+        for batch in islice(task.train, 4):
+            float(trainer.step(batch))  # waits until it is done
+            times.append(time.perf_counter() - begun)
+            begun = time.perf_counter()
+        if not times:
+            raise InputError("the loader is empty", where="task.train", got="no batch", expected="at least one batch")
+        training = sorted(times[1:] or times)[len(times[1:]) // 2] * _count(task.train)
+        begun = time.perf_counter()
+        some = list(islice(task.validation, 2))
+        validate(trainer.model, replace(task, validation=some), trainer.device)
+        validation = (time.perf_counter() - begun) / max(1, len(some)) * _count(task.validation)
+    return step.epochs * (training + validation)
+
+
+def _count(loader: Any) -> int:
+    length = length_of(loader)
+    return sum(1 for _ in loader) if length is None else length

@@ -1,0 +1,152 @@
+"""What training makes small: objectives, and the weighted sums of them."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from tersor.core.errors import InputError
+from tersor.core.eval_mode import eval_mode
+from tersor.core.task import Batch, Task, default_loss
+
+
+class Forward:
+    """One batch's way through the model, and through the reference: each runs at most once, when it is first asked for.
+
+    Objectives that are summed share it. Where the task has a loss of its own, that loss runs the model; the outputs are
+    then what it saw, provided that it called the model with the batch's own inputs.
+    """
+
+    def __init__(self, model: nn.Module, batch: Batch, task: Task):
+        self.model, self.batch, self.task = model, batch, task
+        self._calls: list[tuple[tuple[Any, ...], Mapping[str, Any], Any]] = []
+
+    @cached_property
+    def targets(self) -> Tensor:
+        """The batch's targets."""
+        return self.task.targets(self.batch)
+
+    @cached_property
+    def outputs(self) -> Tensor:
+        """The model's output tensor, with its gradient."""
+        if self.task.loss is not None:
+            _ = self.task_loss
+            args, kwargs = self.task.inputs(self.batch)
+            for called, named, result in self._calls:
+                if _same_objects(called, args) and _same_objects(_items(named), _items(kwargs)):
+                    return self.task.output(result)
+        return self.task.outputs(self.model, self.batch)
+
+    @cached_property
+    def task_loss(self) -> Tensor:
+        """The task's own loss: []."""
+        if self.task.loss is None:
+            return default_loss(self.outputs, self.targets)
+        hook = self.model.register_forward_hook(self._remember, with_kwargs=True)
+        try:
+            return self.task.loss(self.model, self.batch)
+        finally:
+            hook.remove()
+
+    def _remember(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+        self._calls.append((args, kwargs, result))
+
+    @cached_property
+    def reference_outputs(self) -> Tensor:
+        """What ``task.reference`` gives for the batch, in eval mode and without a gradient.
+
+        The reference is moved to the outputs' device the first time, and stays there. Raises InputError where there is
+        none, or where its output is not finite (on a GPU, where looking would halt the queue, that shows in the loss).
+        """
+        reference = self.task.reference
+        if reference is None:
+            raise InputError(
+                "there is no teacher", where="task.reference", got="None", expected="a model",
+                do="Pass reference= to Task, or call task.complete(): it takes the model given",
+            )  # fmt: skip
+        device = self.outputs.device
+        if any(tensor.device != device for tensor in (*reference.parameters(), *reference.buffers())):
+            reference.to(device)
+        training = any(module.training for module in reference.modules())
+        with torch.no_grad(), eval_mode(reference) if training else nullcontext():
+            outputs = self.task.outputs(reference, self.batch)
+        if device.type == "cpu" and not bool(torch.isfinite(outputs).all()):
+            raise InputError(
+                "the teacher's output is not finite", where="task.reference", got="NaN or infinity",
+                expected="finite numbers", do="Check the reference model's weights and its input scaling",
+            )  # fmt: skip
+        return outputs
+
+
+def _items(named: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(value for key in sorted(named) for value in (key, named[key]))
+
+
+def _same_objects(a: tuple[Any, ...], b: tuple[Any, ...]) -> bool:
+    return len(a) == len(b) and all(x is y or (isinstance(x, str) and x == y) for x, y in zip(a, b, strict=True))
+
+
+class Objective(ABC):
+    """(model, batch, task) → a scalar to make small. Subclasses are frozen dataclasses that write ``of``.
+
+    ``0.3 * TaskLoss() + 0.7 * SoftTargets()`` is an objective too; its parts share one forward pass.
+    """
+
+    @final
+    def __call__(self, model: nn.Module, batch: Batch, task: Task) -> Tensor:
+        """The objective of one batch: a tensor of shape [] with a gradient."""
+        return self.of(Forward(model, batch, task))
+
+    @abstractmethod
+    def of(self, forward: Forward) -> Tensor:
+        """The objective, read off one forward pass: []."""
+
+    def __mul__(self, weight: float) -> Sum:
+        return Sum(tuple((weight * w, part) for w, part in _terms(self)))
+
+    __rmul__ = __mul__
+
+    def __add__(self, other: Objective) -> Sum:
+        return Sum(_terms(self) + _terms(other))
+
+
+@final
+@dataclass(frozen=True)
+class TaskLoss(Objective):
+    """The task's own loss."""
+
+    def of(self, forward: Forward) -> Tensor:
+        """The loss of one forward pass: []."""
+        return forward.task_loss
+
+
+@final
+@dataclass(frozen=True)
+class Sum(Objective):
+    """Σ weight · objective over ``terms``, pairs of (weight, objective). Raises InputError for an infinite weight."""
+
+    terms: tuple[tuple[float, Objective], ...]
+
+    def __post_init__(self) -> None:
+        for weight, part in self.terms:
+            if not math.isfinite(weight):
+                raise InputError("a weight must be finite", where=f"{weight} * {part}", got=weight)
+        if not self.terms:
+            raise InputError("a sum needs at least one objective", where="Sum")
+
+    def of(self, forward: Forward) -> Tensor:
+        """The weighted sum for one forward pass: []."""
+        first, *rest = (weight * part.of(forward) for weight, part in self.terms)
+        return sum(rest, start=first)
+
+
+def _terms(objective: Objective) -> tuple[tuple[float, Objective], ...]:
+    return objective.terms if isinstance(objective, Sum) else ((1.0, objective),)

@@ -1,0 +1,40 @@
+"""Randomness of an epoch: everything that may draw a number starts from one seed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, DistributedSampler
+
+from tersor.core.randomness import fixed_randomness
+
+
+@contextmanager
+def seeded(seed: int, loader: Iterable[Any], epoch: int = 0) -> Iterator[None]:
+    """Python, NumPy, torch on every device, and the loader's own generators start from ``seed``.
+
+    An epoch begun in here is the same whenever it is begun again. The caller's random state (Python, NumPy, torch on
+    the CPU) is put back at the end.
+    """
+    with fixed_randomness(seed):
+        torch.manual_seed(seed)
+        for part in _parts(loader):
+            generator = getattr(part, "generator", None)
+            if isinstance(generator, torch.Generator):
+                generator.manual_seed(seed)
+            if isinstance(part, DistributedSampler):
+                part.set_epoch(epoch)
+        yield
+
+
+def _parts(loader: Iterable[Any]) -> list[Any]:
+    batch_sampler = getattr(loader, "batch_sampler", None)
+    return [loader, getattr(loader, "sampler", None), batch_sampler, getattr(batch_sampler, "sampler", None)]
+
+
+def keeps_own_randomness(loader: Iterable[Any]) -> bool:
+    """Whether a loader has random state that ``seeded`` cannot reach: workers that live on from epoch to epoch."""
+    return isinstance(loader, DataLoader) and loader.num_workers > 0 and loader.persistent_workers

@@ -1,0 +1,189 @@
+"""One model in training: forward, backward and step, on whatever devices accelerate was given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Literal
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast, send_to_device
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from tersor.core.errors import InputError, TersorError, TrainingError
+from tersor.core.task import Batch, Task
+from tersor.train.objective import Objective
+from tersor.train.optimizer import Optimizer, load_state_tensors, set_factor, state_tensors
+from tersor.train.state import TrainingState, model_tensors
+from tersor.train.validate import validate
+
+CHECK_EVERY = 64  # batches: how late a loss that is not finite is noticed (reading each one would halt a GPU's queue)
+
+
+class NotFinite(Exception):
+    """Training ran into NaN or infinity; ``batch`` counts from 0, None: no loss, but the weights after the epoch."""
+
+    def __init__(self, batch: int | None):
+        self.batch = batch
+        super().__init__("the loss" if batch is not None else "a weight or statistic")
+
+
+def accelerator() -> Accelerator:
+    """accelerate's state of this process: its GPU, its part of what ``accelerate launch`` started, or the CPU.
+
+    Mixed precision is Trainer's own matter. Raises InputError where this process has set accelerate up for another.
+    """
+    try:
+        return Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="no")
+    except ValueError as error:
+        raise InputError(
+            "accelerate is already set up otherwise in this process", where="Finetune", got=error,
+            do="Use Finetune in a process of its own, or create that Accelerator with mixed_precision='no'",
+        ) from error  # fmt: skip
+
+
+class Trainer:
+    """Trains ``model`` itself. With several processes each takes its share of the batches; gradients are averaged."""
+
+    def __init__(
+        self, model: nn.Module, task: Task, objective: Objective, optimizer: Optimizer,
+        *, precision: Literal["fp32", "bf16"] = "fp32", clip: float | None = None,
+    ):  # fmt: skip
+        self.task, self.objective, self.clip = task, objective, clip
+        self.accelerator = accelerator()
+        self.device: torch.device = self.accelerator.device
+        self.model = model.to(self.device).train()
+        self.optimizer = optimizer.build(self.model)
+        self.bf16 = precision == "bf16"
+        self._parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        several = self.accelerator.num_processes > 1
+        self._wrapped = self.accelerator.prepare_model(self.model) if several else self.model
+
+    def share(self, loader: Iterable[Batch]) -> Iterable[Batch]:
+        """This process's share of a loader: with one process the loader itself."""
+        if self.accelerator.num_processes == 1:
+            return loader
+        if isinstance(loader, DataLoader):
+            return self.accelerator.prepare_data_loader(loader, device_placement=False)
+        return _Share(loader, self.accelerator.process_index, self.accelerator.num_processes)
+
+    def epoch(self, batches: Iterable[Batch], factor: Callable[[int], float]) -> float:
+        """Train on every batch, with ``factor(number)`` of the learning rate; returns the mean loss.
+
+        Raises NotFinite, InputError where there is no batch, and TrainingError where a batch cannot be trained on.
+        """
+        self.model.train()
+        losses: list[Tensor] = []
+        for number, batch in enumerate(batches):
+            set_factor(self.optimizer, factor(number))
+            try:
+                losses.append(self.step(batch))
+            except TersorError:
+                raise
+            except (RuntimeError, ValueError, TypeError, IndexError) as error:
+                got = f"{type(error).__name__}: {error}"
+                raise TrainingError("a batch cannot be trained on", where=f"batch {number}", got=got) from error
+            if len(losses) % CHECK_EVERY == 0:
+                self._expect_finite(losses[-CHECK_EVERY:], first=number + 1 - CHECK_EVERY)
+        if not losses:
+            raise InputError(
+                "the loader is empty", where="task.train", got="no batch", expected="at least one batch",
+                do="Fewer samples than one batch and drop_last=True give this too",
+            )  # fmt: skip
+        unchecked = len(losses) % CHECK_EVERY
+        self._expect_finite(losses[len(losses) - unchecked :], first=len(losses) - unchecked)
+        self._expect_finite_model()
+        return float(self.accelerator.reduce(torch.stack(losses).mean(), "mean"))
+
+    def step(self, batch: Batch) -> Tensor:
+        """Forward, backward and one step of the optimiser; returns the loss without its gradient."""
+        if self.device.type != "cpu":
+            batch = send_to_device(batch, self.device)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            loss = self.objective(self._wrapped, batch, self.task)
+        self.accelerator.backward(loss)
+        if self.clip is not None:
+            self.accelerator.clip_grad_norm_(self._parameters, self.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return loss.detach()
+
+    def _expect_finite(self, losses: list[Tensor], first: int) -> None:
+        if not losses:
+            return
+        wrong = ~torch.isfinite(torch.stack(losses))
+        # Every process must take the same turn, so each asks whether any of them has seen one.
+        if bool(self.accelerator.reduce(wrong.any().float(), "sum") > 0):
+            position = int(wrong.float().argmax()) if bool(wrong.any()) else 0
+            raise NotFinite(first + position)
+
+    def _expect_finite_model(self) -> None:
+        floats = [tensor for tensor in model_tensors(self.model).values() if tensor.is_floating_point()]
+        wrong = torch.stack([~torch.isfinite(tensor).all() for tensor in floats]).any()
+        if bool(self.accelerator.reduce(wrong.float(), "sum") > 0):
+            raise NotFinite(None)
+
+    def validate(self) -> float:
+        """The task's metric on its validation data; of several processes the main one's value counts."""
+        value = torch.tensor(validate(self.model, self.task, self.device), dtype=torch.float64, device=self.device)
+        return float(broadcast(value) if self.accelerator.num_processes > 1 else value)
+
+    def snapshot(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Copies of (the model's tensors, the optimiser's)."""
+        copies = {name: tensor.clone() for name, tensor in model_tensors(self.model).items()}
+        return copies, state_tensors(self.optimizer, self.model)
+
+    def restore(self, state: TrainingState) -> None:
+        """Go on from ``state``."""
+        self.write(state.model)
+        load_state_tensors(self.optimizer, self.model, state.optimizer)
+        self.optimizer.zero_grad()
+
+    def write(self, tensors: Any) -> None:
+        """Give the model these values."""
+        with torch.no_grad():
+            for name, tensor in model_tensors(self.model).items():
+                tensor.copy_(tensors[name])
+
+    def finish(self, device: torch.device) -> nn.Module:
+        """The model itself, free of every wrapper, gradients and training mode, on ``device``."""
+        self.optimizer.zero_grad()
+        model: nn.Module = self.accelerator.unwrap_model(self._wrapped, keep_fp32_wrapper=False)
+        return model.to(device).eval()
+
+
+class _Share:
+    """Every n-th batch of a loader that accelerate cannot divide; an incomplete last round is left out."""
+
+    def __init__(self, loader: Iterable[Batch], index: int, count: int):
+        self.loader, self.index, self.count = loader, index, count
+
+    def __iter__(self) -> Iterator[Batch]:
+        turn = []
+        for batch in self.loader:
+            turn.append(batch)
+            if len(turn) == self.count:
+                yield turn[self.index]
+                turn = []
+
+    def __len__(self) -> int:
+        length = length_of(self.loader)
+        if length is None:
+            raise TypeError("the loader has no length")
+        return length // self.count
+
+
+def length_of(loader: Any) -> int | None:
+    """How many batches a loader has, where it knows."""
+    try:
+        return len(loader)
+    except TypeError:
+        return None
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the model's first parameter or buffer lies; the CPU where it has none."""
+    for tensor in [*model.parameters(), *model.buffers()]:
+        return tensor.device
+    return torch.device("cpu")

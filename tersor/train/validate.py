@@ -1,0 +1,38 @@
+"""The task's metric on its validation data, for decisions during training."""
+
+from __future__ import annotations
+
+import torch
+from accelerate.utils import send_to_device
+from torch import nn
+
+from tersor.core.check_batch import metric_values
+from tersor.core.errors import InputError
+from tersor.core.eval_mode import eval_mode
+from tersor.core.task import Task
+
+
+def validate(model: nn.Module, task: Task, device: torch.device) -> float:
+    """The mean of the task's metric over the validation samples, ``model`` in eval mode and float32.
+
+    Raises InputError where there are no validation batches, or where the metric gives no finite value per sample.
+    """
+    assert task.validation is not None, "a completed task has validation data"
+    values = []
+    with torch.no_grad(), eval_mode(model):
+        for number, batch in enumerate(task.validation):
+            batch = batch if device.type == "cpu" else send_to_device(batch, device)
+            outputs = task.outputs(model, batch)
+            where = f"task.validation, batch {number}"
+            values.append(metric_values(task, outputs, task.targets(batch), where))
+    if not values:
+        raise InputError("the loader is empty", where="task.validation", got="no batch", expected="at least one batch")
+    return float(torch.cat(values).mean())
+
+
+def is_better(task: Task, value: float, than: float | None, *, or_equal: bool = False) -> bool:
+    """Whether a metric value beats another (None: there is none yet)."""
+    assert task.metric is not None, "a completed task has a metric"
+    if than is None:
+        return True
+    return (value > than if task.metric.higher_is_better else value < than) or (or_equal and value == than)
