@@ -10,6 +10,12 @@ from tersor.core.measurement import Measurement
 
 MISSING = "–"
 _COUNTS = {"", "count", "parameters", "params", "weights", "nonzeros", "non-zeros", "macs", "operations", "elements"}
+_WORDS = {
+    "macs": "MACs",
+    "nonzeros": "non-zeros",
+    "float_layers": "layers that stayed float",
+    "size_bytes": "file size",
+}
 _TIMES = {"x", "×", "times", "ratio"}
 _POINTS = {"points", "percentage points", "pp"}
 
@@ -112,10 +118,11 @@ def duration(seconds: float) -> str:
 
 def human(name: str) -> str:
     """A field's name as a label: "latency_ms_batch_1_p95" → "latency, batch 1, p95"."""
-    text = name
+    text = _WORDS.get(name, name)
     for unit in ("_bytes", "_ms", "_points"):
         text = text.removesuffix(unit).replace(f"{unit}_", "_")
-    return text.replace("_batch_", ", batch ").replace("_p95", ", p95").replace("_", " ").strip()
+    text = text.replace("speedup_", "speed-up_").replace("_batch_", ", batch ").replace("_p95", ", p95")
+    return text.replace("_", " ").strip()
 
 
 def shorten(text: str, width: int, *, keep_end: bool = False) -> str:

@@ -14,7 +14,7 @@ from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, MaxNL
 from tersor.core.measurement import Measurement
 from tersor.core.record import Record
 from tersor.report.format import both_of, count, human, scale_of, shorten, value_of
-from tersor.report.labels import place_labels
+from tersor.report.labels import Point, place_labels
 from tersor.report.schema import StepSummary, Summary
 from tersor.report.svg import ACCENT, AFTER, BEFORE, INK, MUTED, PAGE, inline, new_figure, quiet_axis, settings
 
@@ -34,11 +34,11 @@ class Plot:
 
 def draw_all(summary: Summary, records: Sequence[Record]) -> tuple[Plot, ...]:
     """Every plot that the numbers at hand allow."""
-    with mpl.rc_context(settings()):
-        plots = [accuracy_against_size(summary), latency(summary), layers(records), *losses(summary, records)]
+    plots = [accuracy_against_size(summary), latency(summary), layers(records), *losses(summary, records)]
     return tuple(plot for plot in plots if plot is not None)
 
 
+@mpl.rc_context(settings())
 def accuracy_against_size(summary: Summary) -> Plot | None:
     """The metric with its interval against the file size, one point per step; None with fewer than two points."""
     name = summary.task.metric
@@ -62,7 +62,14 @@ def accuracy_against_size(summary: Summary) -> Plot | None:
     quiet_axis(axes, grid="y")
     axes.set_xlabel("size of the ONNX file")
     axes.set_title(f"{human(name)}{',' + scale.suffix if scale.suffix.strip() else ''} (95 % interval)")
-    place_labels(axes, [(x, y, shorten(s.name, 20)) for s, x, y in zip(stages, sizes, values, strict=True)])
+    below, above = _errors(metrics, scale.factor)
+    place_labels(
+        axes,
+        [
+            Point(x, y, y - down, y + up, shorten(stage.name, 20))
+            for stage, x, y, down, up in zip(stages, sizes, values, below, above, strict=True)
+        ],
+    )
     told = "; ".join(
         f"{s.label}: {both_of(m)} at {value_of(s.measurements['size_bytes'])}"
         for s, m in zip(stages, metrics, strict=True)
@@ -107,6 +114,7 @@ def _tick(value: float, unit: str) -> str:
     return f"{value * scale.factor:.3g}{scale.suffix}"
 
 
+@mpl.rc_context(settings())
 def latency(summary: Summary) -> Plot | None:
     """Bars of the median latency with intervals, one panel per batch size; None where none was measured."""
     panels = []
@@ -162,6 +170,7 @@ def _name_rows(axes: Axes, names: Sequence[str]) -> None:
     axes.set_ylim(len(names) - 0.4, -0.6)
 
 
+@mpl.rc_context(settings())
 def layers(records: Sequence[Record]) -> Plot | None:
     """Parameters of each layer in the original and in the last step; None without two layer tables."""
     tables = [record.layers for record in records if record.layers]
@@ -201,6 +210,7 @@ def _parameters(table: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     return {str(layer["path"]): float(layer["parameters"]) for layer in table if layer.get("parameters")}
 
 
+@mpl.rc_context(settings())
 def losses(summary: Summary, records: Sequence[Record]) -> list[Plot]:
     """One plot for each step that trained: the loss and the validation metric over its epochs."""
     plots = (_loss(summary, record) for record in records)

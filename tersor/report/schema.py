@@ -47,6 +47,7 @@ class RecipeStep(_Part):
 
     name: str = Field(description="The step's name in this recipe")
     kind: str = Field(default="", description="Which kind of step it is")
+    title: str = Field(default="", description="What the step does, for people")
     settings: Mapping[str, JsonValue] = Field(default_factory=dict, description="The step's settings")
 
 
@@ -91,9 +92,9 @@ class StepSummary(_Part):
     number: int = Field(ge=0, description="0 is the baseline")
     name: str = Field(description="Short name, as in the folder `steps/NN-name`")
     title: str = Field(default="", description="What the step does, for people")
-    seconds: float = Field(default=0.0, ge=0, description="How long the step took, measuring included")
+    seconds: float = Field(default=0.0, ge=0, description="How long the step took")
     measurements: Mapping[str, Measurement] = Field(default_factory=dict, description="Name → measurement, see below")
-    facts: Mapping[str, JsonValue] = Field(default_factory=dict, description="What the step noted: verification …")
+    facts: Mapping[str, JsonValue] = Field(default_factory=dict, description="What the step noted, see below")
     skips: tuple[Skipped, ...] = Field(default=(), description="What was passed over and why")
     notes: tuple[str, ...] = Field(default=(), description="Anything else said about the step")
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
-from pydantic_core import PydanticUndefined
 
 from tersor.core.files import write_atomically
 from tersor.report import schema
@@ -34,26 +35,22 @@ def _table(part: type[BaseModel]) -> str:
     lines += ["| key | type | meaning |", "|---|---|---|"]
     for name, field in part.model_fields.items():
         if name not in inherited:
-            optional = (
-                "" if field.default is PydanticUndefined and field.default_factory is None else ", may be left out"
-            )
-            lines.append(f"| `{field.alias or name}` | {_type(field.annotation)}{optional} | {field.description} |")
+            lines.append(f"| `{field.alias or name}` | {_type(field.annotation)} | {field.description} |")
     return "\n".join(lines)
 
 
 def _title(part: type[Any]) -> str:
-    return {"Summary": "summary", "Measurement": "measurement"}.get(
-        part.__name__, part.__name__.removesuffix("Summary").lower()
-    )
+    words = re.findall(r"[A-Z][a-z]+", part.__name__.removesuffix("Summary") or part.__name__)
+    return "-".join(words).lower()
 
 
 def _type(annotation: Any) -> str:
     origin, inner = get_origin(annotation), get_args(annotation)
     if origin is tuple:
         return f"list of {_type(inner[0])}"
-    if origin is not None and str(origin).startswith("typing.Literal"):
+    if origin is Literal:
         return " or ".join(f"`{value}`" for value in inner)
-    if origin is not None and issubclass(dict, origin if isinstance(origin, type) else int):
+    if origin is Mapping:
         return f"object: name → {_type(inner[1])}"
     if inner:
         return " or ".join(_type(each) for each in inner)

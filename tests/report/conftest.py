@@ -8,6 +8,7 @@ import pytest
 
 from tersor.core.measurement import Measurement
 from tersor.core.record import Record
+from tersor.report.html import render
 
 INTEGERS = {
     "operators": {"QLinearConv": 8, "Conv": 1, "QGemm": 1, "QuantizeLinear": 1}, "integer": 9, "float_layers": ["stem"],
@@ -132,7 +133,8 @@ def build_records() -> list[Record]:
         )
 
     return [
-        record(0, "baseline", "The original model", stage(0.989, 2_094_312, 1.0, 0.412, 5.31, (1.0, 1.0)), 9.1, layers=layer_table(1.0)),
+        record(0, "baseline", "The original model", stage(0.989, 2_094_312, 1.0, 0.412, 5.31, (1.0, 1.0)), 9.1,
+               layers=layer_table(1.0)),
         record(1, "prune", "Remove half of the channels", stage(0.944, 536_220, 0.5, 0.221, 2.05, (1.86, 2.59)), 14.2,
                plans=(prune,), facts={"verified": 3.1e-7, **floats}, layers=layer_table(0.5)),
         record(2, "recover", "Train what is left", stage(0.983, 536_220, 0.5, 0.220, 2.06, (1.87, 2.58)), 41.0,
@@ -178,8 +180,9 @@ def build_summary(records: list[Record]) -> dict[str, Any]:
         "schema": 1,
         "tersor": "0.1.0",
         "task": {
-            "name": "digits", "source": "digits", "metric": "accuracy", "metric_unit": "fraction", "higher_is_better": True,
-            "samples": {"train": 1150, "validation": 287, "test": 360}, "notes": ["calibration batches are taken from train"],
+            "name": "digits", "source": "digits", "metric": "accuracy", "metric_unit": "fraction",
+            "higher_is_better": True, "samples": {"train": 1150, "validation": 287, "test": 360},
+            "notes": ["calibration batches are taken from train"],
         },
         "recipe": {
             "name": "balanced",
@@ -188,7 +191,8 @@ def build_summary(records: list[Record]) -> dict[str, Any]:
         },
         "verdict": {
             "status": "passed",
-            "sentence": "14.1× smaller; 1.8× faster at batch 1; 4.7× faster at batch 32; accuracy 98.6 %, 0.30 points lower than the original's.",
+            "sentence": "14.1× smaller; 1.8× faster at batch 1; 4.7× faster at batch 32; accuracy 98.6 %, "
+            "0.30 points lower than the original's.",
             "budgets": [budget],
         },
         "baseline": build_step(records[0]),
@@ -197,10 +201,13 @@ def build_summary(records: list[Record]) -> dict[str, Any]:
         "ratios": {name: ratio.value for name, ratio in ratios.items()},
         "ratio_intervals": {name: ratio.to_json() for name, ratio in ratios.items()},
         "environment": {
-            "python": "3.12.4", "platform": "Linux-6.1-x86_64", "cpu": "Intel(R) Xeon(R) (avx512_vnni, amx_int8)", "cores": "2",
-            "threads": "2", "torch": "2.13.0", "onnxruntime": "1.31.0", "tersor": "0.1.0", "git": "46de769",
+            "python": "3.12.4", "platform": "Linux-6.1-x86_64", "cpu": "Intel(R) Xeon(R) (avx512_vnni, amx_int8)",
+            "cores": "2", "threads": "2", "torch": "2.13.0", "onnxruntime": "1.31.0", "tersor": "0.1.0", "git": "",
         },
-        "reproduce": {"command": "tersor compress digits -o runs/demo --recipe balanced", "seed": 0, "base_sha256": "9f86d081884c7d65" * 4},
+        "reproduce": {
+            "command": "tersor compress digits -o runs/demo --recipe balanced", "seed": 0,
+            "base_sha256": "9f86d081884c7d65" * 4,
+        },
         "seconds": 158.5,
     }  # fmt: skip
 
@@ -215,3 +222,10 @@ def records() -> list[Record]:
 def summary(records: list[Record]) -> dict[str, Any]:
     """The summary of a finished run."""
     return build_summary(records)
+
+
+@pytest.fixture(scope="session")
+def report() -> str:
+    """The report of the finished run, rendered once for every test that only reads it."""
+    records = build_records()
+    return render(build_summary(records), records)

@@ -1,0 +1,73 @@
+"""What the report says beside the verdict."""
+
+from tersor.core.record import Record
+from tersor.report.findings import findings
+from tersor.report.schema import parse_summary
+
+
+def told(summary, records=()):
+    return "\n".join(findings(parse_summary(summary), records))
+
+
+def set_speed(summary, batch, value, low, high):
+    measured = summary["ratio_intervals"][f"latency_batch_{batch}"]
+    summary["ratio_intervals"][f"latency_batch_{batch}"] = {**measured, "value": value, "low": low, "high": high}
+    summary["ratios"][f"latency_batch_{batch}"] = value
+
+
+def test_macs_that_fell_while_the_clock_did_not_are_told(summary):
+    set_speed(summary, 1, 1.01, 0.95, 1.07)
+    assert "MACs fell 4.0× and the clock did not at batch 1: 1.01× [0.95, 1.07]" in told(summary)
+    assert "and the clock did not at batch 32" not in told(summary)
+
+
+def test_a_speed_up_that_keeps_pace_with_the_macs_is_no_finding(summary):
+    for batch in (1, 32):
+        set_speed(summary, batch, 3.9, 3.7, 4.1)
+    assert "MACs" not in told(summary)
+
+
+def test_a_model_that_became_slower_is_told(summary):
+    set_speed(summary, 32, 0.8, 0.75, 0.86)
+    assert "Slower than the original at batch 32: 0.80× [0.75, 0.86] its speed." in told(summary)
+
+
+def test_int8_that_is_not_faster_names_what_stayed_float(summary):
+    assert "int8 is not faster here (batch 1: 0.222 ms before, 0.231 ms after); stayed float: stem." in told(summary)
+    del summary["steps"][-1]["facts"]["onnx"]["float_layers"]
+    assert "stayed float: Conv ×1." in told(summary)
+
+
+def test_int8_that_is_faster_everywhere_and_whole_is_no_finding(summary):
+    last = summary["steps"][-1]
+    last["measurements"]["latency_ms_batch_1"]["value"] = 0.1
+    last["facts"]["onnx"] |= {"float_layers": [], "operators": {"QLinearConv": 9}}
+    assert "int8" not in told(summary)
+
+
+def test_zeros_that_save_nothing_are_told(summary):
+    weights = summary["final"]["measurements"]["parameters"]["value"]
+    summary["final"]["measurements"]["nonzeros"]["value"] = 0.5 * weights
+    assert "50 % of the weights are zero" in told(summary)
+
+
+def test_a_budget_whose_interval_reaches_over_the_limit_is_told(summary):
+    assert "“max drop” is kept, but its interval [−0.6, 1.2] reaches beyond the limit of 1.0 points" in told(summary)
+    summary["verdict"]["budgets"][0] |= {"value": 1.4, "low": 0.6, "high": 2.2, "met": False}
+    assert "is missed, but its interval [0.6, 2.2] holds the limit" in told(summary)
+
+
+def test_a_run_that_stopped_half_way_is_told(summary):
+    summary |= {"steps": summary["steps"][:2], "final": None}
+    assert "2 of the recipe's 4 steps have finished" in told(summary)
+
+
+def test_an_earlier_step_that_is_shipped_is_told(summary):
+    summary["final"] |= {"number": 3, "name": "distill"}
+    assert "the model after “distill”, not after the last step, “int8”" in told(summary)
+
+
+def test_a_step_that_edited_nothing_is_told(summary, records):
+    idle = Record(**{**records[1].__dict__, "plans": ({**records[1].plans[0], "edits": {}},)})
+    assert "Step 1, “prune”, found nothing to do (PruneChannels)." in told(summary, [idle])
+    assert "nothing to do" not in told(summary, records)

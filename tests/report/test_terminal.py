@@ -1,0 +1,112 @@
+"""What commands print, in 80 columns, from plain data."""
+
+from rich.console import Console
+
+from tersor.report.terminal import (
+    dry_run_view,
+    inspection_view,
+    layer_view,
+    plan_view,
+    redundancy_view,
+    summary_table,
+    verdict_line,
+)
+
+
+def printed(thing, width=80):
+    console = Console(width=width, force_terminal=False, highlight=False)
+    with console.capture() as capture:
+        console.print(thing)
+    return capture.get()
+
+
+def test_the_summary_fits_eighty_columns_with_a_row_for_each_stage(summary):
+    text = printed(summary_table(summary))
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= 80
+    named = [line.split()[0] for line in lines if line.strip() and line.split()[0].isalnum()]
+    assert named[:7] == ["after", "original", "prune", "recover", "distill", "int8", "final"]
+    assert "[97.4, 99.4]" in text and "2.09 MB" in text and "4.7×" in text and "…" not in text
+
+
+def test_a_summary_without_measurements_prints_dashes(summary):
+    for stage in [summary["baseline"], *summary["steps"], summary["final"]]:
+        stage["measurements"] = {}
+    assert printed(summary_table(summary)).count("–") >= 6 * 7
+
+
+def test_markup_in_names_is_printed_as_it_stands(summary):
+    summary["steps"][0]["name"] = "[red]x"
+    assert "[red]x" in printed(summary_table(summary))
+    skips = [{"place": "layers[bold].0", "reason": "[/] odd"}]
+    plan = {"method": "Prune[x]", "edits": {}, "lines": [["a[red]", "b[/red]"]], "skips": skips}
+    text = printed(plan_view([plan]))
+    assert all(part in text for part in ("Prune[x]: nothing to do", "a[red]", "b[/red]", "layers[bold].0", "[/] odd"))
+
+
+def test_the_verdict_begins_with_its_status(summary):
+    assert printed(verdict_line(summary), 300).startswith("passed: 14.1× smaller")
+    summary["verdict"]["status"] = "missed"
+    assert printed(verdict_line(summary), 300).startswith("budget missed: ")
+
+
+def test_a_plan_lists_what_it_does_and_groups_what_it_skips(records):
+    text = " ".join(printed(plan_view(records[4].plans)).split())
+    assert "Quantize: 38 × Quantizer" in text and "stem int8 per channel" in text
+    assert text.count("its input is quantised already") == 1 and "and 4 more" in text
+
+
+def test_a_dry_run_says_what_each_step_leaves_and_takes(records):
+    step = {"name": "prune", "title": "Remove half", "plans": list(records[1].plans), "seconds": 31.0}
+    text = printed(dry_run_view([{**step, "memory_bytes": 14_000_000, "parameters": 148_000, "macs": 9_460_000}]), 120)
+    assert "1 prune  Remove half" in text and "64 → 32 channels" in text
+    assert "leaves 148 k parameters, 9.46 M MACs, trains for about 31 s, needs about 14.0 MB" in text
+
+
+def test_the_layer_table_gives_shares_that_add_up(records):
+    text = printed(layer_view(records[0].layers), 100)
+    line = next(line for line in text.splitlines() if "blocks.3.conv2" in line)
+    assert line.split() == [
+        "blocks.3.conv2",
+        "Conv2d",
+        "128×128×3×3",
+        "147",
+        "k",
+        "24.9",
+        "%",
+        "9.44",
+        "M",
+        "25.0",
+        "%",
+    ]
+
+
+def test_a_layer_with_keys_missing_is_shown_with_dashes():
+    elsewhere = {"path": "<elsewhere>", "type": "products", "shape": None, "parameters": 0, "macs": 12.0}
+    text = printed(layer_view([{"path": ""}, elsewhere]))
+    assert "<model>" in text and "<elsewhere>" in text and "–" in text
+
+
+def test_the_redundancy_table_leaves_out_layers_without_weights():
+    row = {
+        "path": "fc",
+        "near_zero": 0.125,
+        "zeros": 0.0,
+        "dead_channels": 2,
+        "channels": 64,
+        "rank_95": 41,
+        "full_rank": 64,
+    }
+    text = printed(redundancy_view([row, {"path": "norm"}]))
+    assert "12.5 %" in text and "2 of 64" in text and "41 of 64" in text and "norm" not in text
+
+
+def test_an_inspection_shows_totals_layers_redundancy_and_groups(records):
+    totals = {
+        "parameters": {"value": 590_000, "unit": "parameters"},
+        "state_bytes": {"value": 2_360_000, "unit": "bytes"},
+    }
+    layers = [{**layer, "near_zero": 0.1, "zeros": 0.0} for layer in records[0].layers]
+    text = printed(inspection_view({"totals": totals, "layers": layers, "groups": ["64 channels: stem"]}))
+    assert "0.59 M" in text and "2.36 MB" in text and "near zero" in text and "64 channels: stem" in text
+    assert "near zero" not in printed(inspection_view({"totals": totals, "layers": records[0].layers, "groups": []}))
