@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any, cast
 
 import torch
@@ -131,13 +132,15 @@ def _quantizer(model: nn.Module, edit: Quantizer) -> None:
 
 def _slice(model: nn.Module, edit: Slice) -> None:
     new: dict[int, tuple[tuple[TensorPlace, ...], Tensor]] = {}
-    done: set[tuple[int, int]] = set()
+    done: dict[tuple[int, int], Tensor] = {}
     for cut in edit.cuts:
         tensor = tensor_at(model, cut.place)
         _check_cut(model, cut, tensor)
         if (id(tensor), cut.dim) in done:  # tied weights: cut once
+            if not torch.equal(done[id(tensor), cut.dim], cut.keep):
+                raise InputError(f"dimension {cut.dim} is to be cut in two different ways", where=str(cut.place))
             continue
-        done.add((id(tensor), cut.dim))
+        done[id(tensor), cut.dim] = cut.keep
         places, value = new.get(id(tensor), (aliases(model, cut.place), tensor.detach()))
         new[id(tensor)] = places, value.index_select(cut.dim, cut.keep.to(value.device))
     for places, value in new.values():
@@ -150,11 +153,13 @@ def _check_cut(model: nn.Module, cut: Cut, tensor: Tensor) -> None:
         raise InputError(
             "a masked or quantised tensor cannot be sliced", where=str(cut.place), do="Prune channels first, or bake"
         )
-    if cut.dim >= tensor.ndim or len(cut.keep) == 0 or int(cut.keep.max()) >= tensor.shape[cut.dim]:
+    keep = cut.keep.tolist()
+    inside = 0 <= cut.dim < tensor.ndim and bool(keep) and 0 <= keep[0] and keep[-1] < tensor.shape[cut.dim]
+    if not inside or any(a >= b for a, b in pairwise(keep)):
         raise InputError(
             f"dimension {cut.dim} cannot keep these indices", where=str(cut.place),
-            got=f"{len(cut.keep)} indices, largest {int(cut.keep.max()) if len(cut.keep) else None}",
-            expected=f"at least one, within {list(tensor.shape)}",
+            got=f"{len(keep)} indices{f' from {min(keep)} to {max(keep)}' if keep else ''}",
+            expected=f"at least one, increasing, within {list(tensor.shape)}",
         )  # fmt: skip
 
 

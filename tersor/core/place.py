@@ -6,8 +6,10 @@ import difflib
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import cast
 
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from tersor.core.errors import InputError
 
@@ -54,22 +56,35 @@ def module_at(model: nn.Module, path: str) -> nn.Module:
 
 def tensor_at(model: nn.Module, place: TensorPlace) -> Tensor:
     """The parameter or buffer at ``place``; raises InputError where there is none."""
-    value = getattr(module_at(model, place.module), place.tensor, None)
-    if not isinstance(value, Tensor):
-        raise InputError("no such tensor", where=str(place), got=type(value).__name__, expected="a parameter or buffer")
+    module = module_at(model, place.module)
+    value = getattr(module, place.tensor, None)
+    if not isinstance(value, Tensor) or place.tensor not in _stored(module):
+        got = "a plain attribute" if isinstance(value, Tensor) else type(value).__name__
+        raise InputError("no such tensor", where=str(place), got=got, expected="a parameter or buffer")
     return value
 
 
 def aliases(model: nn.Module, place: TensorPlace) -> tuple[TensorPlace, ...]:
-    """Every place that holds the very same tensor (tied weights), ``place`` included."""
-    tensor = tensor_at(model, place)
+    """Every place that holds the very same tensor (tied weights), ``place`` included; masked and quantised ones too."""
+    tensor_at(model, place)  # raises where there is none
+    stored = _stored(module_at(model, place.module))[place.tensor]
     found = [
         TensorPlace(path, name)
         for path, module in model.named_modules(remove_duplicate=False)
-        for name, other in [*module._parameters.items(), *module._buffers.items()]
-        if other is tensor
+        if not isinstance(module, parametrize.ParametrizationList)
+        for name, other in _stored(module).items()
+        if other is stored
     ]
     return tuple(found) or (place,)
+
+
+def _stored(module: nn.Module) -> dict[str, Tensor]:
+    """Name → parameter or buffer as it is stored: of a parametrized one, what its parametrizations start from."""
+    found = {k: v for k, v in [*module._parameters.items(), *module._buffers.items()] if v is not None}
+    if parametrize.is_parametrized(module):
+        for name, entry in cast(nn.ModuleDict, module.parametrizations).items():
+            found[name] = cast(Tensor, entry.original)
+    return found
 
 
 class Selector(ABC):

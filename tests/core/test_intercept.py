@@ -70,7 +70,13 @@ def test_the_nth_result_of_an_operator_is_replaced(ordinal, expected):
 
 
 def test_a_tap_on_relu_sees_what_relu_gives_however_it_is_spelt():
-    for relu in (F.relu, torch.relu, lambda x: x.relu(), lambda x: F.relu(x, inplace=True), lambda x: x.clone().relu_()):
+    for relu in (
+        F.relu,
+        torch.relu,
+        lambda x: x.relu(),
+        lambda x: F.relu(x, inplace=True),
+        lambda x: x.clone().relu_(),
+    ):
 
         class Net(nn.Module):
             def forward(self, x):
