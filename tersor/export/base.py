@@ -50,7 +50,7 @@ class Base:
             state = tuple((str(name), str(dtype), tuple(int(n) for n in shape)) for name, dtype, shape in data["state"])
             base = cls(str(data["class"]), state, str(data["source"]))
             given = str(data["sha256"])
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, OverflowError, TypeError, ValueError) as error:
             raise ArtifactError("the base cannot be read", where="architecture.json", got=repr(error)[:200]) from error
         if base.sha256 != given:
             raise ArtifactError("the base does not match its hash", where="architecture.json", do="Save it again")

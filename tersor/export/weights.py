@@ -43,7 +43,7 @@ class Layout:
             tied = {str(name): str(other) for name, other in data["tied"].items()}
             packed = {str(name): [_size(n) for n in shape] for name, shape in data["packed"].items()}
             return cls(tied, packed, dict(data["extra_state"]))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
             reason = repr(error)[:200]
             raise ArtifactError("the layout cannot be read", where="architecture.json", got=reason) from error
 
