@@ -165,7 +165,8 @@ def _check_cut(model: nn.Module, cut: Cut, tensor: Tensor) -> None:
 
 def _replace(model: nn.Module, places: tuple[TensorPlace, ...], value: Tensor) -> None:
     old = tensor_at(model, places[0])
-    value = value.clone(memory_format=torch.preserve_format)
+    if old.ndim == 4 and old.is_contiguous(memory_format=torch.channels_last) and not old.is_contiguous():
+        value = value.contiguous(memory_format=torch.channels_last)
     new: Tensor = nn.Parameter(value, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else value
     for place in places:
         module = module_at(model, place.module)

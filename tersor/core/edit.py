@@ -146,7 +146,7 @@ def edit_from_json(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Ed
     """The inverse of ``edit_to_json``, values being placeholders until the weights are loaded."""
     try:
         return _read_edit(data, tensors)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise ArtifactError(
             "an edit cannot be read", where="architecture.json", got=f"{error!r} in {str(data)[:200]}"
         ) from error
