@@ -67,21 +67,20 @@ class Registry:
             return self._object(self.choice_for(base).model_validate(value))
         except ValidationError as error:
             raise explain(error, path, self.choice_for(base)) from None
+        except InputError as error:  # the dataclass itself refused a value
+            where = f"{path}: {error.where}"
+            raise InputError(error.what, where=where, got=error.got, expected=error.expected, do=error.do) from None
 
     def settings(self, value: Any) -> Any:
         """A dataclass as the plain data that ``build`` reads."""
-        for known in self.families.values():
-            for name, kind in known.items():
-                if type(value) is kind:
-                    fields = {
-                        f.name: self.settings(getattr(value, f.name)) for f in dataclasses.fields(value) if f.init
-                    }
-                    return {name: fields}
         if isinstance(value, Selector):
             return _selector_text(value)
-        if dataclasses.is_dataclass(value) and not isinstance(value, type):
-            return {f.name: self.settings(getattr(value, f.name)) for f in dataclasses.fields(value) if f.init}
-        return list(value) if isinstance(value, tuple) else value
+        if not dataclasses.is_dataclass(value) or isinstance(value, type):
+            return list(value) if isinstance(value, tuple) else value
+        fields = {f.name: self.settings(getattr(value, f.name)) for f in dataclasses.fields(value) if f.init}
+        names = (name for known in self.families.values() for name, kind in known.items() if type(value) is kind)
+        name = next(names, None)
+        return fields if name is None else {name: fields}
 
     def _choice_for(self, base: type) -> type[BaseModel]:
         fields: dict[str, Any] = {

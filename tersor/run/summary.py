@@ -131,5 +131,6 @@ def _speed(ratio: Measurement, batch: int) -> str:
     if ratio.low is not None and ratio.high is not None and ratio.low <= 1.0 <= ratio.high:
         return f"no faster at batch {batch} (no difference shown)"
     word = "faster" if ratio.value >= 1 else "slower"
-    factor = ratio.value if ratio.value >= 1 else 1 / ratio.value
-    return f"{factor:.1f}× {word} at batch {batch}"
+    ends = (ratio.value, ratio.low or ratio.value, ratio.high or ratio.value)
+    factor, low, high = ends if ratio.value >= 1 else (1 / ends[0], 1 / ends[2], 1 / ends[1])
+    return f"{factor:.1f}× {word} at batch {batch} ({low:.1f}–{high:.1f})"
