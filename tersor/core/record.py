@@ -40,4 +40,5 @@ class Record:
     def from_json(cls, data: Mapping[str, Any]) -> Record:
         """The inverse of ``to_json``."""
         measurements = {name: Measurement.from_json(m) for name, m in data["measurements"].items()}
-        return cls(**{**data, "measurements": measurements})
+        listed = {name: tuple(data.get(name, ())) for name in ("plans", "history", "layers")}
+        return cls(**{**data, **listed, "measurements": measurements})
