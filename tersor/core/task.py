@@ -177,14 +177,19 @@ class Task:
         if metric is None:
             metric = MEAN_SQUARED_ERROR if self.targets(first).is_floating_point() else ACCURACY
             said.append(f"the metric is {metric.name.replace('_', ' ')}, by the type of the targets")
-        reference = self.reference
-        if reference is None:
-            reference = copy.deepcopy(self.model)
-        reference = reference.eval().requires_grad_(False)
+        reference = self.model if self.reference is None else self.reference
+        if self.reference is None or not _at_rest(reference):  # the user's own modules stay as they are
+            reference = copy.deepcopy(reference).eval().requires_grad_(False)
         return replace(
             self, calibration=calibration, example_inputs=example, metric=metric, reference=reference,
             derived=tuple(said),
         )  # fmt: skip
+
+
+def _at_rest(model: nn.Module) -> bool:
+    return not any(module.training for module in model.modules()) and not any(
+        p.requires_grad for p in model.parameters()
+    )
 
 
 def _strange_batch(batch: Batch) -> InputError:

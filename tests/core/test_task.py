@@ -1,0 +1,177 @@
+from collections import OrderedDict
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+
+from tersor.core.errors import InputError
+from tersor.core.task import ACCURACY, MEAN_SQUARED_ERROR, Metric, Task, first_batch
+
+
+def loader(targets=None):
+    torch.manual_seed(0)
+    return DataLoader(TensorDataset(torch.randn(12, 4), torch.arange(12) % 3 if targets is None else targets), 4)
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(1)
+    return nn.Linear(4, 3)
+
+
+X, MASK, Y = torch.ones(2, 4), torch.zeros(2, 4), torch.tensor([0, 1])
+
+
+@pytest.mark.parametrize(
+    "batch, args, kwargs",
+    [
+        ((X, Y), (X,), {}),
+        ([X, Y], (X,), {}),
+        ((X, MASK, Y), (X, MASK), {}),
+        (((X, MASK), Y), (X, MASK), {}),
+        ({"input_ids": X, "attention_mask": MASK, "labels": Y}, (), {"input_ids": X, "attention_mask": MASK}),
+        (OrderedDict(pixels=X, y=Y), (), {"pixels": X}),
+    ],
+)
+def test_inputs_and_targets_are_found_in_every_usual_batch(model, batch, args, kwargs):
+    task = Task(model)
+    found_args, found_kwargs = task.inputs(batch)
+    assert [a is b for a, b in zip(found_args, args, strict=True)] == [True] * len(args)
+    assert found_kwargs.keys() == kwargs.keys() and all(found_kwargs[key] is kwargs[key] for key in kwargs)
+    assert task.targets(batch) is Y
+
+
+@pytest.mark.parametrize(
+    "batch, says",
+    [
+        (X, "Got Tensor"),
+        ((X,), "Got tuple of 1"),
+        ({"pixels": X}, r"dict with keys \['pixels'\]"),
+        (None, "Got NoneType"),
+    ],
+)
+def test_a_strange_batch_is_an_error_that_says_what_it_is(model, batch, says):
+    with pytest.raises(InputError, match=says):
+        Task(model).targets(batch)
+
+
+def test_custom_batches_are_read_by_the_users_functions(model):
+    batch = SimpleNamespace(left=X, right=Y)
+    task = Task(model, inputs_of=lambda b: ((b.left,), {}), targets_of=lambda b: b.right)
+    assert torch.equal(task.outputs(model, batch), model(X)) and task.targets(batch) is Y
+
+
+@pytest.mark.parametrize(
+    "result",
+    [X, SimpleNamespace(logits=X), {"logits": X, "loss": Y}, (X, Y), [X]],
+    ids=["tensor", "object", "dict", "tuple", "list"],
+)
+def test_the_output_tensor_is_found_in_what_models_return(model, result):
+    assert Task(model).output(result) is X
+
+
+@pytest.mark.parametrize("result", [None, {"scores": X}, (), ("a",), SimpleNamespace(logits=None)])
+def test_an_output_without_a_known_tensor_is_an_error(model, result):
+    with pytest.raises(InputError, match="task.output_of: .* Pass output_of="):
+        Task(model).output(result)
+
+
+def test_output_of_comes_first(model):
+    assert Task(model, output_of=lambda result: result["scores"]).output({"scores": X, "logits": MASK}) is X
+
+
+def test_the_loss_is_cross_entropy_for_integers_also_over_sequences(model):
+    outputs, targets = torch.randn(2, 5, 3), torch.randint(3, (2, 5))
+    expected = -outputs.log_softmax(-1).gather(-1, targets[..., None]).mean()
+    assert torch.allclose(Task(model).loss_of(lambda x: outputs, (X, targets)), expected)
+    assert torch.allclose(Task(model).loss_of(model, (X, Y)), F.cross_entropy(model(X), Y))
+
+
+def test_the_loss_is_the_squared_error_for_floats_whatever_the_trailing_ones(model):
+    targets = torch.randn(2)
+    loss = Task(model).loss_of(lambda x: torch.ones(2, 1), (X, targets))
+    assert torch.allclose(loss, ((1 - targets) ** 2).mean())
+
+
+def test_the_users_loss_comes_first(model):
+    assert Task(model, loss=lambda model, batch: torch.tensor(7.0)).loss_of(model, (X, Y)) == 7
+
+
+def test_metrics_have_one_value_per_sample():
+    outputs = torch.tensor([[1.0, 2.0], [3.0, 0.0]])
+    assert ACCURACY.per_sample(outputs, torch.tensor([1, 1])).tolist() == [1.0, 0.0]
+    values = MEAN_SQUARED_ERROR.per_sample(outputs, torch.tensor([[1.0, 0.0], [3.0, 1.0]]))
+    assert values.tolist() == [2.0, 0.5] and not MEAN_SQUARED_ERROR.higher_is_better
+
+
+class TestComplete:
+    def test_what_is_missing_is_derived_and_said(self, model):
+        data = loader()
+        task = Task(model, data, data, data).complete()
+        assert task.calibration is data and task.metric is ACCURACY
+        assert torch.equal(task.example_inputs[0], data.dataset.tensors[0][:2])
+        assert [text.split()[0] for text in task.derived] == ["calibration", "example", "the"]
+        assert task.reference is not model and not task.reference.training
+        assert torch.equal(task.reference.weight, model.weight) and not task.reference.weight.requires_grad
+
+    def test_what_is_given_is_kept_and_nothing_is_said(self, model):
+        data, other, metric = (
+            loader(),
+            nn.Linear(4, 3).eval().requires_grad_(False),
+            Metric("mine", lambda o, t: o[:, 0]),
+        )
+        given = Task(model, data, data, data, data, metric=metric, example_inputs=(X,), reference=other)
+        task = given.complete()
+        assert (task.metric, task.reference, task.derived) == (metric, other, ())
+        assert task.example_inputs[0] is X
+
+    def test_float_targets_are_judged_by_the_squared_error(self, model):
+        data = loader(torch.randn(12))
+        assert Task(model, data, data, data).complete().metric is MEAN_SQUARED_ERROR
+
+    def test_completing_twice_changes_nothing(self, model):
+        data = loader()
+        once = Task(model, data, data, data).complete()
+        twice = once.complete()
+        assert twice.derived == once.derived and twice.reference is once.reference
+
+    @pytest.mark.parametrize("same", [True, False])
+    def test_the_users_modules_stay_as_they_are(self, model, same):
+        data, reference = loader(), model if same else nn.Linear(4, 3)
+        task = Task(model.train(), data, data, data, reference=reference.train()).complete()
+        assert model.training and reference.training
+        assert model.weight.requires_grad and reference.weight.requires_grad
+        assert torch.equal(task.reference.weight, reference.weight) and not task.reference.training
+
+    def test_the_random_state_is_not_disturbed(self, model):
+        data = DataLoader(TensorDataset(torch.randn(8, 4), torch.arange(8) % 3), 4, shuffle=True)
+        torch.manual_seed(3)
+        before = torch.get_rng_state()
+        Task(model, data, data, data).complete()
+        assert torch.equal(torch.get_rng_state(), before)
+
+    @pytest.mark.parametrize("missing", ["train", "validation", "test"])
+    def test_data_that_cannot_be_derived_is_demanded(self, model, missing):
+        data = {name: loader() for name in ("train", "validation", "test") if name != missing}
+        with pytest.raises(InputError, match=f"the task has no {'training' if missing == 'train' else missing} data"):
+            Task(model, **data).complete()
+
+    def test_an_empty_loader_is_an_error(self, model):
+        with pytest.raises(InputError, match="task.calibration: the loader is empty"):
+            Task(model, [], loader(), loader()).complete()
+
+    def test_keyword_batches_need_example_inputs(self, model):
+        data = [{"x": X, "labels": Y}]
+        with pytest.raises(InputError, match=r"batches of keyword arguments. Got \['x'\]"):
+            Task(model, data, data, data).complete()
+        assert Task(model, data, data, data, example_inputs=(X,)).complete().example_inputs == (X,)
+
+
+def test_the_first_batch_is_taken_without_drawing_from_the_random_state():
+    data = DataLoader(TensorDataset(torch.arange(8)), 2, shuffle=True)
+    torch.manual_seed(0)
+    taken = first_batch(data, "train")
+    assert torch.equal(taken[0], next(iter(data))[0])
