@@ -110,11 +110,13 @@ def test_the_relative_difference_is_of_the_largest_values(got, expected, differe
 
 
 def test_a_wrong_index_among_channels_that_the_examples_leave_dead_is_caught(model, task):
-    dead = [(torch.zeros(2, 2, 4, 4, dtype=torch.float64), torch.tensor([0, 1]))]
-    dead[0][0][0, 0, 0, 0] = 0.5
     with torch.no_grad():
-        model[1].bias.copy_(torch.tensor([1.0, -1.0, 1.0, -1.0, 1.0]))
+        model[0].weight.abs_()[[1, 3]] *= -1  # read positive inputs: always below zero
         model[0].bias.zero_()
+        model[1].bias.zero_()
+        model[1].running_mean.zero_()
+    data = [(torch.rand(2, 2, 4, 4, dtype=torch.float64), torch.tensor([0, 1]))]
+    assert not model.eval()[:3](data[0][0])[:, [1, 3]].any()
     plan = removal([0, 1], [0, 3])
     with pytest.raises(VerificationError):
-        verify_slices(model, apply(model, plan), plan, Task(model, dead, dead, dead).complete())
+        verify_slices(model, apply(model, plan), plan, Task(model, data, data, data).complete())
