@@ -82,33 +82,33 @@ def _integers(summary: Summary) -> Iterator[str]:
             continue
         slow = [text for batch in BATCHES if (text := _no_gain(before, after, batch))]
         floating = _floating(after)
-        everything = "although every convolution and matrix product runs in integers"
-        stayed = f"stayed float: {floating}" if floating else everything
+        everything = ", although every convolution and matrix product runs in integers"
+        stayed = f"; stayed float: {floating}" if floating else everything
         if slow:
-            yield f"int8 is not faster here ({'; '.join(slow)}); {stayed}."
+            yield f"int8 is not faster here ({'; '.join(slow)}){stayed}."
         elif floating:
-            yield f"int8 does not cover the whole model; {stayed}."
+            yield f"int8 does not cover the whole model{stayed}."
 
 
-def _onnx(stage: StepSummary) -> Mapping[str, object]:
-    found = stage.facts.get("onnx")
+def _onnx(stage: StepSummary, name: str) -> Mapping[str, object]:
+    onnx = stage.facts.get("onnx")
+    found = onnx.get(name) if isinstance(onnx, Mapping) else None
     return found if isinstance(found, Mapping) else {}
 
 
 def _runs_integers(stage: StepSummary) -> bool:
-    """Whether the step's ONNX graph multiplies in integers: ``integer`` is a count, or counts by operator."""
-    return bool(_onnx(stage).get("integer"))
+    """Whether any product of the step's ONNX graph is computed in integers."""
+    return bool(_onnx(stage, "integer_share").get("integer"))
 
 
 def _floating(stage: StepSummary) -> str:
     """The layers that stayed float where they are named, else the operators with their counts."""
-    layers = _onnx(stage).get("float_layers")
+    layers = _onnx(stage, "integer_share").get("float_layers")
     if isinstance(layers, (list, tuple)) and layers:
         more = f" and {len(layers) - MOST_NAMED} more" if len(layers) > MOST_NAMED else ""
         return ", ".join(map(str, layers[:MOST_NAMED])) + more
-    operators = _onnx(stage).get("operators")
-    counts = dict(operators) if isinstance(operators, Mapping) else {}
-    return ", ".join(f"{name} ×{n}" for name, n in sorted(counts.items()) if name in _FLOAT_PRODUCTS and n)
+    operators = _onnx(stage, "operators")
+    return ", ".join(f"{name} ×{n}" for name, n in sorted(operators.items()) if name in _FLOAT_PRODUCTS and n)
 
 
 def _no_gain(before: StepSummary, after: StepSummary, batch: int) -> str:

@@ -13,8 +13,8 @@ _COUNTS = {"", "count", "parameters", "params", "weights", "nonzeros", "non-zero
 _WORDS = {
     "macs": "MACs",
     "nonzeros": "non-zeros",
-    "float_layers": "layers that stayed float",
     "size_bytes": "file size",
+    "state_bytes": "weights and buffers",
 }
 _TIMES = {"x", "×", "times", "ratio"}
 _POINTS = {"points", "percentage points", "pp"}

@@ -111,12 +111,13 @@ def _sign_interval(drop: Measurement) -> str:
     return numbers.interval_of(Measurement(-drop.value, drop.unit, -drop.high, -drop.low))
 
 
-def _budget(budget: Budget) -> tuple[str, str, str]:
+def _budget(budget: Budget) -> tuple[str, Measurement | None, str]:
+    """The limit, what was measured, and how it ended, in a word."""
     limit = numbers.scale_of(budget.limit, budget.unit).full(budget.limit)
     if budget.value is None:
-        return limit, numbers.MISSING, "not measured"
-    measured = numbers.both_of(Measurement(budget.value, budget.unit, budget.low, budget.high))
-    return limit, measured, {True: "kept", False: "missed", None: "unknown"}[budget.met]
+        return limit, None, "not measured"
+    outcome = {True: "kept", False: "missed", None: "unknown"}[budget.met]
+    return limit, Measurement(budget.value, budget.unit, budget.low, budget.high), outcome
 
 
 def _did(stage: StepSummary, records: Sequence[Record]) -> list[str]:
@@ -142,7 +143,8 @@ def _facts(stage: StepSummary) -> list[tuple[str, str]]:
 
 def _onnx_facts(onnx: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What the comparison of the ONNX file with PyTorch found: agreement with its interval, then whatever else."""
-    found, told = [], set()
+    found: list[tuple[str, str]] = []
+    told: set[str] = set()
     samples = f", {onnx['n']} samples" if onnx.get("n") else ""
     if onnx.get("relative_difference") is not None:
         allowed = f" (allowed: {onnx['tolerance']:.0e})" if onnx.get("tolerance") is not None else ""
@@ -153,6 +155,12 @@ def _onnx_facts(onnx: Mapping[str, Any]) -> list[tuple[str, str]]:
         same = Measurement(onnx["top1_agreement"], "fraction", onnx.get("low"), onnx.get("high"))
         found.append(("ONNX against PyTorch", f"same answer for {numbers.both_of(same)}{samples}"))
         told = {"top1_agreement", "low", "high", "n"}
+    share = onnx.get("integer_share")
+    if isinstance(share, Mapping) and share.get("integer"):
+        found.append(("products in integers", f"{share['integer']} of {share.get('total', numbers.MISSING)}"))
+        stayed = share.get("float_layers")
+        found += [("layers that stayed float", _plain(stayed))] if stayed else []
+    told.add("integer_share")
     rest = ((key, value) for key, value in onnx.items() if key not in told and value not in ({}, [], None))
     return found + [(f"ONNX {numbers.human(str(key))}", _plain(value)) for key, value in rest]
 

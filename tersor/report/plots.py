@@ -178,7 +178,7 @@ def layers(records: Sequence[Record]) -> Plot | None:
         return None
     before, after = _parameters(tables[0]), _parameters(tables[-1])
     paths = sorted(before.keys() | after.keys(), key=lambda p: -max(before.get(p, 0), after.get(p, 0)))[:MOST_LAYERS]
-    order = {path: place for place, path in enumerate([*before, *after])}
+    order = {path: place for place, path in enumerate(dict.fromkeys([*before, *after]))}
     paths.sort(key=lambda path: order[path])
     if not paths:
         return None

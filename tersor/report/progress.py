@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -17,6 +18,7 @@ from tersor.report.format import duration, shorten
 
 T = TypeVar("T")
 _DESCRIPTION = 36  # characters
+_SOON = 2.0  # seconds: what ends so soon is told when it has ended
 
 
 class RichProgress(Progress):
@@ -79,12 +81,16 @@ class RichProgress(Progress):
         done = 0
         for done, item in enumerate(items, start=1):
             yield item
-            now = self.clock()
-            if now - self._said_at >= self.every and done != total:
-                self._line(f"  {description}: {_how_far(done, total, now - begun)}")
+            left = _left(done, total, self.clock() - begun)
+            if self._due() and left >= _SOON:
+                known = f"{done} of {total}, about {duration(left)} left" if left < math.inf else f"{done} so far"
+                self._line(f"  {description}: {known}")
                 told = True
-        if told:
+        if told or self._due():
             self._line(f"  {description}: {done} done in {duration(self.clock() - begun)}")
+
+    def _due(self) -> bool:
+        return self.clock() - self._said_at >= self.every
 
     def _line(self, text: str) -> None:
         self.console.print(Text(text), soft_wrap=True)
@@ -99,8 +105,6 @@ def _new_bars(console: Console) -> Bars:
     )  # fmt: skip
 
 
-def _how_far(done: int, total: int | None, seconds: float) -> str:
-    if total is None or done > total:
-        return f"{done} so far"
-    left = seconds / done * (total - done)
-    return f"{done} of {total}, about {duration(left)} left"
+def _left(done: int, total: int | None, seconds: float) -> float:
+    """The seconds left at the pace so far; infinite where nobody knows how much there is."""
+    return math.inf if total is None or done > total else seconds / done * (total - done)

@@ -11,7 +11,8 @@ from tersor.core.record import Record
 from tersor.report.html import render
 
 INTEGERS = {
-    "operators": {"QLinearConv": 8, "Conv": 1, "QGemm": 1, "QuantizeLinear": 1}, "integer": 9, "float_layers": ["stem"],
+    "operators": {"QLinearConv": 8, "Conv": 1, "QGemm": 1, "QuantizeLinear": 1},
+    "integer_share": {"integer": 9, "total": 10, "share": 0.9, "float_layers": ["stem"]},
     "top1_agreement": 0.997, "low": 0.98, "high": 0.999, "n": 287, "relative_error": 0.031,
 }  # fmt: skip
 BLOCKS = [("stem", 1, 64)] + [

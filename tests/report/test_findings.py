@@ -34,14 +34,14 @@ def test_a_model_that_became_slower_is_told(summary):
 
 def test_int8_that_is_not_faster_names_what_stayed_float(summary):
     assert "int8 is not faster here (batch 1: 0.222 ms before, 0.231 ms after); stayed float: stem." in told(summary)
-    del summary["steps"][-1]["facts"]["onnx"]["float_layers"]
+    summary["steps"][-1]["facts"]["onnx"]["integer_share"]["float_layers"] = []
     assert "stayed float: Conv ×1." in told(summary)
 
 
 def test_int8_that_is_faster_everywhere_and_whole_is_no_finding(summary):
     last = summary["steps"][-1]
     last["measurements"]["latency_ms_batch_1"]["value"] = 0.1
-    last["facts"]["onnx"] |= {"float_layers": [], "operators": {"QLinearConv": 9}}
+    last["facts"]["onnx"] |= {"integer_share": {"integer": 9, "float_layers": []}, "operators": {"QLinearConv": 9}}
     assert "int8" not in told(summary)
 
 

@@ -61,6 +61,9 @@ def test_a_removed_and_a_new_layer_are_both_shown(records):
     tables = [Record(**{**records[0].__dict__, "layers": table}) for table in (before, after)]
     written = texts(layers(tables).svg)
     assert {"1.00 k → 0", "500 → 100", "0 → 50"} <= set(written)
+    assert [name for name in written if name in ("old", "kept", "new")] == ["old", "kept", "new"], (
+        "in the model's order"
+    )
 
 
 def test_training_that_restarts_its_epochs_is_counted_on(summary, records):

@@ -48,7 +48,7 @@ def test_on_paper_short_work_leaves_no_line_and_long_work_a_few():
     list(progress.track(clock.items(100, 1.0), "long", 100))
     lines = console.file.getvalue().splitlines()
     assert 8 <= len(lines) <= 12
-    assert lines[0].startswith("  long: 6 of 100, about 1 min 3") or "of 100, about" in lines[0]
+    assert lines[0] == "  long: 5 of 100, about 1 min 35 s left"
     assert lines[-1] == "  long: 100 done in 1 min 40 s"
     assert "\x1b" not in console.file.getvalue()
 
@@ -59,6 +59,12 @@ def test_nested_work_on_paper_shares_one_budget_of_lines():
     for _ in progress.track(range(20), "epochs", 20):
         list(progress.track(clock.items(10, 0.5), "batches", 10))
     assert len(console.file.getvalue().splitlines()) <= 22, "20 epochs of 5 s are 100 s: a line for each 10 s, and ends"
+
+
+def test_on_paper_work_of_unknown_length_is_counted():
+    console, clock = on_paper(), Clock()
+    list(RichProgress(console, every=10, clock=clock).track(clock.items(15, 1.0), "stream"))
+    assert console.file.getvalue().splitlines() == ["  stream: 10 so far", "  stream: 15 done in 15 s"]
 
 
 def test_on_screen_bars_show_the_time_left_and_vanish():
