@@ -1,0 +1,93 @@
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from tersor.core.errors import InputError
+from tersor.core.task import Task
+from tersor.distill.response import Distill, SoftTargets
+from tersor.train.objective import Forward, Objective, Sum, TaskLoss
+
+
+class Counting(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer, self.calls = nn.Linear(4, 3), 0
+
+    def forward(self, x):
+        self.calls += 1
+        return self.layer(x)
+
+
+@pytest.fixture
+def batch():
+    torch.manual_seed(0)
+    return torch.randn(6, 4), torch.randint(0, 3, (6,))
+
+
+def both(loss=None):
+    torch.manual_seed(1)
+    model, teacher = Counting(), Counting()
+    return model, teacher, Task(model, loss=loss, reference=teacher)
+
+
+def test_the_task_loss_is_the_task_s(batch):
+    model, _, task = both()
+    assert torch.equal(TaskLoss()(model, batch, task), F.cross_entropy(model.layer(batch[0]), batch[1]))
+
+
+def test_weighted_sums_compose(batch):
+    model, _, task = both()
+    composed = 2 * (0.3 * TaskLoss() + SoftTargets(temperature=2) * 0.7) + TaskLoss()
+    assert composed == Sum(((0.6, TaskLoss()), (1.4, SoftTargets(2)), (1.0, TaskLoss())))
+    expected = 1.6 * TaskLoss()(model, batch, task) + 1.4 * SoftTargets(2)(model, batch, task)
+    assert torch.allclose(composed(model, batch, task), expected)
+
+
+@pytest.mark.parametrize(
+    "objective", [0.3 * TaskLoss() + 0.7 * SoftTargets(), 0.5 * SoftTargets() + TaskLoss(), Distill()]
+)
+@pytest.mark.parametrize("own_loss", [False, True])
+def test_model_and_teacher_run_once_for_a_whole_sum(batch, objective, own_loss):
+    model, teacher, task = both(
+        loss=(lambda model, batch: F.cross_entropy(model(batch[0]), batch[1])) if own_loss else None
+    )
+    objective(model, batch, task).backward()
+    assert (model.calls, teacher.calls) == (1, 1)
+    assert not model._forward_hooks
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+
+
+def test_a_loss_that_changes_the_inputs_does_not_lend_its_outputs(batch):
+    model, _, task = both(loss=lambda model, batch: model(batch[0] * 2).square().mean())
+    assert torch.equal(Forward(model, batch, task).outputs, model.layer(batch[0]))
+
+
+def test_the_teacher_runs_in_eval_mode_and_keeps_its_own(batch):
+    model = nn.Linear(4, 3)
+    teacher = nn.Sequential(nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Linear(4, 3)).train()
+    task = Task(model, reference=teacher)
+    outputs = Forward(model, batch, task).reference_outputs
+    assert teacher.training and teacher[0].num_batches_tracked == 0
+    assert torch.equal(outputs, teacher.eval()(batch[0]).detach()) and not outputs.requires_grad
+
+
+def test_no_teacher_is_an_error(batch):
+    model = nn.Linear(4, 3)
+    with pytest.raises(InputError, match="task.reference: there is no teacher"):
+        SoftTargets()(model, batch, Task(model))
+
+
+def test_an_infinite_weight_is_an_error():
+    with pytest.raises(InputError, match="finite"):
+        float("nan") * TaskLoss()
+
+
+def test_an_objective_of_one_s_own_is_a_dataclass_with_one_function(batch):
+    class Size(Objective):
+        def of(self, forward):
+            return forward.outputs.square().mean()
+
+    model, _, task = both()
+    total = (TaskLoss() + 0.1 * Size())(model, batch, task)
+    assert torch.allclose(total, TaskLoss()(model, batch, task) + 0.1 * model.layer(batch[0]).square().mean())
