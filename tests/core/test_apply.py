@@ -162,7 +162,7 @@ class TestQuantizer:
         quantised(torch.randn(20, 3)).sum().backward()
         assert set(seen[0].unique().tolist()) <= {0.0, 0.5, 1.0, 1.5}
         (quantizer,) = [module for module in quantised.modules() if isinstance(module, FakeQuantize)]
-        assert quantizer.scale.grad is not None
+        assert quantizer.log_growth.grad is not None
 
     def test_places_of_one_edit_share_one_scale(self, model):
         places = (ActivationPlace("0", "linear"), ActivationPlace("2", "linear"))
