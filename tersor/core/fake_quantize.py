@@ -65,32 +65,36 @@ def _broadcast_shape(x: Tensor, axis: int | None) -> list[int]:
 class FakeQuantize(nn.Module):
     """Rounds a tensor to the integers ``quant_min`` … ``quant_max`` and back, as integer hardware will.
 
-    ``scale``: [] or [channels along ``axis``], float32, positive; ``zero_point``: the same shape, int32. The scale is a
-    parameter where it is learnt (``learn``), a buffer otherwise. Under ``torch.export`` the rounding is written as the
-    quantize / dequantize operator pair that ONNX's QDQ format knows.
+    ``scale``: [] or [channels along ``axis``], float32, positive; ``zero_point``: the same shape, int32. Where it is
+    learnt (``learn``), scale = calibrated · exp(log_growth) and log_growth, at first 0, is the parameter: steps of 1e-4
+    and of 1e-1 then learn at the same relative pace under any optimiser, cannot cross zero, and weight decay pulls them
+    to where calibration put them. (Trained as it is, the step of a channel with small weights diverges at learning
+    rates that the weights bear. Jain et al. 2020, arXiv 1903.08066, learn the logarithm for the same reason.) Under
+    ``torch.export`` the rounding is written as the quantize / dequantize pair that ONNX's QDQ format knows.
     """
 
-    scale: Tensor
+    calibrated: Tensor
     zero_point: Tensor
+    log_growth: nn.Parameter | None
 
     def __init__(
         self, scale: Tensor, zero_point: Tensor, quant_min: int, quant_max: int, *, axis: int | None, learn: bool
     ):
         super().__init__()
         self.quant_min, self.quant_max, self.axis = quant_min, quant_max, axis
-        value = scale.detach().clone().to(torch.float32)
-        if learn:
-            self.scale = nn.Parameter(value)
-        else:
-            self.register_buffer("scale", value)
+        self.register_buffer("calibrated", scale.detach().clone().to(torch.float32))
+        self.log_growth = nn.Parameter(torch.zeros_like(self.calibrated)) if learn else None
         self.register_buffer("zero_point", zero_point.detach().clone().to(torch.int32))
 
     def forward(self, x: Tensor) -> Tensor:
         if torch.compiler.is_exporting():
             return self._as_operator_pair(x)
-        # A learnt step may cross zero under a large learning rate: its magnitude is the step, never zero.
-        scale = self.scale.abs().clamp_min(torch.finfo(torch.float32).tiny)
-        return _LearntStep.apply(x, scale, self.zero_point, self.quant_min, self.quant_max, self.axis)
+        return _LearntStep.apply(x, self.scale, self.zero_point, self.quant_min, self.quant_max, self.axis)
+
+    @property
+    def scale(self) -> Tensor:
+        """The step in force, positive; its gradient flows to ``log_growth``."""
+        return self.calibrated if self.log_growth is None else self.calibrated * self.log_growth.exp()
 
     def integer_type(self) -> torch.dtype:
         """The storage type: uint8 where no negative integer is used, int8 otherwise (int16 beyond eight bits)."""
@@ -107,7 +111,7 @@ class FakeQuantize(nn.Module):
             # Plain numbers, not tensors: they become constants of the exported graph.
             arguments = (*self.numbers(), self.quant_min, self.quant_max, dtype)
             return ops.dequantize_per_tensor(ops.quantize_per_tensor(x, *arguments), *arguments)
-        per_channel = (self.scale.detach(), self.zero_point.long(), self.axis, self.quant_min, self.quant_max, dtype)
+        per_channel = (self.calibrated, self.zero_point.long(), self.axis, self.quant_min, self.quant_max, dtype)
         return ops.dequantize_per_channel(ops.quantize_per_channel(x, *per_channel), *per_channel)
 
     def numbers(self) -> tuple[float, int]:
@@ -115,18 +119,18 @@ class FakeQuantize(nn.Module):
         return self._plain
 
     def freeze_numbers(self) -> None:
-        """Remember the per-tensor scale and zero point as plain numbers: what an exported graph writes as constants.
+        """Make the scale and zero point what an exported graph writes as constants; the values stay as they are.
 
         Call it before export, outside the tracer (a traced tensor has no value to read).
         """
-        if self.axis is None:
-            self._plain = (float(self.scale.detach().abs()), int(self.zero_point))
-        else:
+        if self.log_growth is not None:
             with torch.no_grad():
-                self.scale.abs_()
+                self.calibrated.copy_(self.scale)
+                self.log_growth.zero_()
+        if self.axis is None:
+            self._plain = (float(self.calibrated), int(self.zero_point))
 
     _plain: tuple[float, int] = (1.0, 0)
 
     def extra_repr(self) -> str:
-        learnt = isinstance(self.scale, nn.Parameter)
-        return f"[{self.quant_min}, {self.quant_max}], axis={self.axis}, learn={learnt}"
+        return f"[{self.quant_min}, {self.quant_max}], axis={self.axis}, learn={self.log_growth is not None}"

@@ -45,7 +45,7 @@ class Optimizer:
 
         Raises InputError where nothing is trainable.
         """
-        scales = {id(module.scale) for module in model.modules() if isinstance(module, FakeQuantize)}
+        scales = {id(p) for module in model.modules() if isinstance(module, FakeQuantize) for p in module.parameters()}
         trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
         if not trainable:
             raise InputError(

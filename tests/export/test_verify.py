@@ -119,6 +119,6 @@ def test_verification_leaves_the_models_mode_alone(files, task_of):
 
 def test_the_output_step_is_that_of_the_last_quantiser(files):
     path, model = files("Mlp", True)
-    scale = dict(model.named_parameters())["5.tersor_taps.taps.linear_0.scale"]
+    scale = model.get_submodule("5.tersor_taps.taps.linear_0").scale
     assert output_step(path) == pytest.approx(float(scale.detach()))
     assert output_step(files("Mlp", False)[0]) is None

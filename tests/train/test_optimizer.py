@@ -33,7 +33,7 @@ def test_weight_decay_spares_biases_norms_and_quantiser_scales(model):
     decayed, others, scales = Optimizer(lr=0.1, weight_decay=0.01, scale_lr=0.5).groups(model)
     assert names(model, decayed) == ["0.parametrizations.weight.original", "4.weight"]
     assert names(model, others) == ["0.bias", "1.bias", "1.weight", "4.bias"]
-    assert names(model, scales) == ["0.parametrizations.weight.1.scale", "2.tersor_taps.taps.relu_0.scale"]
+    assert names(model, scales) == ["0.parametrizations.weight.1.log_growth", "2.tersor_taps.taps.relu_0.log_growth"]
     assert [group["weight_decay"] for group in (decayed, others, scales)] == [0.01, 0.0, 0.0]
     assert [group["lr"] for group in (decayed, others, scales)] == [0.1, 0.1, 0.05]
 
