@@ -1,4 +1,5 @@
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from tersor.core.step import Context
 from tersor.core.task import Task
 from tersor.distill.response import Distill, SoftTargets
 from tersor.train.finetune import Finetune
+from tersor.train.objective import TaskLoss
 from tersor.train.optimizer import Optimizer
 
 
@@ -51,11 +53,7 @@ def test_distillation_is_hinton_s_formula(logits, temperature, alpha):
     expected = alpha * naive_soft(student, teacher, temperature) + (1 - alpha) * hard
     got = objective_of(Distill(temperature, alpha), student, teacher, targets)
     assert got.item() == pytest.approx(expected, rel=1e-5)
-    written_out = alpha * SoftTargets(temperature)
-    if alpha < 1:
-        from tersor.train.objective import TaskLoss
-
-        written_out = written_out + (1 - alpha) * TaskLoss()
+    written_out = alpha * SoftTargets(temperature) + (1 - alpha) * TaskLoss()
     assert objective_of(written_out, student, teacher, targets).item() == pytest.approx(expected, rel=1e-5)
 
 
@@ -140,9 +138,7 @@ def test_a_student_learns_from_its_teacher_alone_and_leaves_it_as_it_was():
     batches = [(part, torch.zeros(len(part), dtype=torch.long)) for part in x.split(32)]  # targets that teach nothing
     held_out = [(x, taught)]
     student = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 3))
-    task = Task(student, batches, held_out, held_out, batches, reference=teacher)
-    task = task.complete()
-    task.reference.train().requires_grad_(True)
+    task = replace(Task(student, batches, held_out, held_out).complete(), reference=teacher)
     step = Finetune(epochs=20, objective=Distill(alpha=1.0), optimizer=Optimizer(lr=0.05, weight_decay=0))
     history = step.run(student, task, Context(1)).history
     assert history[0]["validation"] < 0.9 < 0.95 <= max(entry["validation"] for entry in history)
