@@ -78,14 +78,14 @@ class Flow:
         """The axes of a value that has one tensor: a call, an input, a constant, a parameter or a buffer."""
         if ref in self.graph.tensors:
             return self.tensors[self.tensor(ref)]
-        value = self._values[ref]
-        if isinstance(value, Many):
+        value = self._values.get(ref)
+        if not isinstance(value, tuple):
             raise Refusal(f"reads {ref}, which is no single tensor")
         return value
 
     def parts(self, ref: Any) -> Many:
         """The several results of the call ``ref``."""
-        value = self._values[ref]
+        value = self._values.get(ref, ())
         return value if isinstance(value, Many) else Many((value,))
 
     def everything(self, ref: Any) -> list[Axis]:

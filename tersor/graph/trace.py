@@ -207,9 +207,8 @@ def _nodes(outputs: Any) -> Iterator[Any]:
 
 
 def _base_name(target: Any) -> str:
-    name = (
-        target._schema.name.split("::")[-1] if hasattr(target, "_schema") else getattr(target, "__name__", str(target))
-    )
+    schema = getattr(target, "_schema", None)
+    name = schema.name.split("::")[-1] if schema is not None else getattr(target, "__name__", str(target))
     return base_name(name)
 
 

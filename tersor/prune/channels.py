@@ -24,7 +24,7 @@ from tersor.core.verify import verify_slices
 from tersor.graph.group import Group, removal
 from tersor.graph.groups import find_groups
 from tersor.graph.trace import trace
-from tersor.prune.scores import Score, Taylor
+from tersor.prune.scores import Magnitude, Score
 
 Kept = dict[Group, NDArray[np.bool_]]
 
@@ -50,7 +50,7 @@ class PruneChannels(Method):
     """
 
     sparsity: float = 0.5
-    score: Score = field(default_factory=Taylor)
+    score: Score = field(default_factory=Magnitude)
     where: Selector = field(default_factory=Everything)
     multiple_of: int = 1
     minimum: int = 1
@@ -65,7 +65,7 @@ class PruneChannels(Method):
         groups = find_groups(trace(model, task.example_inputs), model)
         skips: list[Skip] = []
         open_groups = [group for group in groups if _is_open(group, chosen, skips)]
-        scores = self.score.units(model, task, open_groups)
+        scores = self.score.units(model, task, open_groups) if open_groups else []
         keep = self._choose(open_groups, scores, skips)
         keep = _without_literals(model, task, keep, skips)
         lines = tuple(_line(group, kept) for group, kept in keep.items())
@@ -73,11 +73,11 @@ class PruneChannels(Method):
 
     def _check(self, task: Task) -> None:
         for name in ("sparsity", "max_sparsity"):
-            if not 0 <= getattr(self, name) < 1:
-                raise InputError("out of range", where=f"PruneChannels.{name}", got=getattr(self, name), expected="[0, 1)")
+            if not 0 <= (got := getattr(self, name)) < 1:
+                raise InputError("out of range", where=f"PruneChannels.{name}", got=got, expected="[0, 1)")
         for name in ("multiple_of", "minimum"):
-            if getattr(self, name) < 1:
-                raise InputError("out of range", where=f"PruneChannels.{name}", got=getattr(self, name), expected="1 or more")
+            if (got := getattr(self, name)) < 1:
+                raise InputError("out of range", where=f"PruneChannels.{name}", got=got, expected="1 or more")
         if self.scope not in ("layer", "global"):
             raise InputError("unknown scope", where="PruneChannels.scope", got=self.scope, expected="layer or global")
         if task.example_inputs is None:
@@ -105,10 +105,11 @@ class PruneChannels(Method):
         least = [group.units - math.floor(Fraction(str(self.max_sparsity)) * group.units) for group in groups]
         # The best of each group stay whatever the others have; the rest compete.
         rivals = [np.sort(score)[: group.units - low] for group, score, low in zip(groups, scores, least, strict=True)]
-        everyone = np.sort(np.concatenate(rivals))
+        owner = np.repeat(np.arange(len(groups)), [len(rival) for rival in rivals])
         gone = math.floor(Fraction(str(self.sparsity)) * sum(group.units for group in groups))
-        threshold = everyone[min(gone, len(everyone)) - 1] if gone else -np.inf
-        return [group.units - int((rival <= threshold).sum()) for group, rival in zip(groups, rivals, strict=True)]
+        first_to_go = np.argsort(np.concatenate(rivals), kind="stable")[:gone]
+        lost = np.bincount(owner[first_to_go], minlength=len(groups))
+        return [group.units - int(count) for group, count in zip(groups, lost, strict=True)]
 
     def _round_up(self, group: Group, count: int) -> int:
         """The kept units, at least ``minimum`` channels of the first producer and a multiple of ``multiple_of``."""
@@ -131,7 +132,8 @@ def _check_plain(model: nn.Module) -> None:
         if parametrize.is_parametrized(module) or isinstance(module, Intercept):
             raise InputError(
                 "channels cannot be removed under masks or quantisers", where=path or "<model>",
-                got="a masked or quantised model", expected="a plain one", do="Prune channels first, then mask or quantise",
+                got="a masked or quantised model", expected="a plain one",
+                do="Prune channels first, then mask or quantise",
             )  # fmt: skip
 
 

@@ -10,9 +10,10 @@ from itertools import islice
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from tersor.core.errors import InputError, TrainingError
-from tersor.core.place import tensor_at
+from tersor.core.place import module_at, tensor_at
 from tersor.core.randomness import fixed_randomness
 from tersor.core.task import Task
 from tersor.graph.group import CoupledAxis, Group
@@ -36,25 +37,40 @@ def by_unit(values: Tensor, axis: CoupledAxis, units: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Magnitude(Score):
-    """(Σ |w|^p)^(1/p) over the slices of every producer's weight, each producer divided by its mean, then averaged.
+    """(Σ |w|^p)^(1/p) of a unit's slice of each tensor that scales it, relative to that tensor's mean; averaged.
 
-    Source: Li et al. 2017 (arXiv 1608.08710, section 3.1) with p = 1; the sum over coupled layers is ours.
+    What scales a unit: the weights that read it, and the scale of the batch norms on its way or, where there is none,
+    the weights that make it (before a batch norm their length has no effect).
+
+    Source: Li et al. 2017 (arXiv 1608.08710, section 3.1) for the weights that make a channel, with p = 1; Fang et al.
+    2023 (arXiv 2301.12900, section 3.3) for the sum over what is coupled. Leaving out the makers before a batch norm is
+    ours (docs/cards/prune-channels.md has the comparison).
     """
 
     p: float = 2.0
 
     def units(self, model: nn.Module, task: Task, groups: Sequence[Group]) -> list[Tensor]:
-        if self.p <= 0:
+        if not self.p > 0:
             raise InputError("the norm's exponent must be positive", where="Magnitude.p", got=self.p)
         return [self._of(model, group) for group in groups]
 
     def _of(self, model: nn.Module, group: Group) -> Tensor:
         total = torch.zeros(group.units, dtype=torch.float64)
-        for axis in group.producers:
+        axes = (*(_norm_scales(model, group) or group.producers), *group.with_role("consumer"))
+        for axis in axes:
             weight = tensor_at(model, axis.place).detach()
             norm = by_unit(weight.abs().double() ** self.p, axis, group.units) ** (1 / self.p)
             total += norm / norm.mean().clamp_min(torch.finfo(torch.float64).tiny)
-        return total / len(group.producers)
+        return total / len(axes)
+
+
+def _norm_scales(model: nn.Module, group: Group) -> tuple[CoupledAxis, ...]:
+    """The scales of batch norms (and instance norms) that belong to the group."""
+    return tuple(
+        axis
+        for axis in group.with_role("bystander")
+        if axis.place.tensor == "weight" and isinstance(module_at(model, axis.place.module), _NormBase)
+    )
 
 
 @dataclass(frozen=True)
@@ -82,7 +98,8 @@ class Taylor(Score):
                 model.zero_grad(set_to_none=True)
                 loss = task.loss_of(model, batch)
                 if not bool(torch.isfinite(loss)):
-                    raise TrainingError("the loss is not finite", where=f"Taylor, calibration batch {seen}", got=loss.item())
+                    where = f"Taylor, calibration batch {seen}"
+                    raise TrainingError("the loss is not finite", where=where, got=loss.item())
                 loss.backward()
                 for score, group in zip(scores, groups, strict=True):
                     score += self._change(model, group).square()

@@ -59,8 +59,7 @@ def transposed(call: Call, flow: Flow) -> Axes:
 def _depthwise(call: Call, flow: Flow, channels: Axis, made: Atoms, groups: int) -> None:
     """Channel g makes output channels g·m … g·m + m − 1; they go together and ``groups`` shrinks with them."""
     multiplier = len(made) // groups
-    repeated = np.repeat(channels, multiplier) if isinstance(channels, np.ndarray) else Fixed(len(made), channels.reason)
-    flow.tie(repeated, made, call)
+    flow.tie(channels if isinstance(channels, Fixed) else np.repeat(channels, multiplier), made, call)
     owners = flow.owners(call, call.args[1], _ConvNd)
     flow.attribute(owners, "groups", channels)
     if not owners:  # a functional call: its number of groups is the user's own

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from torch import nn
+
 from tersor.graph.flow import Axes, Axis, Fixed, Flow, size_of
 from tersor.graph.rules.registry import rule
 from tersor.graph.trace import Call
 
 UNARY = (
-    "abs", "alias", "celu", "ceil", "clamp", "clamp_max", "clamp_min", "clone", "contiguous", "cos", "detach", "dropout",
-    "elu", "erf", "exp", "feature_dropout", "floor", "full_like", "gelu", "hardsigmoid", "hardswish", "hardtanh",
-    "leaky_relu", "lift_fresh_copy", "log", "log1p", "log_sigmoid", "logical_not", "mish", "neg", "ones_like",
-    "reciprocal", "relu", "relu6", "round", "rsqrt", "selu", "sigmoid", "sign", "silu", "sin", "softplus", "softshrink",
+    "abs", "alias", "celu", "ceil", "clamp", "clamp_max", "clamp_min", "clone", "contiguous", "cos", "detach",
+    "dropout", "elu", "erf", "exp", "feature_dropout", "floor", "full_like", "gelu", "hardsigmoid", "hardswish",
+    "hardtanh", "leaky_relu", "lift_fresh_copy", "log", "log1p", "log_sigmoid", "logical_not", "mish", "neg",
+    "ones_like", "reciprocal", "relu", "relu6", "round", "rsqrt", "selu", "sigmoid", "sign", "silu", "sin", "softplus",
+    "softshrink",
     "hardshrink", "sqrt", "square", "tanh", "threshold", "to", "to_copy", "zeros_like", "bitwise_not", "isnan",
 )  # fmt: skip
 BINARY = (
@@ -39,3 +42,13 @@ def _aligned(call: Call, flow: Flow, axes: list[Axis], size: int) -> Axis:
         else:
             result = axis if result is None else flow.tie(result, axis, call)
     return result if result is not None else Fixed(size, f"what {call.place} gives")
+
+
+@rule("prelu")
+def prelu(call: Call, flow: Flow) -> Axes:
+    """Slopes [channels] belong to axis 1; a single slope to nothing."""
+    x, slopes = flow.axes(call.args[0]), flow.axes(call.args[1])[0]
+    if size_of(slopes) == 1:
+        return x
+    flow.attribute(flow.owners(call, call.args[1], nn.PReLU), "num_parameters", slopes)
+    return (x[0], flow.tie(x[1], slopes, call), *x[2:])

@@ -9,7 +9,7 @@ from tersor.graph.rules.registry import rule
 from tersor.graph.trace import Call
 
 
-@rule("batch_norm")
+@rule("batch_norm", "instance_norm")
 def batch_norm(call: Call, flow: Flow) -> Axes:
     """Scale, shift, mean and variance [channels] belong to axis 1."""
     x = flow.axes(call.args[0])

@@ -28,8 +28,7 @@ def reduce(call: Call, flow: Flow) -> Axes:
 def along(call: Call, flow: Flow) -> Axes:
     """The shape stays; positions of the axes that the operator runs along see one another."""
     x = flow.axes(call.args[0])
-    dims = argument(call, 2, "dims", []) if call.operator == "roll" else argument(call, 1, "dim", argument(call, 1, "dims"))
-    for dim in _dims(dims, len(x)):
+    for dim in _dims(argument(call, 2 if call.operator == "roll" else 1, "dim"), len(x)):
         flow.freeze(x[dim], f"is run along by {call.place}")
     return x
 

@@ -17,9 +17,8 @@ def getitem(call: Call, flow: Flow) -> Axes:
     if many.parts is None:
         return fixed(call.shape, many.reason)
     axes = many.parts[call.args[1]]
-    return tuple(
-        Fixed(size, axis.reason) if isinstance(axis, Fixed) else axis for axis, size in zip(axes, call.shape, strict=True)
-    )
+    pairs = zip(axes, call.shape, strict=True)
+    return tuple(Fixed(size, axis.reason) if isinstance(axis, Fixed) else axis for axis, size in pairs)
 
 
 @rule("split", "split_with_sizes", "chunk", "tensor_split")
