@@ -47,7 +47,7 @@ $(READY): pyproject.toml constraints.txt
 	  { echo "python3 -m venv failed; on Debian: apt-get install python3-venv"; exit 2; }
 	@echo "Installing into .venv (once) ..."
 	@$(BIN)/python -c 'import importlib.metadata as m, sys; sys.exit(m.version("torch").split("+")[0] != "$(TORCH)")' 2>/dev/null \
-	  || $(BIN)/pip install --quiet --no-deps "torch==$(TORCH)+cpu" 2>/dev/null \
-	  || $(BIN)/pip install --quiet --no-deps --index-url $(TORCH_INDEX) "torch==$(TORCH)"
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
+	  || $(BIN)/pip install --quiet --quiet --no-deps "torch==$(TORCH)+cpu" 2>/dev/null \
+	  || $(BIN)/pip install --quiet --quiet --no-deps --index-url $(TORCH_INDEX) "torch==$(TORCH)"
+	$(BIN)/pip install --quiet --quiet -c constraints.txt -e '.[dev]'
 	@touch $(READY)
