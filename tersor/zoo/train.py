@@ -29,7 +29,8 @@ class Training:
 def fit(model: nn.Module, batches: TensorBatches, training: Training, progress: Progress, title: str) -> None:
     """Train ``model`` in place and leave it in eval mode. Order and augmentation follow torch's global generator."""
     bf16 = training.bf16 and multiplies_bf16()
-    model.train().to(memory_format=torch.channels_last)
+    model.train()
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.SGD(
         model.parameters(), training.peak_lr, momentum=0.9, nesterov=True, weight_decay=training.weight_decay
     )
@@ -44,7 +45,8 @@ def fit(model: nn.Module, batches: TensorBatches, training: Training, progress: 
         loss.backward()
         optimizer.step()
         schedule.step()
-    model.eval().to(memory_format=torch.contiguous_format)
+    model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    model.eval()
 
 
 def multiplies_bf16() -> bool:
