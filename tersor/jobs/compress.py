@@ -23,6 +23,7 @@ from tersor.export.artifact import load_artifact
 from tersor.graph.trace import trace
 from tersor.jobs.find_task import find_task
 from tersor.recipes.recipe import Recipe, read_recipe
+from tersor.report.schema import parse_summary
 from tersor.report.write import write_report
 from tersor.run.budgets import Budgets, choose, parse_budgets
 from tersor.run.engine import run_steps, start_from
@@ -133,7 +134,7 @@ def _finish(folder: RunFolder, task: Task, facts: Mapping[str, Any], records: li
     scale = 100.0 if task.metric.unit == "fraction" else 1.0
     shipped = choose(records, budgets, task.metric.name, higher_is_better=task.metric.higher_is_better, scale=scale)
     source = folder.step(shipped.number, shipped.name)
-    summary = summarise(task, facts, records, shipped, budgets)
+    summary = parse_summary(summarise(task, facts, records, shipped, budgets)).to_json()
     with whole_folder(folder.final_model) as part:
         for name in ("architecture.json", "model.safetensors"):
             shutil.copyfile(source / name, part / name)

@@ -124,7 +124,7 @@ def test_a_run_killed_at_any_moment_ends_with_the_same_weights(finished, tmp_pat
     ]
     command = _compress_arguments(out)
     for moment in moments:
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         _wait(process, moment)
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
