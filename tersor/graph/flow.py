@@ -15,7 +15,6 @@ from tersor.graph.trace import Call, Graph, Ref
 
 Atoms = NDArray[np.int64]
 Role = Literal["producer", "consumer", "bystander"]
-_RANK: dict[Role, int] = {"bystander": 0, "producer": 1, "consumer": 2}
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ class Flow:
         self.literals: list[tuple[Atoms, str]] = []
         self.attributes: list[tuple[str, str, Atoms]] = []
         self.tensors: dict[TensorPlace, tuple[Atoms, ...]] = {}
-        self.roles: dict[tuple[TensorPlace, int], Role] = {}
+        self.roles: dict[tuple[TensorPlace, int], list[Role]] = {}
         self._aliases = _aliases(model)
         self._canonical: dict[str, TensorPlace] = {}
         self._values: dict[str, Axes | Many] = {}
@@ -119,10 +118,10 @@ class Flow:
     # What rules learn --------------------------------------------------------------------------------------------
 
     def role(self, ref: Any, dim: int, role: Role) -> None:
-        """What a parameter's dimension is to its channels. A consumer stays one: verification masks it."""
-        key = self.tensor(ref), dim
-        if _RANK[role] >= _RANK[self.roles.get(key, "bystander")]:
-            self.roles[key] = role
+        """What a parameter's dimension is to its channels; a tied one may both make and read them."""
+        roles = self.roles.setdefault((self.tensor(ref), dim), [])
+        if role not in roles:
+            roles.append(role)
 
     def tie(self, first: Axis, second: Axis, call: Call) -> Axis:
         """The two axes are the same channels, position by position. Returns the one to go on with."""
@@ -140,6 +139,15 @@ class Flow:
         """These atoms may not go. ``reason`` completes the sentence "is frozen: it …"."""
         if isinstance(axis, np.ndarray):
             self.frozen.append((axis, reason))
+
+    def unread(self) -> tuple[str, ...]:
+        """Modules that hold parameters of which no call was seen to read one."""
+        read = {id(tensor_at(self.model, place)) for place in self.tensors}
+        return tuple(
+            path
+            for path, module in self.model.named_modules()
+            if module._parameters and all(id(p) not in read for p in module._parameters.values() if p is not None)
+        )
 
     def literal(self, axis: Axis, call: Call) -> None:
         """The call's sizes may be literals in the user's code: removal here must be tried before it is promised."""

@@ -83,9 +83,13 @@ class Group:
 
 @dataclass(frozen=True, eq=False)
 class Groups:
-    """All groups of a model that have a producer, in the order of the forward."""
+    """All groups of a model that have a producer, in the order of the forward.
+
+    ``unread``: modules with parameters that the captured forward never reads (heads that only training uses).
+    """
 
     groups: tuple[Group, ...]
+    unread: tuple[str, ...] = ()
 
     def __iter__(self) -> Iterator[Group]:
         return iter(self.groups)
@@ -110,7 +114,8 @@ def removal(keep: Mapping[Group, NDArray[np.bool_]]) -> tuple[Edit, ...]:
             key = axis.place, axis.dim
             gone = lost.setdefault(key, np.zeros(axis.size, dtype=bool))
             gone[axis.positions[~kept[axis.units]]] = True
-            roles[key] = axis.role
+            if roles.get(key) != "consumer":  # a tied tensor that is both is masked as one that reads
+                roles[key] = axis.role
         for attribute in group.attributes:
             name = attribute.module, attribute.name
             sizes[name] = sizes.get(name, attribute.size) - int((~kept[attribute.units]).sum())

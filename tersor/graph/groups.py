@@ -36,7 +36,9 @@ def find_groups(graph: Graph, model: nn.Module) -> Groups:
 
 def _collect(flow: Flow) -> Groups:
     labels = _components(flow)
-    axes: list[_Axis] = [(place, dim, flow.tensors[place][dim], role) for (place, dim), role in flow.roles.items()]
+    axes: list[_Axis] = [
+        (place, dim, flow.tensors[place][dim], role) for (place, dim), roles in flow.roles.items() for role in roles
+    ]
     for place, dims in flow.tensors.items():
         axes += [(place, dim, atoms, "bystander") for dim, atoms in enumerate(dims) if (place, dim) not in flow.roles]
     sorting = _sort(labels, axes, _first_reasons(flow, labels))
@@ -55,7 +57,7 @@ def _collect(flow: Flow) -> Groups:
             if number >= 0:
                 drafts[number].literals.setdefault(where)
     texts = [reason for _, reason in flow.frozen]
-    return Groups(tuple(draft.finish(texts) for draft in drafts))
+    return Groups(tuple(draft.finish(texts) for draft in drafts), flow.unread())
 
 
 def _components(flow: Flow) -> NDArray[np.int64]:

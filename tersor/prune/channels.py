@@ -26,6 +26,7 @@ from tersor.graph.groups import find_groups
 from tersor.graph.trace import trace
 from tersor.prune.scores import Magnitude, Score
 
+_UNREAD = "the forward in eval mode does not use it: it stays as it is, and may not fit what training feeds it"
 Kept = dict[Group, NDArray[np.bool_]]
 
 
@@ -64,6 +65,7 @@ class PruneChannels(Method):
         assert task.example_inputs is not None
         groups = find_groups(trace(model, task.example_inputs), model)
         skips: list[Skip] = []
+        skips += [Skip(path, _UNREAD) for path in groups.unread if path in chosen]
         open_groups = [group for group in groups if _is_open(group, chosen, skips)]
         scores = self.score.units(model, task, open_groups) if open_groups else []
         keep = self._choose(open_groups, scores, skips)
@@ -132,8 +134,9 @@ def _check_plain(model: nn.Module) -> None:
         if parametrize.is_parametrized(module) or isinstance(module, Intercept):
             raise InputError(
                 "channels cannot be removed under masks or quantisers", where=path or "<model>",
-                got="a masked or quantised model", expected="a plain one",
-                do="Prune channels first, then mask or quantise",
+                got=f"a parametrization or an activation quantiser in a {type(module).__name__}",
+                expected="a plain model",
+                do="Prune channels first, then mask or quantise; bake or remove other parametrizations (weight norm)",
             )  # fmt: skip
 
 

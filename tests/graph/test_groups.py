@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from tersor.graph.group import removal
 from tersor.graph.groups import find_groups
 from tersor.graph.trace import trace
 
@@ -234,3 +235,21 @@ def test_a_densely_connected_net_takes_well_under_two_seconds():
     groups = find_groups(graph, net)
     assert time.process_time() - start < 2
     assert len(groups) == 42
+
+
+def test_a_table_that_makes_and_reads_is_one_tied_axis():
+    net = Module(lambda net, x: F.linear(net.a(x), net.a.weight), a=nn.Embedding(10, 4))
+    graph = trace(net, (torch.randint(10, (2, 5)),))
+    group = next(group for group in find_groups(graph, net) if group.frozen is None)
+    assert [(str(axis), axis.role) for axis in group.axes] == [("a.weight[1]", "producer"), ("a.weight[1]", "consumer")]
+    (removal_, *_) = removal({group: np.array([True, False, True, True])})
+    assert [(cut.dim, cut.role, cut.keep.tolist()) for cut in removal_.cuts] == [(1, "consumer", [0, 2, 3])]
+
+
+def test_modules_that_only_training_uses_are_named():
+    def forward(net, x):
+        x = net.a(x)
+        return (net.b(x), net.aux(x)) if net.training else net.b(x)
+
+    net = Module(forward, a=nn.Conv2d(3, 4, 1), b=nn.Conv2d(4, 2, 1), aux=nn.Conv2d(4, 2, 1)).eval()
+    assert find_groups(trace(net, (torch.randn(2, 3, 5, 7),)), net).unread == ("aux",)

@@ -282,7 +282,7 @@ BLOCKS = {
 }
 
 
-@settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=8, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(
     names=st.lists(st.sampled_from(sorted(BLOCKS)), min_size=2, max_size=4), sparsity=st.sampled_from([0.25, 0.5, 0.8])
 )

@@ -13,8 +13,8 @@ UNARY = (
     "dropout", "elu", "erf", "exp", "feature_dropout", "floor", "full_like", "gelu", "hardsigmoid", "hardswish",
     "hardtanh", "leaky_relu", "lift_fresh_copy", "log", "log1p", "log_sigmoid", "logical_not", "mish", "neg",
     "ones_like", "reciprocal", "relu", "relu6", "round", "rsqrt", "selu", "sigmoid", "sign", "silu", "sin", "softplus",
-    "softshrink",
-    "hardshrink", "sqrt", "square", "tanh", "threshold", "to", "to_copy", "zeros_like", "bitwise_not", "isnan",
+    "softshrink", "hardshrink", "sqrt", "square", "tanh", "threshold", "to", "to_copy", "zeros_like", "bitwise_not",
+    "isnan",
 )  # fmt: skip
 BINARY = (
     "add", "addcdiv", "addcmul", "and", "bitwise_and", "bitwise_or", "div", "eq", "ge", "gt", "le", "lerp", "lt",
