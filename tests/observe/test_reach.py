@@ -30,7 +30,9 @@ def test_places_with_one_call_of_the_right_shape_are_borne_out_and_others_are_no
     shapes = {call.place: call.shape for call in graph.calls} | {ActivationPlace("", "input"): tuple(x.shape)}
     missed = unreachable(model, graph, shapes, (x,))
     reasons = {str(place): reason for place, reason in missed.items()}
-    assert set(reasons) == {place for place in map(str, shapes) if "add" in place or "split" in place or "getitem" in place}
+    assert set(reasons) == {
+        place for place in map(str, shapes) if "add" in place or "split" in place or "getitem" in place
+    }
     assert "1 add calls in the graph, 2 at run time" in reasons["<model>:add[0]"]
 
 

@@ -34,7 +34,9 @@ def test_percentiles_are_torchs_quantiles(percent):
     low, high = Percentile(percent).bounds(rows, U8)
     share = percent / 100
     assert low[0] == 0 and high[0] == pytest.approx(torch.quantile(rows[0].double(), share).item(), rel=1e-6)
-    both = torch.quantile(rows[1:].double(), torch.tensor([(1 - share) / 2, (1 + share) / 2], dtype=torch.float64), dim=1)
+    both = torch.quantile(
+        rows[1:].double(), torch.tensor([(1 - share) / 2, (1 + share) / 2], dtype=torch.float64), dim=1
+    )
     assert torch.allclose(low[1:].double(), both[0]) and torch.allclose(high[1:].double(), both[1])
 
 
