@@ -93,6 +93,7 @@ class Trainer:
             )  # fmt: skip
         unchecked = len(losses) % CHECK_EVERY
         self._expect_finite(losses[len(losses) - unchecked :], first=len(losses) - unchecked)
+        self._agree()
         self._expect_finite_model()
         return float(self.accelerator.reduce(torch.stack(losses).mean(), "mean"))
 
@@ -123,6 +124,13 @@ class Trainer:
         wrong = torch.stack([~torch.isfinite(tensor).all() for tensor in floats]).any()
         if bool(self.accelerator.reduce(wrong.float(), "sum") > 0):
             raise NotFinite(None)
+
+    def _agree(self) -> None:
+        """Running statistics are each process's own: the main one's count. (Parameters are the same everywhere.)"""
+        if self.accelerator.num_processes > 1:
+            for buffer in self.model.buffers():
+                if buffer.is_floating_point():
+                    buffer.copy_(broadcast(buffer))
 
     def validate(self) -> float:
         """The task's metric on its validation data; of several processes the main one's value counts."""
