@@ -70,8 +70,8 @@ class Quantize(Method):
     def plan(self, model: nn.Module, task: Task) -> Plan:
         """One Quantizer for every weight and for every group of activations that share a grid.
 
-        Raises InputError where the model is quantised already, has batch norms that ought to be folded first, has
-        nothing that can be quantised, or where calibration shows a NaN or a constant activation.
+        Raises InputError where the model is quantised already, has batch norms that ought to be folded first, or
+        where calibration shows a NaN or a constant activation.
         """
         assert task.example_inputs is not None, "a completed task has example inputs"
         _expect_no_quantizers(model)
