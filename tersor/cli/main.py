@@ -19,6 +19,8 @@ EXIT_CODES = """
 Exit codes: 0 done and within budgets; 1 failed; 2 wrong usage or input; 3 a budget is missed; 130 interrupted.
 """
 
+INTERRUPTED = "interrupted; finished steps and epochs are kept: tersor resume RUN goes on"
+
 app = typer.Typer(
     name="tersor", no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False, rich_markup_mode=None,
     help=f"Make a trained PyTorch model smaller and faster, and prove that it still behaves.\n\n{EXIT_CODES}",
@@ -217,12 +219,12 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         app(args=given, prog_name="tersor", standalone_mode=True)
     except SystemExit as done:
-        return int(done.code or 0)
+        code = int(done.code or 0)
+        return _fail(INTERRUPTED, done, code, given) if code == 130 else code
     except TersorError as error:
         return _fail(str(error), error, error.exit_code, given)
     except KeyboardInterrupt as error:
-        told = "interrupted; finished steps and epochs are kept: tersor resume RUN goes on"
-        return _fail(told, error, 130, given)
+        return _fail(INTERRUPTED, error, 130, given)
     except Exception as error:  # the last door: a defect of ours, told in one line
         told = f"unexpected {type(error).__name__}: {error}. This is a defect of Tersor: report what --debug shows."
         return _fail(told, error, 1, given)

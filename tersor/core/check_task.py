@@ -33,6 +33,7 @@ def check_task(task: Task) -> tuple[str, ...]:
             seen[id(loader)] = _first_batches(loader, split)
             with fixed_randomness(SEED):
                 _check_split(task, split, seen[id(loader)])
+    _check_example(task)
     train = seen[id(task.train)]
     with fixed_randomness(SEED):
         _check_loss(task, train[0])
@@ -45,6 +46,15 @@ def _check_types(task: Task) -> None:
         raise InputError("the model is no torch.nn.Module", where="task.model", got=got, expected="torch.nn.Module")
     for split in SPLITS:
         _check_loader(getattr(task, split), f"task.{split}")
+    for name, parameter in task.model.named_parameters():
+        if parameter.is_floating_point() and not bool(torch.isfinite(parameter).all()):
+            raise InputError(
+                "the model's weights are not finite", where=f"task.model, {name}", got="NaN or infinity",
+                do="Start from a checkpoint whose training did not diverge",
+            )  # fmt: skip
+
+
+def _check_example(task: Task) -> None:
     example = task.example_inputs
     if not isinstance(example, tuple) or not example or not all(isinstance(value, Tensor) for value in example):
         kinds = (
@@ -65,12 +75,6 @@ def _check_types(task: Task) -> None:
         raise InputError(
             "example inputs need a batch", where="task.example_inputs[0]", got=f"shape {list(example[0].shape)}"
         )
-    for name, parameter in task.model.named_parameters():
-        if parameter.is_floating_point() and not bool(torch.isfinite(parameter).all()):
-            raise InputError(
-                "the model's weights are not finite", where=f"task.model, {name}", got="NaN or infinity",
-                do="Start from a checkpoint whose training did not diverge",
-            )  # fmt: skip
 
 
 def _check_loader(loader: Any, where: str) -> None:
@@ -109,10 +113,14 @@ def _first_batches(loader: Iterable[Batch] | None, split: str) -> list[Batch]:
 def _check_split(task: Task, split: str, batches: list[Batch]) -> None:
     for number, batch in enumerate(batches):
         where = f"task.{split}, batch {number}"
-        check_inputs(task, batch, where)
+        try:
+            check_inputs(task, batch, where)
+            targets = task.targets(batch)
+        except InputError as error:
+            raise error.at(where if error.where == "task loader" else error.where) from None
         if number == 0:
             shape = _check_forward(task, batch, where)
-        check_targets(task, shape, task.targets(batch), where)
+        check_targets(task, shape, targets, where)
 
 
 def _check_forward(task: Task, batch: Batch, where: str) -> torch.Size:

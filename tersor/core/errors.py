@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 
 class TersorError(Exception):
     """Base of every error that Tersor raises on purpose.
@@ -14,6 +19,10 @@ class TersorError(Exception):
     def __init__(self, what: str, *, where: str = "", got: object = "", expected: object = "", do: str = ""):
         self.what, self.where, self.got, self.expected, self.do = what, where, str(got), str(expected), do
         super().__init__(self._sentence())
+
+    def at(self, where: str) -> Self:
+        """The same error at another place, for who knows better where it happened."""
+        return type(self)(self.what, where=where, got=self.got, expected=self.expected, do=self.do)
 
     def _sentence(self) -> str:
         parts = [f"{self.where}: {self.what}" if self.where else self.what]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -94,11 +95,16 @@ class Task:
         if self.inputs_of is not None:
             return self.inputs_of(batch)
         if isinstance(batch, Mapping):
-            return (), {key: value for key, value in batch.items() if key not in TARGET_KEYS}
+            return self._in_order({key: value for key, value in batch.items() if key not in TARGET_KEYS})
         if isinstance(batch, (tuple, list)) and len(batch) >= 2:
             given = batch[0] if len(batch) == 2 and isinstance(batch[0], (tuple, list)) else batch[:-1]
             return tuple(given), {}
         raise _strange_batch(batch)
+
+    def _in_order(self, named: Mapping[str, Any]) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
+        """Named inputs as positional ones where they are the first that the model's forward takes."""
+        names = list(inspect.signature(self.model.forward).parameters)[: len(named)]
+        return (tuple(named[name] for name in names), {}) if set(names) == set(named) else ((), named)
 
     def targets(self, batch: Batch) -> Tensor:
         """The targets in a batch."""
@@ -145,6 +151,9 @@ class Task:
 
         Raises InputError where something cannot be derived.
         """
+        if not isinstance(self.model, nn.Module):
+            got = type(self.model).__name__
+            raise InputError("the model is no torch.nn.Module", where="task.model", got=got, expected="torch.nn.Module")
         said = list(self.derived)
         train, validation, test, calibration = self.train, self.validation, self.test, self.calibration
         if train is None:
@@ -162,20 +171,23 @@ class Task:
                 do="Decisions are taken on validation, the test set is read for the report: split what you hold out",
             )  # fmt: skip
         first = first_batch(calibration, "calibration")
+        try:
+            (args, kwargs), targets = self.inputs(first), self.targets(first)
+        except InputError as error:
+            raise error.at(f"task.{'train' if calibration is train else 'calibration'}, batch 0") from None
         example = self.example_inputs
         if example is None:
-            args, kwargs = self.inputs(first)
             if kwargs:
                 raise InputError(
                     "example inputs cannot be derived from batches of keyword arguments", where="task.example_inputs",
                     got=sorted(kwargs), expected="a tuple of tensors",
-                    do="Wrap the model so that it takes positional inputs",
+                    do="Name the batch's keys as the model's forward names its first arguments, or pass inputs_of",
                 )  # fmt: skip
             example = tuple(value[:2] for value in args)
             said.append("example inputs are the first two samples of a calibration batch")
         metric = self.metric
         if metric is None:
-            metric = MEAN_SQUARED_ERROR if self.targets(first).is_floating_point() else ACCURACY
+            metric = MEAN_SQUARED_ERROR if targets.is_floating_point() else ACCURACY
             said.append(f"the metric is {metric.name.replace('_', ' ')}, by the type of the targets")
         reference = self.model if self.reference is None else self.reference
         if self.reference is None or not _at_rest(reference):  # the user's own modules stay as they are

@@ -68,8 +68,7 @@ class Registry:
         except ValidationError as error:
             raise explain(error, path, self.choice_for(base)) from None
         except InputError as error:  # the dataclass itself refused a value
-            where = f"{path}: {error.where}"
-            raise InputError(error.what, where=where, got=error.got, expected=error.expected, do=error.do) from None
+            raise error.at(f"{path}: {error.where}") from None
 
     def settings(self, value: Any) -> Any:
         """A dataclass as the plain data that ``build`` reads."""

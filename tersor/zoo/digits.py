@@ -58,7 +58,7 @@ def digits(*, fold: int = 0, seed: int = 0, cache: Path | None = None, progress:
         example_inputs=(images[train][:2],),
         factory=network,
         name="digits" if fold == 0 else f"digits-fold-{fold}",
-        source="digits",
+        source="digits" if (fold, seed) == (0, 0) else "",  # only the default can be found again by name
     )
 
 
