@@ -8,8 +8,6 @@ from typing import Any
 
 from rich.console import Console
 from tables import table, write
-from tersor.train.finetune import Finetune
-from tersor.train.optimizer import Optimizer
 
 from tersor.core.measurement import Measurement
 from tersor.core.step import Context
@@ -20,6 +18,8 @@ from tersor.measure.session import OnnxRunnable
 from tersor.recipes.recipe import parts_of, read_recipe
 from tersor.report.progress import RichProgress
 from tersor.run.measure_step import stored_evaluation
+from tersor.train.finetune import Finetune
+from tersor.train.optimizer import Optimizer
 from tersor.zoo.fashion import fashion
 
 OUT = Path("runs/bench-fashion")

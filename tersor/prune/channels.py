@@ -58,8 +58,19 @@ class PruneChannels(Method):
     scope: Literal["layer", "global"] = "layer"
     max_sparsity: float = 0.9
 
+    def __post_init__(self) -> None:
+        for name in ("sparsity", "max_sparsity"):
+            if not 0 <= (got := getattr(self, name)) < 1:
+                raise InputError("out of range", where=f"PruneChannels.{name}", got=got, expected="[0, 1)")
+        for name in ("multiple_of", "minimum"):
+            if (got := getattr(self, name)) < 1:
+                raise InputError("out of range", where=f"PruneChannels.{name}", got=got, expected="1 or more")
+        if self.scope not in ("layer", "global"):
+            raise InputError("unknown scope", where="PruneChannels.scope", got=self.scope, expected="layer or global")
+
     def plan(self, model: nn.Module, task: Task) -> Plan:
-        self._check(task)
+        if task.example_inputs is None:
+            raise InputError("the task has no example inputs", where="PruneChannels", do="Pass task.complete()")
         _check_plain(model)
         chosen = select(model, self.where)
         assert task.example_inputs is not None
@@ -72,18 +83,6 @@ class PruneChannels(Method):
         keep = _without_literals(model, task, keep, skips)
         lines = tuple(_line(group, kept) for group, kept in keep.items())
         return Plan("prune channels", removal(keep), tuple(skips), lines)
-
-    def _check(self, task: Task) -> None:
-        for name in ("sparsity", "max_sparsity"):
-            if not 0 <= (got := getattr(self, name)) < 1:
-                raise InputError("out of range", where=f"PruneChannels.{name}", got=got, expected="[0, 1)")
-        for name in ("multiple_of", "minimum"):
-            if (got := getattr(self, name)) < 1:
-                raise InputError("out of range", where=f"PruneChannels.{name}", got=got, expected="1 or more")
-        if self.scope not in ("layer", "global"):
-            raise InputError("unknown scope", where="PruneChannels.scope", got=self.scope, expected="layer or global")
-        if task.example_inputs is None:
-            raise InputError("the task has no example inputs", where="PruneChannels", do="Pass task.complete()")
 
     def _choose(self, groups: Sequence[Group], scores: Sequence[Tensor], skips: list[Skip]) -> Kept:
         arrays = [score.numpy() for score in scores]

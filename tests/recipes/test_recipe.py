@@ -1,11 +1,11 @@
 import pytest
 import yaml
-from tersor.distill.response import Distill
-from tersor.prune.channels import PruneChannels
 
 from tersor.core.errors import InputError
 from tersor.core.place import ByName, Not
 from tersor.core.step import Pipeline
+from tersor.distill.response import Distill
+from tersor.prune.channels import PruneChannels
 from tersor.recipes.recipe import BUILT_IN, parts_of, read_recipe, to_yaml
 
 

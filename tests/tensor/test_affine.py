@@ -41,9 +41,7 @@ def test_a_range_above_zero_keeps_zero_point_zero(make):
 
 def test_an_empty_range_still_has_a_positive_scale():
     for symmetric in (True, False):
-        scale, _ = choose_parameters(
-            torch.zeros(2), torch.zeros(2), quant_min=-128, quant_max=127, symmetric=symmetric
-        )
+        scale, _ = choose_parameters(torch.zeros(2), torch.zeros(2), quant_min=-128, quant_max=127, symmetric=symmetric)
         assert (scale > 0).all() and torch.isfinite(1 / scale).all()
 
 
