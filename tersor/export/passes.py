@@ -27,6 +27,7 @@ def ship(model: ModelProto, inputs: Sequence[str] = ()) -> ModelProto:
     strip(model)
     drop_default_attributes(model)
     merge_equal_initializers(model)
+    own_int8(model)
     remove_unused(model)
     shorten_names(model, inputs)
     return model
@@ -208,6 +209,27 @@ def merge_equal_initializers(model: ModelProto) -> None:
     for node in graph.node:
         for index, name in enumerate(node.input):
             node.input[index] = renamed.get(name, name)
+
+
+def own_int8(model: ModelProto) -> None:
+    """Give every reader of an int8 initialiser (a weight's zero points) a copy of its own.
+
+    Where a processor lacks VNNI, ONNX Runtime rewrites int8 weights and their zero points as uint8, each by its name,
+    and refuses the file when a shared one comes by the second time.
+    """
+    graph = model.graph
+    int8 = {tensor.name: tensor for tensor in graph.initializer if tensor.data_type == TensorProto.INT8}
+    readers: Counter[str] = Counter()
+    for node in graph.node:
+        for index, name in enumerate(node.input):
+            if name not in int8:
+                continue
+            readers[name] += 1
+            if readers[name] > 1:
+                copied = graph.initializer.add()
+                copied.CopyFrom(int8[name])
+                copied.name = f"{name}.copy{readers[name]}"
+                node.input[index] = copied.name
 
 
 def remove_unused(model: ModelProto) -> None:

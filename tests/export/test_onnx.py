@@ -169,3 +169,13 @@ def test_what_cannot_be_exported_is_refused_in_one_sentence(tmp_path):
     with pytest.raises(GraphError, match=r"Got \[-127, 127\]"):
         export_onnx(apply(nn.Linear(3, 3), Plan("narrow", (narrow,))), (torch.randn(2, 3),), tmp_path / "model.onnx")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_quantised_file_loads_and_agrees_where_the_processor_lacks_vnni(files, make_images):
+    path, model = files("Residual", True)
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.x64quantprecision", "1")  # uint8 weights instead of int8
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    inputs = make_images(5, 7)[0]
+    (got,) = session.run(None, {session.get_inputs()[0].name: inputs.numpy()})
+    torch.testing.assert_close(torch.from_numpy(got), run(path, inputs), rtol=1e-3, atol=0.2)
