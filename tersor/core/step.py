@@ -13,7 +13,7 @@ from torch import nn
 from tersor.core.apply import apply
 from tersor.core.plan import Plan
 from tersor.core.progress import Progress
-from tersor.core.randomness import fixed_randomness
+from tersor.core.randomness import seeded
 from tersor.core.task import Task
 from tersor.core.verify import verify_slices
 
@@ -76,7 +76,7 @@ class Method(Step):
         Raises VerificationError where the shrunk model differs from the masked one; the model given is untouched.
         """
         context = context or Context()
-        with fixed_randomness(context.seed):  # calibration batches are often shuffled
+        with seeded(context.seed, task.calibration or ()):  # calibration batches are often shuffled
             plan = self.plan(model, task)
         if not plan.edits:
             context.progress.say(f"warning: {plan.method} found nothing to do ({len(plan.skips)} skipped)")

@@ -13,7 +13,7 @@ from typing import Any, Literal, final
 from torch import nn
 
 from tersor.core.errors import InputError, TrainingError
-from tersor.core.randomness import fixed_randomness
+from tersor.core.randomness import fixed_randomness, keeps_own_randomness, seeded
 from tersor.core.step import Context, Result, Step, derive_seed
 from tersor.core.task import Task
 from tersor.train.board import Board
@@ -21,7 +21,6 @@ from tersor.train.checkpoint import Checkpoints, fingerprint
 from tersor.train.objective import Objective, TaskLoss
 from tersor.train.optimizer import Optimizer
 from tersor.train.precision import multiplies_bf16
-from tersor.train.randomness import keeps_own_randomness, seeded
 from tersor.train.schedules import Cosine, Schedule
 from tersor.train.state import TrainingState, keeps_other_state
 from tersor.train.trainer import NotFinite, Trainer, accelerator, device_of, length_of

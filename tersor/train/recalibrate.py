@@ -13,9 +13,9 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from tersor.core.errors import InputError
+from tersor.core.randomness import seeded
 from tersor.core.step import Context, Result, Step, derive_seed
 from tersor.core.task import Task
-from tersor.train.randomness import seeded
 from tersor.train.trainer import accelerator, device_of, length_of
 
 

@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from tersor.core.progress import Progress
+from tersor.train.precision import multiplies_bf16
 from tersor.zoo.batches import TensorBatches
 
 
@@ -28,7 +29,7 @@ class Training:
 
 def fit(model: nn.Module, batches: TensorBatches, training: Training, progress: Progress, title: str) -> None:
     """Train ``model`` in place and leave it in eval mode. Order and augmentation follow torch's global generator."""
-    bf16 = training.bf16 and multiplies_bf16()
+    bf16 = training.bf16 and multiplies_bf16(torch.device("cpu"))
     model.train()
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.SGD(
@@ -47,16 +48,3 @@ def fit(model: nn.Module, batches: TensorBatches, training: Training, progress: 
         schedule.step()
     model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     model.eval()
-
-
-def multiplies_bf16() -> bool:
-    """Whether this processor multiplies bfloat16 natively; elsewhere autocast to it is slower than float32."""
-    return "bf16" in _processor_flags()
-
-
-def _processor_flags() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:
-            return next((line for line in file if line.startswith(("flags", "Features"))), "")
-    except OSError:  # no Linux: stay with float32
-        return ""
