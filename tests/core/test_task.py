@@ -175,3 +175,27 @@ def test_the_first_batch_is_taken_without_drawing_from_the_random_state():
     torch.manual_seed(0)
     taken = first_batch(data, "train")
     assert torch.equal(taken[0], next(iter(data))[0])
+
+
+class TwoInputs(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(4, 3)
+
+    def forward(self, tokens, mask=None, weights=None):
+        return self.fc(tokens if mask is None else tokens * mask)
+
+
+def test_a_dict_whose_keys_are_the_first_arguments_of_the_forward_is_positional():
+    task = Task(TwoInputs())
+    assert task.inputs({"mask": MASK, "tokens": X, "labels": Y}) == ((X, MASK), {})
+    (args, kwargs) = task.inputs({"tokens": X, "weights": MASK, "labels": Y})
+    assert args == () and list(kwargs) == ["tokens", "weights"]
+
+
+def test_a_task_of_dict_batches_is_completed():
+    batches = [{"mask": torch.ones(3, 4), "tokens": torch.randn(3, 4), "labels": torch.tensor([0, 1, 2])}]
+    task = Task(TwoInputs(), train=batches, validation=batches, test=batches).complete()
+    assert task.metric is ACCURACY
+    assert [tuple(value.shape) for value in task.example_inputs] == [(2, 4), (2, 4)]
+    assert torch.equal(task.example_inputs[0], batches[0]["tokens"][:2])
