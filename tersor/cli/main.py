@@ -122,10 +122,8 @@ def resume(
 ) -> None:
     """Go on with a run that was stopped at any moment; finished steps and epochs are kept."""
     from tersor.jobs.compress import resume as job
-    from tersor.run.folder import RunFolder
 
     output = _Output(quiet=quiet, as_json=as_json)
-    _set_threads(RunFolder.open(run).facts()["timing"]["threads"])
     done = job(run, progress=output.progress)
     _conclude(output, done.folder, done.summary)
 

@@ -25,7 +25,7 @@ from tersor.jobs.find_task import find_task
 from tersor.recipes.recipe import Recipe, read_recipe
 from tersor.report.schema import parse_summary
 from tersor.report.write import write_report
-from tersor.run.budgets import Budgets, choose, parse_budgets
+from tersor.run.budgets import Budgets, choose, merge
 from tersor.run.engine import run_steps, start_from
 from tersor.run.environment import environment
 from tersor.run.folder import RunFolder, read_json, whole_folder, write_json
@@ -65,52 +65,70 @@ def compress(
     """
     progress = progress or Progress()
     read = read_recipe(recipe)
+    folder = RunFolder(Path(out))
+    folder.expect_free()
     found = find_task(task, progress) if isinstance(task, (str, Path)) else task
     complete = found.complete()
-    notes = check_task(complete)
-    assert complete.example_inputs is not None
+    notes = list(check_task(complete))
+    assert complete.example_inputs is not None and complete.metric is not None
     trace(complete.model, complete.example_inputs)  # a model without a graph is refused before anything is written
-    budgets = _merged(budgets or Budgets(), read.budgets)
+    merged, more = merge(budgets or Budgets(), read.budgets, complete.metric)
     timing = timing or Timing()
+    for note in (*notes, *more):
+        progress.say(note)
     facts = {
         "recipe": read.to_json(),
         "task": {"name": found.name, "source": found.source},
         "seed": seed,
-        "budgets": dataclasses.asdict(budgets),
+        "budgets": dataclasses.asdict(merged),
         "timing": dataclasses.asdict(timing),
-        "notes": list(notes),
-        "command": _command(found, recipe, out, seed),
+        "notes": [*notes, *more],
+        "command": _command(found, recipe, out, seed, budgets or Budgets(), timing),
         "base_sha256": state_hash(found.model),
         "environment": environment(),
     }
-    folder = RunFolder.create(Path(out), facts)
-    return _work(folder, found, read, progress)
+    return _work(RunFolder.create(folder.path, facts), found, read, progress)
 
 
 def resume(out: str | Path, task: Task | None = None, *, progress: Progress | None = None) -> Compressed:
     """Go on with a run that was stopped at any moment; a finished run is only reported again.
 
-    ``task``: needed where the run was begun from Python with a Task of no known source.
+    It goes on with as many threads as it began with, since the last digits of weights depend on that. ``task``: needed
+    where the run was begun from Python with a Task of no known source.
     """
     progress = progress or Progress()
     folder = RunFolder.open(Path(out))
     facts = folder.facts()
-    if task is None:
-        source = facts["task"]["source"]
-        if not source:
-            raise InputError(
-                "the run was begun from Python, with a task that has no file",
-                where=str(out),
-                do="Call tersor.resume(out, task=…)",
-            )
-        task = find_task(source, progress)
-    then, now = facts["environment"]["threads"], environment()["threads"]
-    if then != now:
-        progress.say(
-            f"warning: the run began with {then} threads and goes on with {now}: the last digits of weights may differ"
-        )
-    recipe = read_recipe(_recipe_data(facts["recipe"]))
-    return _work(folder, task, recipe, progress)
+    began, now = int(facts["environment"]["threads"]), torch.get_num_threads()
+    torch.set_num_threads(began)
+    try:
+        if environment() != facts["environment"]:
+            _note_another_machine(folder, facts, progress)
+        recipe = read_recipe(_recipe_data(facts["recipe"]))
+        return _work(folder, task or find_task_of(folder, progress), recipe, progress)
+    finally:
+        torch.set_num_threads(now)
+
+
+def _note_another_machine(folder: RunFolder, facts: dict[str, Any], progress: Progress) -> None:
+    """Keep in run.json, and so in the report, that a part of the run was computed elsewhere."""
+    here, there = environment(), facts["environment"]
+    changed = [f"{key} {there.get(key)} → {here[key]}" for key in here if here[key] != there.get(key)]
+    note = f"resumed where something differs from the start ({'; '.join(changed)}): last digits may differ"
+    if note not in facts["notes"]:
+        progress.say(f"warning: {note}")
+        write_json(folder.description, {**facts, "notes": [*facts["notes"], note]})
+
+
+def find_task_of(folder: RunFolder, progress: Progress) -> Task:
+    """The task of a run, by the source that it was begun with."""
+    source = folder.facts()["task"]["source"]
+    if not source:
+        raise InputError(
+            "the run was begun from Python, with a task that has no file", where=str(folder.path),
+            do="Call tersor.resume(out, task=…) or tersor.load_check(out, task=…) from Python",
+        )  # fmt: skip
+    return find_task(source, progress)
 
 
 def _work(folder: RunFolder, task: Task, recipe: Recipe, progress: Progress) -> Compressed:
@@ -130,9 +148,8 @@ def _work(folder: RunFolder, task: Task, recipe: Recipe, progress: Progress) -> 
 
 def _finish(folder: RunFolder, task: Task, facts: Mapping[str, Any], records: list[Record]) -> Compressed:
     assert task.metric is not None
-    budgets = parse_budgets(facts["budgets"])
-    scale = 100.0 if task.metric.unit == "fraction" else 1.0
-    shipped = choose(records, budgets, task.metric.name, higher_is_better=task.metric.higher_is_better, scale=scale)
+    budgets = Budgets(**facts["budgets"])
+    shipped = choose(records, budgets, task.metric)
     source = folder.step(shipped.number, shipped.name)
     summary = parse_summary(summarise(task, facts, records, shipped, budgets)).to_json()
     with whole_folder(folder.final_model) as part:
@@ -157,22 +174,27 @@ def _card(task: Task, summary: Mapping[str, Any]) -> str:
     )
 
 
-def _merged(given: Budgets, default: Budgets) -> Budgets:
-    """What the user set, the recipe's elsewhere."""
-    pairs = zip(dataclasses.astuple(given), dataclasses.astuple(default), strict=True)
-    return Budgets(*(mine if mine is not None else theirs for mine, theirs in pairs))
-
-
 def _recipe_data(kept: Mapping[str, Any]) -> dict[str, Any]:
     """run.json's recipe as read_recipe takes it: resumed runs use the settings they began with."""
     steps = [{"name": s["name"], "title": s["title"], "parts": s["settings"]["parts"]} for s in kept["steps"]]
     return {"name": kept["name"], "explanation": kept["explanation"], "steps": steps}
 
 
-def _command(task: Task, recipe: str | Path | Mapping[str, Any], out: str | Path, seed: int) -> str:
+def _command(
+    task: Task, recipe: str | Path | Mapping[str, Any], out: str | Path, seed: int, budgets: Budgets, timing: Timing
+) -> str:
+    """The command that does the same again."""
     if not task.source or isinstance(recipe, Mapping):
         return "tersor.compress(task, recipe=…) from Python"
-    return f"tersor compress {task.source} -o {out} --recipe {recipe}" + (f" --seed {seed}" if seed else "")
+    units = {"max_drop": "", "max_size": "", "max_latency": "ms"}
+    options = {
+        **{name: f"{value:g}{units[name]}" for name, value in dataclasses.asdict(budgets).items() if value is not None},
+        **({"seed": seed} if seed else {}),
+        **({"timing_seconds": timing.seconds} if timing.seconds != Timing().seconds else {}),
+        **({"threads": timing.threads} if timing.threads else {}),
+    }
+    told = "".join(f" --{name.replace('_', '-')} {value}" for name, value in options.items())
+    return f"tersor compress {task.source} -o {out} --recipe {recipe}{told}"
 
 
 def state_hash(model: nn.Module) -> str:

@@ -14,6 +14,7 @@ from tersor.core.apply import apply
 from tersor.core.check_task import check_task
 from tersor.core.plan import Plan
 from tersor.core.progress import Progress
+from tersor.core.randomness import seeded
 from tersor.core.step import Method, Step
 from tersor.core.task import Task
 from tersor.jobs.find_task import find_task
@@ -74,7 +75,7 @@ def _plan_step(model: nn.Module, task: Task, named: NamedStep) -> tuple[nn.Modul
             seconds += estimate(part, model, task)
     count = int(parameters(model).value)
     trains = any(isinstance(part, Finetune) for part in parts_of(named.step))
-    copies = 6 if trains else 2  # weights, gradient, momentum, best state, the model given and the teacher
+    copies = 7 if trains else 2  # weights, gradient, two moments, best state, the model given and the teacher
     step = PlannedStep(
         named.name, named.title, tuple(plan.summary() for plan in plans), round(seconds, 1), 4 * count * copies, count,
         int(macs(model, task.example_inputs).value),
@@ -85,5 +86,6 @@ def _plan_step(model: nn.Module, task: Task, named: NamedStep) -> tuple[nn.Modul
 def _plan_part(model: nn.Module, task: Task, part: Step) -> tuple[nn.Module, Plan | None]:
     if not isinstance(part, Method):
         return model, None
-    plan = part.plan(model, task)
+    with seeded(0, task.calibration or ()):
+        plan = part.plan(model, task)
     return apply(model, plan), plan

@@ -6,7 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
+from tersor.core.check_task import check_task
 from tersor.core.errors import GraphError
+from tersor.core.eval_mode import eval_mode
 from tersor.core.measurement import Measurement
 from tersor.core.progress import Progress
 from tersor.core.task import Task
@@ -39,8 +43,13 @@ def inspect(task: Task | str | Path, *, groups: bool = False, progress: Progress
     """
     found = find_task(task, progress) if isinstance(task, (str, Path)) else task
     complete = found.complete()
+    check_task(complete)
+    with eval_mode(complete.model) as model:
+        return _inspect(model, complete, groups)
+
+
+def _inspect(model: nn.Module, complete: Task, groups: bool) -> Inspection:
     assert complete.example_inputs is not None
-    model = complete.model.eval()
     state = sum(value.numel() * value.element_size() for value in model.state_dict().values())
     totals = {
         "parameters": parameters(model),

@@ -13,7 +13,7 @@ from tersor.core.progress import Progress
 from tersor.core.task import Task
 from tersor.export.artifact import load_artifact, read_edits
 from tersor.export.verify import verify_onnx
-from tersor.jobs.find_task import find_task
+from tersor.jobs.compress import find_task_of
 from tersor.measure.quality import evaluate
 from tersor.measure.session import OnnxRunnable
 from tersor.run.engine import BASELINE
@@ -31,7 +31,7 @@ def load_check(out: str | Path, task: Task | None = None, *, progress: Progress 
     if not folder.summary.exists():
         raise ArtifactError("the run is not finished", where=str(out), do=f"tersor resume {out}")
     summary = read_json(folder.summary)
-    task = task or find_task(folder.facts()["task"]["source"], progress)
+    task = task or find_task_of(folder, progress)
     original = load_artifact(folder.step(0, BASELINE), task.model).eval()
     complete = _with_model(task, original)
     model = load_artifact(folder.final_model, original).eval()

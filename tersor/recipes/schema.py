@@ -14,7 +14,7 @@ from typing import Annotated, Any, Union
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, create_model, model_validator
 
 from tersor.core.errors import InputError, TersorError
-from tersor.core.place import ByName, ByType, Everything, Not, Selector
+from tersor.core.place import Both, ByName, ByType, Either, Everything, Not, Selector
 
 
 class _Made(BaseModel):
@@ -45,10 +45,18 @@ def _selector(value: Any) -> Selector:
     if isinstance(value, str):
         inner: Selector = Everything() if value.lstrip("~") == "*" else ByName(value.lstrip("~"))
         return Not(inner) if value.startswith("~") else inner
-    if isinstance(value, Mapping) and list(value) == ["by_type"] and isinstance(value["by_type"], str):
-        return ByType(value["by_type"])
+    if isinstance(value, Mapping) and len(value) == 1:
+        ((kind, inside),) = value.items()
+        if kind == "by_type" and isinstance(inside, str):
+            return ByType(inside)
+        if kind == "not":
+            return Not(_selector(inside))
+        if kind in ("both", "either") and isinstance(inside, (list, tuple)) and len(inside) == 2:
+            first, second = map(_selector, inside)
+            return Both(first, second) if kind == "both" else Either(first, second)
     raise ValueError(
-        'expected a pattern of module names such as "layers.*" (with ~ in front: all others), or {by_type: Conv2d}'
+        'expected a pattern of module names such as "layers.*" (with ~ in front: all others), '
+        "{by_type: Conv2d}, {not: …}, {both: [… , …]} or {either: [… , …]}"
     )
 
 
@@ -129,9 +137,13 @@ def _selector_text(value: Selector) -> Any:
             return pattern
         case ByType(name):
             return {"by_type": name}
-        case Not(Everything() | ByName() as inner):
-            return f"~{_selector_text(inner)}"
-    return repr(value)
+        case Not(inner):
+            return {"not": _selector_text(inner)}
+        case Both(first, second):
+            return {"both": [_selector_text(first), _selector_text(second)]}
+        case Either(first, second):
+            return {"either": [_selector_text(first), _selector_text(second)]}
+    raise InputError("a selector of one's own cannot be saved in a recipe", where=repr(value))
 
 
 def explain(error: ValidationError, path: str, model: type[BaseModel]) -> TersorError:

@@ -88,10 +88,10 @@ def _run_one(
     *, seed: int, timing: Timing, progress: Progress,
 ) -> Record:  # fmt: skip
     path = folder.step(number, named.name)
-    begun = time.monotonic()
     step_seed = derive_seed(seed, number)
     if previous is not None and not (path / "step.json").exists():
         _transform(folder, task, path, named, previous, Context(step_seed, _work(folder, path), progress))
+    measured = time.monotonic()
     if not (path / "onnx.json").exists():
         _export(task, path)
     model = load_artifact(path, task.model).eval()
@@ -100,7 +100,7 @@ def _run_one(
     _tidy(folder, path)
     return Record(
         number=number, name=named.name, title=named.title, settings=named.settings, measurements=found, seed=step_seed,
-        seconds=round(step.get("seconds", 0.0) or time.monotonic() - begun, 3),
+        seconds=round(step.get("seconds", 0.0) + time.monotonic() - measured, 3),
         plans=tuple(step.get("plans", ())), history=tuple(step.get("history", ())),
         facts={**step.get("facts", {}), "onnx": read_json(path / "onnx.json")},
         layers=tuple(layers), versions=versions(),

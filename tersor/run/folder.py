@@ -17,6 +17,7 @@ from tersor.core.files import sync_folder, write_atomically
 from tersor.core.record import Record
 
 SCHEMA = 1
+FACTS = {"recipe", "task", "seed", "budgets", "timing", "notes", "command", "base_sha256", "environment"}
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,21 @@ class RunFolder:
     def create(cls, path: Path, facts: Mapping[str, Any]) -> RunFolder:
         """A new run in a new or empty folder. Raises InputError where something is there already, or cannot be."""
         run = cls(path)
-        if run.description.exists():
+        run.expect_free()
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            write_json(run.description, {"schema": SCHEMA, **facts})
+        except OSError as error:
+            raise InputError(
+                "the output folder cannot be written", where=str(path), got=error.strerror or error,
+                do="Choose another with -o",
+            ) from None  # fmt: skip
+        return run
+
+    def expect_free(self) -> None:
+        """Raise InputError where something is in the folder already. Ask before long work, too."""
+        path = self.path
+        if self.description.exists():
             raise InputError(
                 "a run lies there already", where=str(path),
                 do=f"Go on with it: tersor resume {path}; or choose another folder with -o",
@@ -38,17 +53,6 @@ class RunFolder:
             raise InputError("the output folder is a file", where=str(path), do="Choose another folder with -o")
         if path.exists() and any(name for name in os.listdir(path) if not name.startswith(".")):
             raise InputError("the output folder is not empty", where=str(path), do="Choose another folder with -o")
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-            write_json(run.description, {"schema": SCHEMA, **facts})
-        except OSError as error:
-            raise InputError(
-                "the output folder cannot be written",
-                where=str(path),
-                got=error.strerror or error,
-                do="Choose another with -o",
-            ) from None
-        return run
 
     @classmethod
     def open(cls, path: Path) -> RunFolder:

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 from torch import nn
 
+from tersor.core.files import write_atomically
 from tersor.core.measurement import Measurement
 from tersor.core.progress import Progress
 from tersor.core.task import Task
@@ -57,7 +58,7 @@ def measure_step(
         found["agreement"] = agreement(original, test)
     found |= _latency(file, baseline / "model.onnx", task, timing, progress)
     sample = tuple(value[:1] for value in task.example_inputs)
-    found["peak_memory_bytes"] = peak_memory(file, sample, batch=max(BATCH_SIZES))
+    found["peak_memory_bytes"] = peak_memory(file, sample, batch=max(BATCH_SIZES), threads=timing.threads)
     return found, layer_table(model, task.example_inputs)
 
 
@@ -77,7 +78,7 @@ def _keep(path: Path, evaluation: Evaluation) -> None:
         arrays["predictions"] = evaluation.predictions
     if evaluation.targets_key is not None:
         arrays["targets_key"] = np.array([evaluation.targets_key], dtype=np.int64)
-    save_file(arrays, path)
+    write_atomically(path, save(arrays))
 
 
 def stored_evaluation(folder: Path, split: str) -> Evaluation:

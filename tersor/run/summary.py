@@ -9,7 +9,6 @@ from tersor.core.measurement import Measurement
 from tersor.core.record import Record
 from tersor.core.task import Task
 from tersor.run.budgets import Budgets
-from tersor.run.environment import environment
 
 SCHEMA = 1
 
@@ -24,7 +23,7 @@ def summarise(
     checked = budgets.check(shipped)
     return {
         "schema": SCHEMA,
-        "tersor": environment()["tersor"],
+        "tersor": facts["environment"]["tersor"],
         "task": {
             "name": task.name,
             "source": task.source,
@@ -32,7 +31,7 @@ def summarise(
             "metric_unit": task.metric.unit,
             "higher_is_better": task.metric.higher_is_better,
             "samples": _samples(baseline, task.metric.name),
-            "notes": [*task.derived, *facts.get("notes", [])],
+            "notes": [*task.derived, *facts["notes"]],
         },
         "recipe": facts["recipe"],
         "verdict": {
@@ -45,7 +44,7 @@ def summarise(
         "final": {**_step(shipped), "files": {"onnx": "model.onnx", "artifact": "model"}},
         "ratios": {name: ratio.value for name, ratio in intervals.items()},
         "ratio_intervals": {name: ratio.to_json() for name, ratio in intervals.items()},
-        "environment": environment(),
+        "environment": facts["environment"],
         "reproduce": {"command": facts["command"], "seed": facts["seed"], "base_sha256": facts["base_sha256"]},
         "seconds": round(sum(record.seconds for record in records), 1),
     }
@@ -110,7 +109,8 @@ def _sentence(
     drop = ratios["accuracy_drop_points"]
     percent = task.metric.unit == "fraction"
     value = f"{100 * metric.value:.1f} %" if percent else f"{metric.value:.4g}"
-    change = f"{abs(drop.value):.2f} {'points' if percent else drop.unit} {'lower' if drop.value > 0 else 'higher'}"
+    fell = (drop.value > 0) == task.metric.higher_is_better
+    change = f"{abs(drop.value):.2f} {'points' if percent else drop.unit} {'lower' if fell else 'higher'}"
     same = abs(drop.value) < 5e-3
     parts = [
         f"{ratios['size'].value:.1f}× smaller",
@@ -118,12 +118,14 @@ def _sentence(
         f"{task.metric.name.replace('_', ' ')} {value}, {'equal to' if same else change + ' than'} the original's",
     ]
     sentence = "; ".join(parts) + "."
+    if not checked:
+        sentence += " No budget was set."
     missed = [line for line in checked if not line["met"]]
     if missed:
         told = ", ".join(f"{m['name']} is {m['value']:.4g} {m['unit']}, allowed {m['limit']:.4g}" for m in missed)
         sentence += f" Budget missed: {told}."
     if shipped.number != records[-1].number:
-        sentence += f" The step {records[-1].name!r} lost too much on validation; {shipped.name!r} is kept instead."
+        sentence += f" The step {records[-1].name!r} does not keep the budgets; {shipped.name!r} is shipped instead."
     return sentence
 
 

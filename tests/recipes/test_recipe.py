@@ -2,11 +2,12 @@ import pytest
 import yaml
 
 from tersor.core.errors import InputError
-from tersor.core.place import ByName, Not
-from tersor.core.step import Pipeline
+from tersor.core.place import ByName, ByType, Everything, Not
+from tersor.core.step import Pipeline, Step
 from tersor.distill.response import Distill
 from tersor.prune.channels import PruneChannels
 from tersor.recipes.recipe import BUILT_IN, parts_of, read_recipe, to_yaml
+from tersor.recipes.registry import STEPS
 
 
 def _recipe(part):
@@ -71,6 +72,21 @@ def test_a_file_that_is_no_recipe_is_an_input_error(tmp_path, text):
     path.write_text(text)
     with pytest.raises(InputError, match="mine.yaml"):
         read_recipe(path)
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        ByName("layers.*") & ~ByType("Linear"),
+        ByName("a") | ByName("b*"),
+        ~(ByName("a") | ~ByName("b")),
+        Everything(),
+        ~Everything(),
+    ],
+)
+def test_a_selector_survives_being_saved(where):
+    settings = STEPS.settings(PruneChannels(where=where))
+    assert STEPS.build(Step, yaml.safe_load(yaml.safe_dump(settings)), "recipe").where == where
 
 
 def test_an_unknown_recipe_lists_the_known_ones(tmp_path):
