@@ -103,7 +103,10 @@ def compress(
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Compress a task's model by a recipe, verify and measure every step, export to ONNX, write a report."""
+    """Compress a model by a recipe, and prove the result.
+
+    Every step is verified and measured; the result is exported to ONNX and told in a report.
+    """
     from tersor.jobs.compress import compress as job
     from tersor.run.budgets import Budgets
     from tersor.run.measure_step import Timing
@@ -120,7 +123,10 @@ def compress(
 def resume(
     run: RunArgument, quiet: QuietOption = False, as_json: JsonOption = False, debug: DebugOption = False
 ) -> None:
-    """Go on with a run that was stopped at any moment; finished steps and epochs are kept."""
+    """Go on with a run that was stopped at any moment.
+
+    Finished steps and epochs are kept; the weights end as without the stop (same machine).
+    """
     from tersor.jobs.compress import resume as job
 
     output = _Output(quiet=quiet, as_json=as_json)
@@ -136,7 +142,10 @@ def inspect(
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Size, parameters, MACs, layers, weight redundancy and natural sparsity of a task's model; nothing is changed."""
+    """Show what a model is made of; nothing is changed.
+
+    Size, parameters, MACs, a table of layers, redundancy and natural sparsity of the weights.
+    """
     from tersor.jobs.inspect import inspect as job
     from tersor.report.terminal import inspection_view
 
@@ -154,7 +163,10 @@ def plan(
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Dry run: what each step would do to which layer, what it would skip and why, estimated time and memory."""
+    """Dry run: show what each step of a recipe would do.
+
+    What it would do to which layer, what it would skip and why, estimated time and memory.
+    """
     from tersor.jobs.dry_run import dry_run
     from tersor.report.terminal import dry_run_view
 
@@ -177,7 +189,10 @@ def report(run: RunArgument, quiet: QuietOption = False, debug: DebugOption = Fa
 def load_check(
     run: RunArgument, quiet: QuietOption = False, as_json: JsonOption = False, debug: DebugOption = False
 ) -> None:
-    """Load a run's artifact into the original architecture, and its ONNX file, and compare the two with the summary."""
+    """Load what a run shipped, both ways, and compare.
+
+    The artifact into the original architecture, the ONNX file into ONNX Runtime; both against the summary.
+    """
     from tersor.jobs.load_check import load_check as job
 
     output = _Output(quiet=quiet, as_json=as_json)
@@ -193,7 +208,10 @@ def recipes(
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """List and explain the built-in recipes, or show one as YAML to start your own from."""
+    """List the built-in recipes, or show one as YAML.
+
+    The YAML has every setting spelled out: start your own recipe from it.
+    """
     from tersor.recipes.recipe import BUILT_IN, read_recipe, to_yaml
 
     output = _Output(quiet=False, as_json=as_json)
