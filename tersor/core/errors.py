@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -58,3 +60,27 @@ class ArtifactError(TersorError):
     """A saved model or run is damaged, foreign or of another version. Exit code 2."""
 
     exit_code = 2
+
+
+@contextmanager
+def user_code(
+    what: str, *, where: str, expected: object = "", do: str = "", kind: type[TersorError] = InputError
+) -> Iterator[None]:
+    """Run what the user wrote (forward, loss, dataset): whatever it raises becomes a ``kind`` with type and message.
+
+    Errors of Tersor's own pass unchanged, and so does what is no Exception (Ctrl-C).
+    """
+    try:
+        yield
+    except TersorError:
+        raise
+    except Exception as error:
+        raise kind(what, where=where, got=type_and_message(error), expected=expected, do=do) from error
+
+
+def type_and_message(error: BaseException) -> str:
+    """ "KeyError: 'labels'"; of an error in a DataLoader's worker the last line, which is the error there."""
+    kind, text = type(error).__name__, str(error).strip()
+    if text.startswith(f"Caught {kind} in DataLoader worker"):
+        return f"{text.splitlines()[-1]} (in a DataLoader worker)"
+    return f"{kind}: {text}" if text else kind

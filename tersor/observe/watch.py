@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from tersor.core.errors import InputError
 from tersor.core.intercept import intercept_at
+from tersor.core.loading import batches_of
 from tersor.core.place import ActivationPlace
 from tersor.core.progress import Progress
 from tersor.core.task import Task
@@ -142,7 +143,7 @@ def watch(
 
 
 def _first(loader: Iterable[Any], batches: int) -> Iterable[Any]:
-    for number, batch in enumerate(loader):
+    for number, batch in enumerate(batches_of(loader, "task.calibration")):
         yield batch
         if number + 1 == batches:  # asked after the batch, so that none is drawn in vain
             return
