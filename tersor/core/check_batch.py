@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from tersor.core.errors import InputError, TersorError, VerificationError
-from tersor.core.task import ACCURACY, Batch, Task
+from tersor.core.errors import InputError, TersorError, VerificationError, user_code
+from tersor.core.metric import ACCURACY
+
+if TYPE_CHECKING:
+    from tersor.core.task import Batch, Task
 
 IGNORED = -100  # the target that torch's cross entropy leaves out
 
@@ -42,11 +45,10 @@ def check_inputs(task: Task, batch: Batch, where: str) -> None:
 
 def _taken(take: Callable[[Batch], Any], batch: Batch, where: str, name: str) -> Any:
     try:
-        return take(batch)
+        with user_code(f"task.{name} fails", where=where):
+            return take(batch)
     except TersorError as error:
-        raise InputError(error.what, where=where, got=error.got, expected=error.expected, do=error.do) from error
-    except Exception as error:  # the user's own function
-        raise InputError(f"task.{name} fails", where=where, got=f"{type(error).__name__}: {error}") from error
+        raise error.at(where) from error.__cause__
 
 
 def _shapes(tensors: Mapping[str, Tensor]) -> str:
@@ -114,14 +116,9 @@ def check_targets(task: Task, shape: torch.Size, targets: Tensor, where: str) ->
 def metric_values(task: Task, outputs: Tensor, targets: Tensor, where: str) -> Tensor:
     """The metric's value of each sample, float64 [batch] on the CPU. Raises InputError where the metric gives else."""
     assert task.metric is not None, "a completed task has a metric"
-    try:
+    expected = f"it to take outputs {list(outputs.shape)} and targets {list(targets.shape)}"
+    with user_code("the metric cannot be computed", where=f"{where}, metric {task.metric.name}", expected=expected):
         values: Any = task.metric.per_sample(outputs, targets)
-    except Exception as error:  # the user's own function: whatever it raises is the finding
-        raise InputError(
-            "the metric cannot be computed", where=f"{where}, metric {task.metric.name}",
-            got=f"{type(error).__name__}: {error}",
-            expected=f"it to take outputs {list(outputs.shape)} and targets {list(targets.shape)}",
-        ) from error  # fmt: skip
     got = f"shape {list(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
     if not isinstance(values, Tensor) or values.shape != (len(outputs),):
         raise InputError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from itertools import islice
 from typing import Any
 
@@ -10,22 +10,26 @@ import torch
 from torch import Tensor, nn
 
 from tersor.core.check_batch import check_inputs, check_outputs, check_targets, metric_values
-from tersor.core.errors import InputError, TersorError
+from tersor.core.check_types import SPLITS, check_types
+from tersor.core.errors import InputError, user_code
 from tersor.core.eval_mode import eval_mode
-from tersor.core.randomness import fixed_randomness
+from tersor.core.loading import batches_of
+from tersor.core.randomness import fixed_randomness, seeded
 from tersor.core.task import Batch, Task
 
 BATCHES = 3  # of each loader
 SEED = 0
-SPLITS = ("train", "validation", "test", "calibration")
 
 
 def check_task(task: Task) -> tuple[str, ...]:
     """Check a completed task on the first batches of each loader; returns notes that the run should show.
 
-    Nothing is changed: the random state, training flags, gradients and statistics stay as they were. Raises InputError.
+    Nothing is changed: the random state, training flags, gradients and statistics stay as they were; a loader's own
+    generator is seeded, as before every pass of Tersor's. Raises InputError.
     """
-    _check_types(task)
+    check_types(task)
+    _check_complete(task)
+    _check_weights(task.model)
     seen: dict[int, list[Batch]] = {}
     for split in SPLITS:
         loader = getattr(task, split)
@@ -40,13 +44,14 @@ def check_task(task: Task) -> tuple[str, ...]:
     return tuple(_notes(task, train))
 
 
-def _check_types(task: Task) -> None:
-    if not isinstance(task.model, nn.Module):
-        got = type(task.model).__name__
-        raise InputError("the model is no torch.nn.Module", where="task.model", got=got, expected="torch.nn.Module")
-    for split in SPLITS:
-        _check_loader(getattr(task, split), f"task.{split}")
-    for name, parameter in task.model.named_parameters():
+def _check_complete(task: Task) -> None:
+    for name in (*SPLITS, "metric", "example_inputs"):
+        if getattr(task, name) is None:
+            raise InputError("the task is not completed", where=f"task.{name}", do="Call task.complete() first")
+
+
+def _check_weights(model: nn.Module) -> None:
+    for name, parameter in model.named_parameters():
         if parameter.is_floating_point() and not bool(torch.isfinite(parameter).all()):
             raise InputError(
                 "the model's weights are not finite", where=f"task.model, {name}", got="NaN or infinity",
@@ -55,53 +60,20 @@ def _check_types(task: Task) -> None:
 
 
 def _check_example(task: Task) -> None:
-    example = task.example_inputs
-    if not isinstance(example, tuple) or not example or not all(isinstance(value, Tensor) for value in example):
-        kinds = (
-            [type(value).__name__ for value in example]
-            if isinstance(example, (tuple, list))
-            else type(example).__name__
-        )
-        raise InputError(
-            "example inputs must be a tuple of tensors", where="task.example_inputs", got=kinds,
-            expected="a tuple such as (images,), batch first", do="A single tensor x is written (x,)",
-        )  # fmt: skip
-    for number, value in enumerate(example):
+    assert task.example_inputs is not None, "a completed task has example inputs"
+    for number, value in enumerate(task.example_inputs):
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
             raise InputError(
                 "example inputs are not finite", where=f"task.example_inputs[{number}]", got="NaN or infinity"
             )
-    if example[0].ndim == 0 or example[0].shape[0] == 0:
-        raise InputError(
-            "example inputs need a batch", where="task.example_inputs[0]", got=f"shape {list(example[0].shape)}"
-        )
+    shape = task.example_inputs[0].shape
+    if len(shape) == 0 or shape[0] == 0:
+        raise InputError("example inputs need a batch", where="task.example_inputs[0]", got=f"shape {list(shape)}")
 
 
-def _check_loader(loader: Any, where: str) -> None:
-    if isinstance(loader, Iterator):
-        raise InputError(
-            "the loader can be read only once", where=where, got=type(loader).__name__,
-            expected="a re-iterable, such as a DataLoader",
-            do="Pass the DataLoader itself (or a list of batches), not iter(loader) or a generator",
-        )  # fmt: skip
-    if not isinstance(loader, Iterable):
-        got = type(loader).__name__
-        raise InputError(
-            "the loader cannot be iterated over", where=where, got=got, expected="a DataLoader or a list of batches"
-        )
-
-
-def _first_batches(loader: Iterable[Batch] | None, split: str) -> list[Batch]:
-    assert loader is not None, "a completed task has every loader"
-    try:
-        with fixed_randomness(SEED):
-            batches = list(islice(loader, BATCHES))
-    except TersorError:
-        raise
-    except Exception as error:  # datasets raise whatever they like
-        raise InputError(
-            "the loader fails", where=f"task.{split}", got=f"{type(error).__name__}: {error}", expected="batches",
-        ) from error  # fmt: skip
+def _first_batches(loader: Iterable[Batch], split: str) -> list[Batch]:
+    with seeded(SEED, loader):
+        batches = list(islice(batches_of(loader, f"task.{split}"), BATCHES))
     if not batches:
         raise InputError(
             "the loader is empty", where=f"task.{split}", got="no batch", expected="at least one batch",
@@ -113,27 +85,18 @@ def _first_batches(loader: Iterable[Batch] | None, split: str) -> list[Batch]:
 def _check_split(task: Task, split: str, batches: list[Batch]) -> None:
     for number, batch in enumerate(batches):
         where = f"task.{split}, batch {number}"
-        try:
-            check_inputs(task, batch, where)
-            targets = task.targets(batch)
-        except InputError as error:
-            raise error.at(where if error.where == "task loader" else error.where) from None
+        check_inputs(task, batch, where)
+        targets = task.targets(batch)
         if number == 0:
             shape = _check_forward(task, batch, where)
         check_targets(task, shape, targets, where)
 
 
 def _check_forward(task: Task, batch: Batch, where: str) -> torch.Size:
-    try:
+    do = "Check shapes and dtypes, and that model and batches are on the same device"
+    with user_code("the model does not run on this batch", where=where, do=do):
         with torch.no_grad(), eval_mode(task.model) as model:
             outputs = task.outputs(model, batch)
-    except TersorError:
-        raise
-    except Exception as error:  # the user's forward
-        raise InputError(
-            "the model does not run on this batch", where=where, got=f"{type(error).__name__}: {error}",
-            do="Check shapes and dtypes, and that model and batches are on the same device",
-        ) from error  # fmt: skip
     targets = task.targets(batch)
     check_outputs(outputs, len(targets), where)
     check_targets(task, outputs.shape, targets, where)
@@ -143,13 +106,9 @@ def _check_forward(task: Task, batch: Batch, where: str) -> torch.Size:
 
 def _check_loss(task: Task, batch: Batch) -> None:
     where = "task.loss on batch 0 of task.train"
-    try:
+    with user_code("the loss cannot be computed", where=where):
         with torch.enable_grad(), eval_mode(task.model) as model:
             loss: Any = task.loss_of(model, batch)
-    except TersorError:
-        raise
-    except Exception as error:  # the user's loss
-        raise InputError("the loss cannot be computed", where=where, got=f"{type(error).__name__}: {error}") from error
     if not isinstance(loss, Tensor) or loss.ndim != 0:
         got = f"shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
         raise InputError("the loss is no scalar tensor", where=where, got=got, expected="a tensor of shape []")
@@ -164,11 +123,12 @@ def _check_loss(task: Task, batch: Batch) -> None:
 
 
 def _notes(task: Task, train_batches: list[Batch]) -> list[str]:
+    assert task.train is not None, "a completed task has training data"
     notes = []
     if not _same(train_batches[:2], _first_batches(task.train, "train")[:2]):
         notes.append(
-            "the train loader has randomness of its own (under the same torch, numpy and random seed it gives other "
-            "batches, as a loader with its own generator does): a resumed run may end with other weights"
+            "the train loader has randomness of its own (with torch, numpy, random and its own generator seeded alike "
+            "it gives other batches, as a generator within the dataset does): a resumed run may end with other weights"
         )
     if task.test is task.validation:
         notes.append("validation and test are the same data: decisions are taken on what the report measures")

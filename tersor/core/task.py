@@ -10,46 +10,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from tersor.core.errors import InputError
+from tersor.core.check_batch import check_inputs
+from tersor.core.check_types import check_types
+from tersor.core.errors import InputError, user_code
+from tersor.core.loading import batches_of
+from tersor.core.metric import ACCURACY, MEAN_SQUARED_ERROR, Metric, default_loss
 
 TARGET_KEYS = ("labels", "label", "targets", "target", "y")
 Batch = Any
 Loss = Callable[[nn.Module, Batch], Tensor]
-
-
-@dataclass(frozen=True)
-class Metric:
-    """A metric as one value per sample, so that intervals and paired tests can be made of it.
-
-    ``per_sample(outputs, targets)`` → float tensor [batch]; the metric is its mean. ``unit`` "fraction" means values
-    in [0, 1] that reports show in percent.
-    """
-
-    name: str
-    per_sample: Callable[[Tensor, Tensor], Tensor]
-    higher_is_better: bool = True
-    unit: str = "fraction"
-
-
-def _correct(outputs: Tensor, targets: Tensor) -> Tensor:
-    return (outputs.argmax(dim=-1) == targets).float()
-
-
-def _squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
-    return (outputs.reshape(targets.shape) - targets).square().reshape(len(targets), -1).mean(dim=1)
-
-
-def default_loss(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Mean squared error for float targets; cross entropy for integer ones, outputs [batch, …, classes]."""
-    if targets.is_floating_point():
-        return F.mse_loss(outputs.float().reshape(targets.shape), targets)
-    return F.cross_entropy(outputs.float().flatten(0, -2), targets.flatten())
-
-
-ACCURACY = Metric("accuracy", _correct)
-MEAN_SQUARED_ERROR = Metric("mean_squared_error", _squared_error, higher_is_better=False, unit="squared units")
+Arguments = tuple[tuple[Any, ...], Mapping[str, Any]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,19 +32,23 @@ class Task:
     ``inputs_of`` and ``targets_of``.
 
     Args:
-        model: the trained model; or ``factory`` builds it (an artifact then loads without the original at hand).
+        model: the trained model.
+        factory: a function without arguments that builds it, called once, here, where no ``model`` is given.
         train, validation, test, calibration: loaders. Decisions are taken on validation; test is read for the report.
         loss: ``loss(model, batch)`` → scalar; default cross entropy for integer targets, mean squared error for floats.
         metric: default accuracy for integer targets, mean squared error for floats.
         example_inputs: positional inputs of ``model`` (a tuple of tensors, batch first); default: taken from a batch.
-        reference: the model to compare with and to learn from; default: the model given.
+        reference: the teacher, whose outputs distillation learns from; default: the model given. What was lost is
+            always measured against ``model``.
         inputs_of, targets_of: ``batch`` → (args, kwargs) of the model; ``batch`` → targets.
         output_of: what the model returns → the tensor that loss and metric are about (default: the tensor itself,
             ``.logits``, or the first of a tuple).
         source: "file.py", "package.module:function" or a built-in name; set by who loads the task.
+
+    Raises InputError where there is neither a model nor a factory, or where the factory fails.
     """
 
-    model: nn.Module
+    model: nn.Module = None  # type: ignore[assignment]  # the factory's, once the task is made
     train: Iterable[Batch] | None = None
     validation: Iterable[Batch] | None = None
     test: Iterable[Batch] | None = None
@@ -90,21 +65,33 @@ class Task:
     source: str = ""
     derived: tuple[str, ...] = field(default=())
 
-    def inputs(self, batch: Batch) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
-        """The model's (positional, keyword) arguments in a batch."""
+    def __post_init__(self) -> None:
+        if self.model is not None:
+            return
+        if not callable(self.factory):
+            raise InputError(
+                "the task has no model", where=f"task {self.name!r}", got=f"model None, factory {self.factory!r}",
+                expected="Task(model=…) or Task(factory=…)",
+            )  # fmt: skip
+        with user_code("the factory fails", where="task.factory", expected="a torch.nn.Module"):
+            object.__setattr__(self, "model", self.factory())
+
+    def inputs(self, batch: Batch, model: Any = None) -> Arguments:
+        """The (positional, keyword) arguments in a batch, for ``model`` (default: the task's own).
+
+        A dict's entries go to the forward's arguments of the same names: as positional ones where they are its first,
+        as keywords elsewhere. A model that has no such names is given them as the task's own model is.
+        """
         if self.inputs_of is not None:
             return self.inputs_of(batch)
         if isinstance(batch, Mapping):
-            return self._in_order({key: value for key, value in batch.items() if key not in TARGET_KEYS})
+            named = {key: value for key, value in batch.items() if key not in TARGET_KEYS}
+            own = _by_name(named, model.forward) if isinstance(model, nn.Module) else None
+            return own or _by_name(named, self.model.forward) or ((), named)
         if isinstance(batch, (tuple, list)) and len(batch) >= 2:
             given = batch[0] if len(batch) == 2 and isinstance(batch[0], (tuple, list)) else batch[:-1]
             return tuple(given), {}
         raise _strange_batch(batch)
-
-    def _in_order(self, named: Mapping[str, Any]) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
-        """Named inputs as positional ones where they are the first that the model's forward takes."""
-        names = list(inspect.signature(self.model.forward).parameters)[: len(named)]
-        return (tuple(named[name] for name in names), {}) if set(names) == set(named) else ((), named)
 
     def targets(self, batch: Batch) -> Tensor:
         """The targets in a batch."""
@@ -120,7 +107,7 @@ class Task:
 
     def outputs(self, model: Callable[..., Any], batch: Batch) -> Tensor:
         """The tensor that ``model`` (any callable) gives for a batch."""
-        args, kwargs = self.inputs(batch)
+        args, kwargs = self.inputs(batch, model)
         return self.output(model(*args, **kwargs))
 
     def output(self, result: Any) -> Tensor:
@@ -151,43 +138,23 @@ class Task:
 
         Raises InputError where something cannot be derived.
         """
-        if not isinstance(self.model, nn.Module):
-            got = type(self.model).__name__
-            raise InputError("the model is no torch.nn.Module", where="task.model", got=got, expected="torch.nn.Module")
+        check_types(self)
+        self._demand_data()
         said = list(self.derived)
-        train, validation, test, calibration = self.train, self.validation, self.test, self.calibration
-        if train is None:
-            raise InputError(
-                "the task has no training data", where=f"task {self.name!r}", expected="Task(train=DataLoader)"
-            )
+        calibration, split = self.calibration, "calibration"
         if calibration is None:
-            calibration = train
+            calibration, split = self.train, "train"
             said.append("calibration batches are taken from train")
-        if validation is None or test is None:
-            missing = "validation" if validation is None else "test"
-            raise InputError(
-                f"the task has no {missing} data", where=f"task {self.name!r}",
-                expected="separate validation and test loaders",
-                do="Decisions are taken on validation, the test set is read for the report: split what you hold out",
-            )  # fmt: skip
-        first = first_batch(calibration, "calibration")
-        try:
-            (args, kwargs), targets = self.inputs(first), self.targets(first)
-        except InputError as error:
-            raise error.at(f"task.{'train' if calibration is train else 'calibration'}, batch 0") from None
+        assert calibration is not None, "training data was demanded"
+        first = first_batch(calibration, split)
+        check_inputs(self, first, f"task.{split}, batch 0")
         example = self.example_inputs
         if example is None:
-            if kwargs:
-                raise InputError(
-                    "example inputs cannot be derived from batches of keyword arguments", where="task.example_inputs",
-                    got=sorted(kwargs), expected="a tuple of tensors",
-                    do="Name the batch's keys as the model's forward names its first arguments, or pass inputs_of",
-                )  # fmt: skip
-            example = tuple(value[:2] for value in args)
+            example = _example_of(self.inputs(first))
             said.append("example inputs are the first two samples of a calibration batch")
         metric = self.metric
         if metric is None:
-            metric = MEAN_SQUARED_ERROR if targets.is_floating_point() else ACCURACY
+            metric = MEAN_SQUARED_ERROR if self.targets(first).is_floating_point() else ACCURACY
             said.append(f"the metric is {metric.name.replace('_', ' ')}, by the type of the targets")
         reference = self.model if self.reference is None else self.reference
         if self.reference is None or not _at_rest(reference):  # the user's own modules stay as they are
@@ -196,6 +163,47 @@ class Task:
             self, calibration=calibration, example_inputs=example, metric=metric, reference=reference,
             derived=tuple(said),
         )  # fmt: skip
+
+    def _demand_data(self) -> None:
+        if self.train is None:
+            raise InputError(
+                "the task has no training data", where=f"task {self.name!r}", expected="Task(train=DataLoader)"
+            )
+        if self.validation is None or self.test is None:
+            missing = "validation" if self.validation is None else "test"
+            raise InputError(
+                f"the task has no {missing} data", where=f"task {self.name!r}",
+                expected="separate validation and test loaders",
+                do="Decisions are taken on validation, the test set is read for the report: split what you hold out",
+            )  # fmt: skip
+
+
+def _by_name(named: Mapping[str, Any], forward: Callable[..., Any]) -> Arguments | None:
+    """Named inputs as ``forward`` takes them; None where it takes no such names."""
+    parameters = inspect.signature(forward).parameters.values()
+    ordered = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)][: len(named)]
+    if set(ordered) == set(named):
+        return tuple(named[name] for name in ordered), {}
+    takes = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    return ((), named) if takes >= set(named) or any(p.kind is p.VAR_KEYWORD for p in parameters) else None
+
+
+def _example_of(inputs: Arguments) -> tuple[Tensor, ...]:
+    """The first two samples of a batch's inputs. Raises InputError unless they are positional tensors."""
+    args, kwargs = inputs
+    if kwargs:
+        raise InputError(
+            "example inputs cannot be derived from batches of keyword arguments", where="task.example_inputs",
+            got=sorted(kwargs), expected="a tuple of tensors",
+            do="Name the batch's keys as the model's forward names its first arguments, or pass inputs_of",
+        )  # fmt: skip
+    if not all(isinstance(value, Tensor) and value.ndim > 0 for value in args):
+        kinds = [f"{type(value).__name__} {list(getattr(value, 'shape', ()))}" for value in args]
+        raise InputError(
+            "example inputs cannot be derived from these inputs", where="task.example_inputs", got=", ".join(kinds),
+            expected="tensors, batch first", do="Pass example_inputs, or inputs_of that leaves out what is no tensor",
+        )  # fmt: skip
+    return tuple(value[:2] for value in args)
 
 
 def _at_rest(model: nn.Module) -> bool:
@@ -220,6 +228,6 @@ def _strange_batch(batch: Batch) -> InputError:
 def first_batch(loader: Iterable[Batch], name: str) -> Batch:
     """The first batch of a loader, without disturbing the random state. Raises InputError where it is empty."""
     with torch.random.fork_rng(devices=[]):
-        for batch in loader:
+        for batch in batches_of(loader, f"task.{name}"):
             return batch
     raise InputError("the loader is empty", where=f"task.{name}", got="no batch", expected="at least one batch")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from tersor.core.check_task import check_task
 from tersor.core.errors import InputError, VerificationError
@@ -193,11 +193,29 @@ def test_a_shuffling_loader_draws_from_the_common_seed_and_gives_no_note():
     assert check_task(task(train=shuffling)) == ()
 
 
-def test_a_train_loader_with_randomness_of_its_own_gives_a_note():
+def test_a_loader_s_own_generator_is_seeded_and_gives_no_note():
     own = torch.Generator().manual_seed(3)
     shuffling = DataLoader(TensorDataset(X, Y), batch_size=2, shuffle=True, generator=own)
-    (note,) = check_task(task(train=shuffling))
+    assert check_task(task(train=shuffling)) == ()
+
+
+def test_randomness_hidden_in_the_dataset_gives_a_note():
+    class Noisy(Dataset):
+        hidden = np.random.default_rng(3)
+
+        def __len__(self):
+            return 8
+
+        def __getitem__(self, index):
+            return X[index] + float(self.hidden.normal()), Y[index]
+
+    (note,) = check_task(task(train=DataLoader(Noisy(), batch_size=2)))
     assert "randomness of its own" in note and "resumed run" in note
+
+
+def test_a_task_that_is_not_completed_is_refused():
+    with pytest.raises(InputError, match="task.calibration: the task is not completed"):
+        check_task(Task(net(), GOOD, GOOD, GOOD))
 
 
 def test_deciding_on_the_test_data_gives_a_note():

@@ -160,14 +160,77 @@ class TestComplete:
             Task(model, **data).complete()
 
     def test_an_empty_loader_is_an_error(self, model):
-        with pytest.raises(InputError, match="task.calibration: the loader is empty"):
+        with pytest.raises(InputError, match="task.train: the loader is empty"):
             Task(model, [], loader(), loader()).complete()
+
+    @pytest.mark.parametrize(
+        "wrong, where, says",
+        [
+            ({"model": 3}, "task.model", "no torch.nn.Module. Got int 3"),
+            ({"train": 5}, "task.train", "cannot be iterated over. Got int 5"),
+            ({"test": iter([(X, Y)])}, "task.test", "read only once. Got list_iterator"),
+            ({"train": [(X, [0, 1])]}, "task.train, batch 0", "targets are no tensor. Got list"),
+            ({"train": [(None, Y)]}, "task.train, batch 0", "the inputs hold no tensor. Got {'input 0': 'NoneType'}"),
+            ({"train": [(X, None, Y)]}, "task.example_inputs", "NoneType"),
+            ({"metric": "accuracy"}, "task.metric", "no Metric. Got str 'accuracy'"),
+            ({"metric": Metric("mine", 3)}, "task.metric", "per_sample cannot be called"),
+            ({"reference": "x"}, "task.reference", "no torch.nn.Module. Got str 'x'"),
+            ({"loss": "mse"}, "task.loss", "loss cannot be called. Got str 'mse'"),
+            ({"inputs_of": 1}, "task.inputs_of", "cannot be called"),
+            ({"example_inputs": X}, "task.example_inputs", "must be a tuple of tensors. Got Tensor"),
+            ({"example_inputs": [X]}, "task.example_inputs", "Got ['Tensor']"),
+            ({"targets_of": lambda batch: {}["y"]}, "task.train, batch 0", "targets_of fails. Got KeyError: 'y'"),
+        ],
+        ids=lambda value: None if isinstance(value, str) else next(iter(value)),
+    )
+    def test_what_is_of_a_wrong_type_is_named(self, model, wrong, where, says):
+        given = {"model": model, "train": loader(), "validation": loader(), "test": loader(), **wrong}
+        with pytest.raises(InputError) as caught:
+            Task(**given).complete()
+        assert caught.value.where == where and says in str(caught.value)
+
+    def test_a_loader_that_raises_is_named(self, model):
+        class Broken:
+            def __iter__(self):
+                raise KeyError("label")
+
+        with pytest.raises(InputError, match="task.train, batch 0: the loader fails. Got KeyError: 'label'"):
+            Task(model, Broken(), loader(), loader()).complete()
 
     def test_keyword_batches_need_example_inputs(self, model):
         data = [{"x": X, "labels": Y}]
         with pytest.raises(InputError, match=r"batches of keyword arguments. Got \['x'\]"):
             Task(model, data, data, data).complete()
         assert Task(model, data, data, data, example_inputs=(X,)).complete().example_inputs == (X,)
+
+
+class TestFactory:
+    def test_the_factory_builds_the_model_once_where_none_is_given(self):
+        built = []
+
+        def build():
+            built.append(nn.Linear(4, 3))
+            return built[-1]
+
+        data = loader()
+        task = Task(factory=build, train=data, validation=data, test=data)
+        assert task.model is built[0] and task.complete().model is built[0] and len(built) == 1
+
+    def test_of_both_the_model_is_taken(self, model):
+        assert Task(model, factory=lambda: nn.Linear(1, 1)).model is model
+
+    def test_neither_is_an_error(self):
+        with pytest.raises(
+            InputError, match=r"the task has no model. .* expected Task\(model=…\) or Task\(factory=…\)"
+        ):
+            Task(train=loader())
+
+    def test_a_factory_that_fails_or_gives_no_module_is_an_error(self):
+        with pytest.raises(InputError, match="task.factory: the factory fails. Got KeyError: 'weights'"):
+            Task(factory=lambda: {}["weights"])
+        data = loader()
+        with pytest.raises(InputError, match="no torch.nn.Module. Got int 3"):
+            Task(None, data, data, data, factory=lambda: 3).complete()
 
 
 def test_the_first_batch_is_taken_without_drawing_from_the_random_state():
@@ -191,6 +254,39 @@ def test_a_dict_whose_keys_are_the_first_arguments_of_the_forward_is_positional(
     assert task.inputs({"mask": MASK, "tokens": X, "labels": Y}) == ((X, MASK), {})
     (args, kwargs) = task.inputs({"tokens": X, "weights": MASK, "labels": Y})
     assert args == () and list(kwargs) == ["tokens", "weights"]
+
+
+class OtherOrder(TwoInputs):
+    def forward(self, mask, tokens, scale=1.0):
+        return super().forward(tokens, mask) * scale
+
+
+class OtherNames(TwoInputs):
+    def forward(self, a, b):
+        return super().forward(a, b)
+
+
+class ByKeyword(TwoInputs):
+    def forward(self, *args, **named):
+        return super().forward(*args, **named)
+
+
+class KeywordOnly(TwoInputs):
+    def forward(self, tokens, *, mask):
+        return super().forward(tokens, mask)
+
+
+@pytest.mark.parametrize("kind", [OtherOrder, OtherNames, ByKeyword, KeywordOnly])
+def test_a_dict_reaches_another_model_s_arguments_by_their_names(kind):
+    student, other = TwoInputs(), kind()
+    other.load_state_dict(student.state_dict())
+    tokens, mask = torch.randn(2, 4), torch.tensor([[1.0, 0, 1, 0]]).expand(2, 4)
+    batch = {"mask": mask, "tokens": tokens, "labels": Y}
+    task = Task(student)
+    assert torch.equal(task.outputs(other, batch), student(tokens, mask))
+    assert torch.equal(task.outputs(lambda *inputs: student(*inputs), batch), student(tokens, mask))
+    if kind is not OtherNames:
+        assert torch.equal(Task(other).outputs(other, batch), student(tokens, mask))
 
 
 def test_a_task_of_dict_batches_is_completed():
