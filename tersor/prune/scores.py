@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from tersor.core.errors import InputError, TrainingError
+from tersor.core.errors import InputError, TrainingError, user_code
+from tersor.core.loading import batches_of
 from tersor.core.place import module_at, tensor_at
-from tersor.core.randomness import fixed_randomness
+from tersor.core.randomness import seeded
 from tersor.core.task import Task
 from tersor.graph.group import CoupledAxis, Group
 
@@ -93,14 +94,15 @@ class Taylor(Score):
         model = copy.deepcopy(model).eval().requires_grad_(True)
         scores = [torch.zeros(group.units, dtype=torch.float64) for group in groups]
         seen = 0
-        with fixed_randomness(0):
-            for batch in islice(task.calibration, self.batches):
+        with seeded(0, task.calibration):
+            for batch in islice(batches_of(task.calibration, "task.calibration"), self.batches):
+                where = f"Taylor, calibration batch {seen}"
                 model.zero_grad(set_to_none=True)
-                loss = task.loss_of(model, batch)
-                if not bool(torch.isfinite(loss)):
-                    where = f"Taylor, calibration batch {seen}"
-                    raise TrainingError("the loss is not finite", where=where, got=loss.item())
-                loss.backward()
+                with user_code("the loss cannot be computed", where=where):
+                    loss = task.loss_of(model, batch)
+                    if not bool(torch.isfinite(loss)):
+                        raise TrainingError("the loss is not finite", where=where, got=loss.item())
+                    loss.backward()
                 for score, group in zip(scores, groups, strict=True):
                     score += self._change(model, group).square()
                 seen += 1

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import count, islice
 from typing import Any, Literal, final
 
 from torch import nn
 
-from tersor.core.errors import InputError, TrainingError
+from tersor.core.errors import InputError, TersorError, TrainingError, user_code
+from tersor.core.loading import batches_of
 from tersor.core.randomness import fixed_randomness, keeps_own_randomness, seeded
 from tersor.core.step import Context, Result, Step, derive_seed
-from tersor.core.task import Task
+from tersor.core.task import Batch, Task
 from tersor.train.board import Board
 from tersor.train.checkpoint import Checkpoints, fingerprint
 from tersor.train.objective import Objective, TaskLoss
@@ -49,8 +50,9 @@ class Finetune(Step):
     training back to the last good epoch with half the learning rate, once; it is noticed within 64 batches. ``history``
     has epoch, loss, validation, lr (of the epoch's last step) and seconds.
 
-    Raises InputError for numbers out of range, an empty loader, nothing to train; TrainingError where the loss is not
-    finite a second time; ArtifactError where a checkpoint cannot be written.
+    Raises InputError for numbers out of range, an empty loader, a batch that cannot be read, nothing to train;
+    TrainingError where the loss is not finite a second time, or a batch cannot be trained on; ArtifactError where a
+    checkpoint cannot be written.
     """
 
     epochs: int = 5
@@ -91,6 +93,15 @@ def _reference_put_back(task: Task) -> Iterator[None]:
     finally:
         if task.reference is not None and device_of(task.reference) != home:
             task.reference.to(home)
+
+
+@contextmanager
+def _at(title: str) -> Iterator[None]:
+    """Say of an error in which epoch it was."""
+    try:
+        yield
+    except TersorError as error:
+        raise error.at(f"{title}, {error.where}") from error
 
 
 class _Run:
@@ -144,29 +155,43 @@ class _Run:
         folder = self.context.folder / "tensorboard" if self.context.folder and main else None
         board = Board(folder, self.state.epoch)
         assert self.task.metric is not None
-        while self.state.epoch < self.step.epochs and not self._out_of_patience():
-            try:
-                entry = self._epoch(self.state.epoch + 1)
-            except NotFinite as error:
-                self._step_back(error)
-                continue
-            self._remember(entry)
-            board.write(entry, self.task.metric.name)
-            if self.checkpoints and main:
-                self.checkpoints.write(self.state)
-            self.trainer.accelerator.wait_for_everyone()
+        with closing(self._clock()) as self.clock:
+            next(self.clock, None)  # starts it
+            while self.state.epoch < self.step.epochs and not self._out_of_patience():
+                entry = self._good_epoch()
+                self._remember(entry)
+                board.write(entry, self.task.metric.name)
+                if self.checkpoints and main:
+                    self.checkpoints.write(self.state)
+                self.trainer.accelerator.wait_for_everyone()
         board.close()
         return self._result()
+
+    def _clock(self) -> Generator[int, None, None]:
+        """One tick per batch, told as progress over all epochs: an estimate of the time left for the whole training."""
+        left = self.step.epochs - self.state.epoch
+        total = left * self.length if self.length else None
+        yield from self.context.progress.track(count(), f"training, {left} epochs", total)
+
+    def _batches(self, title: str) -> Generator[Batch, None, None]:
+        batches = batches_of(self.batches, "task.train")
+        for batch in self.context.progress.track(batches, title, self.length):
+            yield batch
+            next(self.clock, None)  # before the epoch's own, so that sparse output tells of the whole
+
+    def _good_epoch(self) -> dict[str, Any]:
+        while True:
+            try:
+                return self._epoch(self.state.epoch + 1)
+            except NotFinite as error:
+                self._step_back(error)  # a second time this raises
 
     def _epoch(self, epoch: int) -> dict[str, Any]:
         begun = time.monotonic()
         title = f"epoch {epoch}/{self.step.epochs}"
-        with seeded(derive_seed(self.context.seed, epoch), self.batches, epoch):
-            batches = self.context.progress.track(self.batches, title, self.length)
-            try:
+        with seeded(derive_seed(self.context.seed, epoch), self.batches, epoch), _at(title):
+            with closing(self._batches(title)) as batches:
                 loss = self.trainer.epoch(batches, lambda number: self._factor(epoch, number))
-            except TrainingError as error:
-                raise TrainingError(error.what, where=f"{title}, {error.where}", got=error.got) from error
             lr = self.trainer.optimizer.param_groups[0]["lr"]
             validation = self.trainer.validate()
         seconds = round(time.monotonic() - begun, 3)
@@ -234,15 +259,16 @@ def estimate(step: Finetune, model: nn.Module, task: Task) -> float:
         )  # fmt: skip
         times = []
         begun = time.perf_counter()
-        for batch in islice(task.train, 4):
-            float(trainer.step(batch))  # waits until it is done
+        for number, batch in enumerate(islice(batches_of(task.train, "task.train"), 4)):
+            with user_code("a batch cannot be trained on", where=f"task.train, batch {number}", kind=TrainingError):
+                float(trainer.step(batch))  # waits until it is done
             times.append(time.perf_counter() - begun)
             begun = time.perf_counter()
         if not times:
             raise InputError("the loader is empty", where="task.train", got="no batch", expected="at least one batch")
         training = sorted(times[1:] or times)[len(times[1:]) // 2] * _count(task.train)
         begun = time.perf_counter()
-        some = list(islice(task.validation, 2))
+        some = list(islice(batches_of(task.validation, "task.validation"), 2))
         validate(trainer.model, replace(task, validation=some), trainer.device)
         validation = (time.perf_counter() - begun) / max(1, len(some)) * _count(task.validation)
     return step.epochs * (training + validation)
@@ -250,4 +276,4 @@ def estimate(step: Finetune, model: nn.Module, task: Task) -> float:
 
 def _count(loader: Any) -> int:
     length = length_of(loader)
-    return sum(1 for _ in loader) if length is None else length
+    return sum(1 for _ in batches_of(loader, "the loader")) if length is None else length

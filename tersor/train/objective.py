@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -39,9 +40,9 @@ class Forward:
         """The model's output tensor, with its gradient."""
         if self.task.loss is not None:
             _ = self.task_loss
-            args, kwargs = self.task.inputs(self.batch)
-            for called, named, result in self._calls:
-                if _same_objects(called, args) and _same_objects(_items(named), _items(kwargs)):
+            meant = self._bound(*self.task.inputs(self.batch, self.model))
+            for args, kwargs, result in self._calls:
+                if _same_objects(self._bound(args, kwargs), meant):
                     return self.task.output(result)
         return self.task.outputs(self.model, self.batch)
 
@@ -58,6 +59,13 @@ class Forward:
 
     def _remember(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
         self._calls.append((args, kwargs, result))
+
+    def _bound(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Arguments by the names that the task's model has for them, however they were passed."""
+        try:
+            return inspect.signature(self.task.model.forward).bind(*args, **kwargs).arguments
+        except TypeError:  # a model with other arguments
+            return {"args": args, "kwargs": kwargs}
 
     @cached_property
     def reference_outputs(self) -> Tensor:
@@ -86,12 +94,12 @@ class Forward:
         return outputs
 
 
-def _items(named: Mapping[str, Any]) -> tuple[Any, ...]:
-    return tuple(value for key in sorted(named) for value in (key, named[key]))
-
-
-def _same_objects(a: tuple[Any, ...], b: tuple[Any, ...]) -> bool:
-    return len(a) == len(b) and all(x is y or (isinstance(x, str) and x == y) for x, y in zip(a, b, strict=True))
+def _same_objects(a: Any, b: Any) -> bool:
+    if isinstance(a, tuple) and isinstance(b, tuple):
+        return len(a) == len(b) and all(map(_same_objects, a, b))
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+        return a.keys() == b.keys() and all(_same_objects(a[key], b[key]) for key in a)
+    return a is b
 
 
 class Objective(ABC):

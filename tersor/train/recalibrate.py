@@ -12,7 +12,8 @@ from accelerate.utils import send_to_device
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from tersor.core.errors import InputError
+from tersor.core.errors import InputError, user_code
+from tersor.core.loading import batches_of
 from tersor.core.randomness import seeded
 from tersor.core.step import Context, Result, Step, derive_seed
 from tersor.core.task import Task
@@ -26,7 +27,7 @@ class RecalibrateBatchNorm(Step):
 
     Only batch norms are in train mode meanwhile: dropout stays off, as it is when the statistics are used. Weights do
     not change. Useful after pruning, where it costs seconds. A model without batch norm comes back as it was, and that
-    is said. Raises InputError for ``batches`` < 1 or an empty loader.
+    is said. Raises InputError for ``batches`` < 1, an empty loader and a batch that cannot be read or run.
     """
 
     batches: int = 32
@@ -60,8 +61,10 @@ class RecalibrateBatchNorm(Step):
         seen, length = 0, length_of(task.train)
         total = self.batches if length is None else min(self.batches, length)
         with seeded(derive_seed(context.seed, 0), task.train), torch.no_grad():
-            for batch in context.progress.track(islice(task.train, self.batches), "batch norm statistics", total):
-                task.outputs(model, send_to_device(batch, device))
+            batches = islice(batches_of(task.train, "task.train"), self.batches)
+            for batch in context.progress.track(batches, "batch norm statistics", total):
+                with user_code("the model does not run on this batch", where=f"task.train, batch {seen}"):
+                    task.outputs(model, send_to_device(batch, device))
                 seen += 1
         if seen == 0:
             raise InputError("the loader is empty", where="task.train", got="no batch", expected="at least one batch")

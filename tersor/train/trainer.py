@@ -11,7 +11,7 @@ from accelerate.utils import broadcast, send_to_device
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from tersor.core.errors import InputError, TersorError, TrainingError
+from tersor.core.errors import InputError, TrainingError, user_code
 from tersor.core.task import Batch, Task
 from tersor.train.objective import Objective
 from tersor.train.optimizer import Optimizer, load_state_tensors, set_factor, state_tensors
@@ -77,13 +77,8 @@ class Trainer:
         losses: list[Tensor] = []
         for number, batch in enumerate(batches):
             set_factor(self.optimizer, factor(number))
-            try:
+            with user_code("a batch cannot be trained on", where=f"batch {number}", kind=TrainingError):
                 losses.append(self.step(batch))
-            except TersorError:
-                raise
-            except (RuntimeError, ValueError, TypeError, IndexError) as error:
-                got = f"{type(error).__name__}: {error}"
-                raise TrainingError("a batch cannot be trained on", where=f"batch {number}", got=got) from error
             if len(losses) % CHECK_EVERY == 0:
                 self._expect_finite(losses[-CHECK_EVERY:], first=number + 1 - CHECK_EVERY)
         if not losses:

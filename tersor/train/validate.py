@@ -7,24 +7,27 @@ from accelerate.utils import send_to_device
 from torch import nn
 
 from tersor.core.check_batch import metric_values
-from tersor.core.errors import InputError
+from tersor.core.errors import InputError, user_code
 from tersor.core.eval_mode import eval_mode
+from tersor.core.loading import batches_of
 from tersor.core.task import Task
 
 
 def validate(model: nn.Module, task: Task, device: torch.device) -> float:
     """The mean of the task's metric over the validation samples, ``model`` in eval mode and float32.
 
-    Raises InputError where there are no validation batches, or where the metric gives no finite value per sample.
+    Raises InputError where there are no validation batches or one cannot be read or run, and where the metric gives no
+    finite value per sample.
     """
     assert task.validation is not None, "a completed task has validation data"
     values = []
     with torch.no_grad(), eval_mode(model):
-        for number, batch in enumerate(task.validation):
-            batch = batch if device.type == "cpu" else send_to_device(batch, device)
-            outputs = task.outputs(model, batch)
+        for number, batch in enumerate(batches_of(task.validation, "task.validation")):
             where = f"task.validation, batch {number}"
-            values.append(metric_values(task, outputs, task.targets(batch), where))
+            with user_code("the model does not run on this batch", where=where):
+                batch = batch if device.type == "cpu" else send_to_device(batch, device)
+                outputs, targets = task.outputs(model, batch), task.targets(batch)
+            values.append(metric_values(task, outputs, targets, where))
     if not values:
         raise InputError("the loader is empty", where="task.validation", got="no batch", expected="at least one batch")
     return float(torch.cat(values).mean())

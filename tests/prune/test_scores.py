@@ -105,3 +105,22 @@ def test_random_depends_on_its_seed_alone(net, task):
     one, same, other = (Random(seed).units(net, task, groups)[0] for seed in (1, 1, 2))
     assert torch.equal(one, same)
     assert not torch.equal(one, other)
+
+
+def test_what_the_users_loader_or_loss_raises_is_told_with_its_batch(net, task):
+    def failing(model, batch):
+        raise KeyError("mask")
+
+    groups = groups_of(net, task)
+    with pytest.raises(
+        InputError, match="Taylor, calibration batch 0: the loss cannot be computed. Got KeyError: 'mask'"
+    ):
+        Taylor().units(net, Task(net, calibration=task.calibration, loss=failing), groups)
+
+    class Vanishing:
+        def __iter__(self):
+            yield task.calibration[0]
+            raise FileNotFoundError("image 17.png")
+
+    with pytest.raises(InputError, match="task.calibration, batch 1: the loader fails. Got FileNotFoundError"):
+        Taylor().units(net, Task(net, calibration=Vanishing()), groups)

@@ -1,4 +1,5 @@
 import copy
+import io
 import itertools
 import random
 import sys
@@ -7,6 +8,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
@@ -19,6 +21,7 @@ from tersor.core.progress import Progress
 from tersor.core.step import Context
 from tersor.core.task import Metric, Task
 from tersor.distill.response import Distill
+from tersor.report.progress import RichProgress
 from tersor.train import finetune
 from tersor.train.finetune import Finetune, estimate
 from tersor.train.optimizer import Optimizer
@@ -27,14 +30,18 @@ from tersor.train.schedules import Constant, Cosine
 
 class Listening(Progress):
     def __init__(self):
-        self.said, self.tracked = [], []
+        self.said, self.tracked, self.running = [], [], 0
 
     def say(self, text):
         self.said.append(text)
 
     def track(self, items, description, total=None):
         self.tracked.append((description, total))
-        yield from items
+        self.running += 1
+        try:
+            yield from items
+        finally:
+            self.running -= 1
 
 
 def network():
@@ -70,7 +77,8 @@ def test_training_lowers_the_loss_and_tells_each_epoch():
     assert all(entry.keys() == {"epoch", "loss", "validation", "lr", "seconds"} for entry in result.history)
     assert result.history[-1]["loss"] < 0.6 * result.history[0]["loss"]
     assert result.history[-1]["validation"] > 0.85
-    assert progress.tracked == [(f"epoch {epoch}/6", 10) for epoch in range(1, 7)]
+    epochs = [(f"epoch {epoch}/6", 10) for epoch in range(1, 7)]
+    assert progress.tracked == [("training, 6 epochs", 60), *epochs] and progress.running == 0
     rates = [entry["lr"] for entry in result.history]
     assert rates == pytest.approx([0.05 * Cosine().factor(10 * epoch - 1, 60) for epoch in range(1, 7)])
 
@@ -210,12 +218,76 @@ def test_nan_is_noticed_long_before_the_end_of_an_epoch():
     assert len(pulled) == 2 * 64 * 4  # samples, in the two attempts
 
 
-def test_an_epoch_that_fails_names_the_batch():
-    def explode(model, batch):
-        raise RuntimeError("boom")
+@pytest.mark.parametrize("error", [RuntimeError("boom"), KeyError("boom"), AssertionError("boom"), OSError("boom")])
+def test_whatever_a_batch_raises_is_told_with_epoch_and_batch(error):
+    calls = itertools.count()
 
-    with pytest.raises(TrainingError, match="epoch 1/5, batch 0: a batch cannot be trained on. Got RuntimeError: boom"):
-        run(Finetune(), make_task(loss=explode))
+    def explode(model, batch):
+        if next(calls) == 13:
+            raise error
+        return model(batch[0]).sum()
+
+    progress = Listening()
+    with pytest.raises(TrainingError) as caught:
+        run(Finetune(), make_task(loss=explode), Context(3, None, progress))
+    assert caught.value.where == "epoch 2/5, batch 3" and "boom" in caught.value.got
+    assert caught.value.got.startswith(type(error).__name__) and caught.value.__cause__.__cause__ is error
+    assert progress.running == 0  # no bar is left behind
+
+
+def test_ctrl_c_passes_through():
+    def interrupted(model, batch):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(Finetune(), make_task(loss=interrupted))
+
+
+class Failing:
+    """Good batches, but for one at one pass: a file that vanished in mid-run."""
+
+    def __init__(self, batches, at, on_pass):
+        self.batches, self.at, self.on_pass, self.passes = list(batches), at, on_pass, 0
+
+    def __iter__(self):
+        self.passes += 1
+        for number, batch in enumerate(self.batches):
+            if number == self.at and self.passes == self.on_pass:
+                raise FileNotFoundError("image 17.png")
+            yield batch
+
+
+@pytest.mark.parametrize(
+    "split, says",
+    [("train", "epoch 2/3, task.train, batch 1"), ("validation", "epoch 2/3, task.validation, batch 1")],
+)
+def test_a_loader_that_fails_in_mid_run_is_named_with_its_epoch(split, says):
+    task = make_task()
+    failing = Failing(getattr(task, split), at=1, on_pass=2)
+    with pytest.raises(InputError, match=f"{says}: the loader fails. Got FileNotFoundError: image 17.png"):
+        run(Finetune(epochs=3), make_task(**{split: failing}, calibration=task.train))
+
+
+def test_a_forward_that_fails_in_validation_names_its_batch():
+    short = [(torch.randn(8, 5), torch.zeros(8, dtype=torch.long))]
+    with pytest.raises(InputError, match="epoch 1/5, task.validation, batch 0: the model does not run on this batch"):
+        run(Finetune(), make_task(validation=short))
+
+
+def test_sparse_output_tells_of_the_whole_training():
+    now = itertools.count()
+    seconds = [0]
+
+    def slow(model, batch):
+        seconds[0] = next(now)
+        return nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+    paper = Console(file=io.StringIO(), force_terminal=False, width=80)
+    progress = RichProgress(paper, every=15, clock=lambda: float(seconds[0]))
+    run(Finetune(epochs=8), make_task(loss=slow), Context(3, None, progress))
+    lines = paper.file.getvalue().splitlines()
+    assert lines[0] == "  training, 8 epochs: 16 of 80, about 1 min 0 s left"
+    assert len(lines) == 5 and all(line.startswith("  training, 8 epochs: ") for line in lines)
 
 
 class Nothing(IterableDataset):
@@ -239,7 +311,7 @@ def test_a_loader_without_a_length_moves_the_learning_rate_by_epochs():
     progress = Listening()
     result = run(Finetune(epochs=3), make_task(train=DataLoader(Stream(), 8)), Context(3, None, progress))
     assert [entry["lr"] for entry in result.history] == [0.05 * Cosine().factor(epoch, 3) for epoch in range(3)]
-    assert progress.tracked[0] == ("epoch 1/3", None)
+    assert progress.tracked[:2] == [("training, 3 epochs", None), ("epoch 1/3", None)]
 
 
 def test_masks_and_quantisers_train_unaided():
@@ -288,6 +360,15 @@ def test_workers_that_live_on_are_said_to_void_exact_resumption(tmp_path):
     task = make_task(train=DataLoader(task.train.dataset, 80, num_workers=1, persistent_workers=True))
     run(Finetune(epochs=1), task, Context(3, tmp_path, progress))
     assert any("persistent_workers" in text for text in progress.said)
+
+
+def test_an_estimate_names_the_batch_that_fails():
+    def explode(model, batch):
+        raise KeyError("boom")
+
+    task = make_task(loss=explode)
+    with pytest.raises(TrainingError, match="task.train, batch 0: a batch cannot be trained on. Got KeyError: 'boom'"):
+        estimate(Finetune(), task.model, task)
 
 
 def test_an_estimate_counts_what_a_slow_loader_costs_and_changes_nothing():

@@ -91,3 +91,40 @@ def test_an_objective_of_one_s_own_is_a_dataclass_with_one_function(batch):
     model, _, task = both()
     total = (TaskLoss() + 0.1 * Size())(model, batch, task)
     assert torch.allclose(total, TaskLoss()(model, batch, task) + 0.1 * model.layer(batch[0]).square().mean())
+
+
+class Masked(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer, self.calls = nn.Linear(4, 3), 0
+
+    def forward(self, tokens, mask=None):
+        self.calls += 1
+        return self.layer(tokens * mask)
+
+
+class MaskFirst(Masked):
+    def forward(self, mask, tokens):
+        return super().forward(tokens, mask)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        None,
+        lambda model, batch: F.cross_entropy(model(batch["tokens"], batch["mask"]), batch["labels"]),
+        lambda model, batch: F.cross_entropy(model(mask=batch["mask"], tokens=batch["tokens"]), batch["labels"]),
+    ],
+    ids=["none", "positional", "keywords"],
+)
+def test_a_teacher_whose_arguments_have_another_order_learns_from_the_same_inputs(batch, loss):
+    torch.manual_seed(1)
+    x, labels = batch
+    mask = torch.randint(2, (6, 4)).float()
+    model, teacher = Masked(), MaskFirst()
+    task = Task(model, loss=loss, reference=teacher)
+    forward = Forward(model, {"mask": mask, "tokens": x, "labels": labels}, task)
+    objective = Distill(alpha=0.5).of(forward)
+    assert torch.isfinite(objective) and (model.calls, teacher.calls) == (1, 1)
+    assert torch.equal(forward.reference_outputs, teacher.layer(x * mask).detach())
+    assert torch.equal(forward.outputs, model.layer(x * mask))

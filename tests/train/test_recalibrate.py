@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -53,3 +55,20 @@ def test_no_batches_are_an_error(task):
         RecalibrateBatchNorm(batches=0)
     with pytest.raises(InputError, match="task.train: the loader is empty"):
         RecalibrateBatchNorm().run(task.model, Task(task.model, [], task.validation, task.test), Context())
+
+
+def test_a_batch_that_cannot_be_read_or_run_is_named(task):
+    def vanishing():
+        yield task.train[0]
+        raise FileNotFoundError("image 17.png")
+
+    class Loader:
+        def __iter__(self):
+            return vanishing()
+
+    said = "task.train, batch 1: the loader fails. Got FileNotFoundError: image 17.png"
+    with pytest.raises(InputError, match=said):
+        RecalibrateBatchNorm().run(task.model, replace(task, train=Loader()))
+    short = [*task.train[:2], (torch.randn(4, 3), torch.zeros(4))]
+    with pytest.raises(InputError, match="task.train, batch 2: the model does not run on this batch"):
+        RecalibrateBatchNorm().run(task.model, replace(task, train=short))
