@@ -246,7 +246,7 @@ class TwoInputs(nn.Module):
         self.fc = nn.Linear(4, 3)
 
     def forward(self, tokens, mask=None, weights=None):
-        return self.fc(tokens if mask is None else tokens * mask)
+        return self.fc(tokens if mask is None else tokens - 2 * mask)
 
 
 def test_a_dict_whose_keys_are_the_first_arguments_of_the_forward_is_positional():
