@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tersor.core.check_batch import check_outputs, check_targets, metric_values, predicts_classes
-from tersor.core.errors import InputError, TersorError
+from tersor.core.errors import InputError, user_code
 from tersor.core.eval_mode import eval_mode
+from tersor.core.loading import batches_of
 from tersor.core.measurement import Measurement
 from tersor.core.progress import Progress
-from tersor.core.randomness import fixed_randomness
+from tersor.core.randomness import seeded
 from tersor.core.task import Batch, Task
 from tersor.tensor.statistics import Estimate, bootstrap_interval, is_binary, paired_difference, wilson
 
@@ -54,7 +55,8 @@ def evaluate(
     """Run a model (an nn.Module in eval mode, an OnnxRunnable, any callable) over a split of a completed task.
 
     ``limit``: only so many samples. A loader that shuffles gives the same order each time. Raises InputError for an
-    empty loader, targets out of range and a metric of a strange shape, VerificationError for outputs not finite.
+    empty loader, a batch that cannot be read or run, targets out of range and a metric of a strange shape,
+    VerificationError for outputs not finite.
     """
     loader: Iterable[Batch] | None = getattr(task, split)
     if loader is None or task.metric is None:
@@ -65,8 +67,9 @@ def evaluate(
     key = n = 0
     total = len(loader) if isinstance(loader, Sized) else None
     mode = eval_mode(runnable) if isinstance(runnable, nn.Module) else nullcontext()
-    with mode, torch.no_grad(), fixed_randomness(0):
-        for number, batch in enumerate((progress or Progress()).track(loader, f"evaluate {split}", total)):
+    with mode, torch.no_grad(), seeded(0, loader):
+        batches = batches_of(loader, f"task.{split}")
+        for number, batch in enumerate((progress or Progress()).track(batches, f"evaluate {split}", total)):
             one = _evaluate_batch(runnable, task, batch, f"task.{split}, batch {number}")
             keep = len(one[0]) if limit is None else min(len(one[0]), limit - n)
             values.append(one[0][:keep])
@@ -88,15 +91,8 @@ def _evaluate_batch(runnable: Runnable, task: Task, batch: Batch, where: str) ->
     """(metric values [batch], predicted classes [batch, …] or None)."""
     if isinstance(runnable, nn.Module):
         batch = _moved(batch, runnable)
-    targets = task.targets(batch)
-    try:
-        outputs = task.outputs(runnable, batch)
-    except TersorError:
-        raise
-    except Exception as error:  # the user's forward
-        raise InputError(
-            "the model does not run on this batch", where=where, got=f"{type(error).__name__}: {error}"
-        ) from error
+    with user_code("the model does not run on this batch", where=where):
+        targets, outputs = task.targets(batch), task.outputs(runnable, batch)
     outputs, targets = outputs.detach(), targets.to(outputs.device)
     check_outputs(outputs, len(targets), where)
     check_targets(task, outputs.shape, targets, where)
@@ -172,7 +168,7 @@ def _check_pairs(a: Evaluation, b: Evaluation) -> None:
         raise InputError(
             "two evaluations cannot be paired: their targets differ", where=f"task.{a.split}",
             got="another order or other samples at the second pass", expected="the same samples in the same order",
-            do="Give the loader shuffle=False and no generator of its own",
+            do="Give the loader shuffle=False, and the dataset no randomness of its own",
         )  # fmt: skip
 
 

@@ -153,17 +153,39 @@ def test_paired_drop_is_positive_where_an_error_rose():
     assert found.value > 10 and found.unit == "squared units" and found.low > 0
 
 
-def test_a_shuffling_test_loader_is_paired_by_its_seed():
-    shuffling = task(test=DataLoader(TensorDataset(X, Y), batch_size=16, shuffle=True))
+@pytest.mark.parametrize("generator", [None, torch.Generator().manual_seed(1)], ids=["global", "own"])
+def test_a_shuffling_test_loader_is_paired_by_its_seed(generator):
+    loader = DataLoader(TensorDataset(X, Y), batch_size=16, shuffle=True, generator=generator)
+    shuffling = task(test=loader)
     assert evaluate(net(), shuffling).values.tolist() == evaluate(net(), shuffling).values.tolist()
     assert paired_drop(evaluate(net(), shuffling), evaluate(net(), shuffling), shuffling).value == 0
 
 
 def test_a_loader_that_changes_its_order_cannot_be_paired():
-    own = DataLoader(TensorDataset(X, Y), batch_size=16, shuffle=True, generator=torch.Generator().manual_seed(1))
-    moving = task(test=own)
+    class Moving:
+        def __init__(self):
+            self.passes = 0
+
+        def __iter__(self):
+            self.passes += 1
+            yield X.roll(self.passes, 0), Y.roll(self.passes, 0)
+
+    moving = task(test=Moving())
     with pytest.raises(InputError, match="shuffle=False"):
         paired_drop(evaluate(net(), moving), evaluate(net(), moving), moving)
+
+
+def test_what_the_loader_or_targets_of_raises_is_named_with_its_batch():
+    class Vanishing:
+        def __iter__(self):
+            yield X, Y
+            raise FileNotFoundError("image 17.png")
+
+    with pytest.raises(InputError, match="task.test, batch 1: the loader fails. Got FileNotFoundError: image 17.png"):
+        evaluate(net(), task(test=Vanishing()))
+    picky = task(test=[{"x": X}], targets_of=lambda batch: batch[1])
+    with pytest.raises(InputError, match="task.test, batch 0: the model does not run on this batch. Got KeyError: 1"):
+        evaluate(net(), picky)
 
 
 def test_evaluations_of_different_samples_cannot_be_paired():
