@@ -70,7 +70,7 @@ class FakeQuantize(nn.Module):
     and of 1e-1 then learn at the same relative pace under any optimiser, cannot cross zero, and weight decay pulls them
     to where calibration put them. (Trained as it is, the step of a channel with small weights diverges at learning
     rates that the weights bear. Jain et al. 2020, arXiv 1903.08066, learn the logarithm for the same reason.) Under
-    ``torch.export`` the rounding is written as the quantize / dequantize pair that ONNX's QDQ format knows.
+    ``torch.export`` and ``torch.onnx.export`` the rounding is written as the quantize / dequantize pair of either.
     """
 
     calibrated: Tensor
@@ -102,35 +102,35 @@ class FakeQuantize(nn.Module):
             return torch.uint8 if self.quant_max <= 255 else torch.uint16
         return torch.int8 if self.quant_max <= 127 else torch.int16
 
+    def freeze(self) -> None:
+        """Stop learning: the step in force becomes a constant. The values stay as they are."""
+        self.calibrated, self.log_growth = self.scale.detach(), None
+
     def _as_operator_pair(self, x: Tensor) -> Tensor:
-        import torch.ao.quantization.fx._decomposed  # noqa: F401  (declares torch.ops.quantized_decomposed)
+        """The rounding as operators, its scale computed in the graph: whatever was learnt or loaded is in force."""
+        if torch.onnx.is_in_onnx_export():
+            return self._as_onnx_operators(x.float()).to(x.dtype)
+        from torch.ao.quantization.fx import _decomposed  # noqa: F401  (declares torch.ops.quantized_decomposed)
 
         ops = torch.ops.quantized_decomposed
-        dtype = self.integer_type()
+        numbers, integers = (self.scale, self.zero_point.long()), (self.quant_min, self.quant_max, self.integer_type())
         if self.axis is None:
-            # Plain numbers, not tensors: they become constants of the exported graph.
-            arguments = (*self.numbers(), self.quant_min, self.quant_max, dtype)
-            return ops.dequantize_per_tensor(ops.quantize_per_tensor(x, *arguments), *arguments)
-        per_channel = (self.calibrated, self.zero_point.long(), self.axis, self.quant_min, self.quant_max, dtype)
-        return ops.dequantize_per_channel(ops.quantize_per_channel(x, *per_channel), *per_channel)
+            q = ops.quantize_per_tensor.tensor(x.float(), *numbers, *integers)
+            return ops.dequantize_per_tensor.tensor(q, *numbers, *integers).to(x.dtype)
+        q = ops.quantize_per_channel(x.float(), *numbers, self.axis, *integers)
+        return ops.dequantize_per_channel(q, *numbers, self.axis, *integers).to(x.dtype)
 
-    def numbers(self) -> tuple[float, int]:
-        """(scale, zero point) of a per-tensor quantiser as Python numbers."""
-        return self._plain
-
-    def freeze_numbers(self) -> None:
-        """Make the scale and zero point what an exported graph writes as constants; the values stay as they are.
-
-        Call it before export, outside the tracer (a traced tensor has no value to read).
-        """
-        if self.log_growth is not None:
-            with torch.no_grad():
-                self.calibrated.copy_(self.scale)
-                self.log_growth.zero_()
-        if self.axis is None:
-            self._plain = (float(self.calibrated), int(self.zero_point))
-
-    _plain: tuple[float, int] = (1.0, 0)
+    def _as_onnx_operators(self, x: Tensor) -> Tensor:
+        """ONNX's own operators. (torch's translation of the pair takes plain numbers only, ignores ranges narrower than
+        the type, and is known only where torch.ao was imported before the exporter.)"""
+        symbolic, dtype = torch.onnx.ops.symbolic, self.integer_type()
+        numbers = (self.scale, self.zero_point.to(dtype))
+        along: dict[str, Any] = {} if self.axis is None else {"axis": self.axis}
+        q = symbolic("QuantizeLinear", (x, *numbers), along, dtype=dtype, shape=x.shape)
+        if (self.quant_min, self.quant_max) != (torch.iinfo(dtype).min, torch.iinfo(dtype).max):
+            bounds = (torch.full((), self.quant_min, dtype=dtype), torch.full((), self.quant_max, dtype=dtype))
+            q = symbolic("Clip", (q, *bounds), dtype=dtype, shape=x.shape)
+        return symbolic("DequantizeLinear", (q, *numbers), along, dtype=torch.float32, shape=x.shape)
 
     def extra_repr(self) -> str:
         return f"[{self.quant_min}, {self.quant_max}], axis={self.axis}, learn={self.log_growth is not None}"

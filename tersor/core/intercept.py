@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Callable
+from types import FrameType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack, _pop_mode, _push_mode
 
 CHILD = "tersor_taps"  # the name under which an Intercept stands in its module
 
@@ -46,12 +49,13 @@ class _Watch(TorchFunctionMode):
 class Intercept(nn.Module):
     """Stands as a child in the module whose operator calls it intercepts; ``taps`` are keyed "operator_ordinal".
 
-    Calls are counted over one forward pass of the whole model (``restart`` at its beginning), so a module that is
-    called twice has two ordinals. As a child of a Sequential it is the identity.
+    Calls are counted over one forward pass of the whole model (``Passes``), so a module that is called twice has two
+    ordinals. As a child of a Sequential it is the identity.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, passes: Passes) -> None:
         super().__init__()
+        self.passes = passes
         self.taps = nn.ModuleDict()
         self.counts: Counter[str] = Counter()
         self._live: list[_Watch] = []
@@ -104,6 +108,11 @@ class Intercept(nn.Module):
         if self._live:
             self._live.pop().__exit__(None, None, None)
 
+    def forget(self) -> list[_Watch]:
+        """Give up the watches of a pass that never ended; returns them."""
+        live, self._live = self._live, []
+        return live
+
     def fall_asleep(self, module: nn.Module, args: Any) -> None:
         """A module below starts: its calls are its own."""
         if self._live:
@@ -115,20 +124,70 @@ class Intercept(nn.Module):
             self._live[-1].asleep -= 1
 
 
-def restart_counts(model: nn.Module, args: Any) -> None:
-    """The pre-hook of a whole model: every Intercept in it counts from zero again."""
-    for module in model.modules():
-        if isinstance(module, Intercept):
-            module.counts.clear()
+class Passes:
+    """Knows which modules of one model are running, so that counts restart where a pass begins: at a call of the model,
+    or of a part of it, that is not part of another call. Hooked to every module with an Intercept in or below it."""
+
+    def __init__(self) -> None:
+        self.running: list[nn.Module] = []
+
+    def attend(self, module: nn.Module) -> None:
+        """Hook ``module``, once."""
+        if self.begin not in module._forward_pre_hooks.values():
+            module.register_forward_pre_hook(self.begin, prepend=True)
+            module.register_forward_hook(self.end, always_call=True)
+
+    def begin(self, module: nn.Module, args: Any) -> None:
+        """Before the module's forward: the outermost one's Intercepts count from zero again."""
+        if self.running and not torch.compiler.is_compiling() and not _is_running(self.running[-1]):
+            self._clear()
+        if not self.running:
+            for intercept in _intercepts(module):
+                intercept.counts.clear()
+        self.running.append(module)
+
+    def end(self, module: nn.Module, args: Any, result: Any) -> None:
+        """After the module's forward, also after an error."""
+        if self.running and self.running[-1] is module:
+            self.running.pop()
+
+    def _clear(self) -> None:
+        """Take away what Ctrl-C left in the middle of a pass: torch calls no hook after a KeyboardInterrupt."""
+        live = [watch for intercept in _intercepts(self.running[0]) for watch in intercept.forget()]
+        modes = _get_current_function_mode_stack()
+        for _ in modes:
+            _pop_mode()
+        for mode in modes:
+            if mode not in live:
+                _push_mode(mode)
+        self.running.clear()
+
+
+def _is_running(module: nn.Module) -> bool:
+    """Whether Python is within a call of ``module``."""
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        if frame.f_code is nn.Module._call_impl.__code__ and frame.f_locals["self"] is module:
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _intercepts(module: nn.Module) -> list[Intercept]:
+    return [found for found in module.modules() if isinstance(found, Intercept)]
 
 
 def intercept_at(model: nn.Module, path: str) -> Intercept:
     """The Intercept of the module at ``path`` of ``model``, installed if it is not there yet."""
-    if restart_counts not in model._forward_pre_hooks.values():
-        model.register_forward_pre_hook(restart_counts, prepend=True)
     module = model.get_submodule(path)
-    found = module._modules.get(CHILD)
-    return found if isinstance(found, Intercept) else Intercept().install(module)
+    intercept = module._modules.get(CHILD)
+    if not isinstance(intercept, Intercept):
+        passes = next((found.passes for found in _intercepts(model)), None) or Passes()
+        intercept = Intercept(passes).install(module)
+    parts = path.split(".") if path else []
+    for depth in range(len(parts) + 1):
+        intercept.passes.attend(model.get_submodule(".".join(parts[:depth])))
+    return intercept
 
 
 def welcome(model: nn.Module, newcomer: nn.Module) -> None:

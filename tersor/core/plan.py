@@ -22,13 +22,15 @@ class Skip:
 class Plan:
     """The edits that ``method`` decided on, in the order in which they are applied, its skips, and a line per layer.
 
-    ``lines``: human-readable (place, what happens) pairs, the body of a dry run.
+    ``lines``: human-readable (place, what happens) pairs, the body of a dry run. ``preserves``: the edited model must
+    compute what the model computes, which is verified when the plan is run.
     """
 
     method: str
     edits: tuple[Edit, ...] = ()
     skips: tuple[Skip, ...] = ()
     lines: tuple[tuple[str, str], ...] = field(default=())
+    preserves: bool = False
 
     def summary(self) -> dict[str, Any]:
         """Counts of edits by kind, the lines and the skips, as plain JSON values."""

@@ -15,7 +15,7 @@ from tersor.core.plan import Plan
 from tersor.core.progress import Progress
 from tersor.core.randomness import seeded
 from tersor.core.task import Task
-from tersor.core.verify import verify_slices
+from tersor.core.verify import verify_edits
 
 
 @dataclass(frozen=True)
@@ -71,9 +71,9 @@ class Method(Step):
 
     @final
     def run(self, model: nn.Module, task: Task, context: Context | None = None) -> Result:
-        """Plan, apply, and verify that removed channels are gone without a trace.
+        """Plan, apply, and verify that removed channels are gone without a trace and that what preserves does.
 
-        Raises VerificationError where the shrunk model differs from the masked one; the model given is untouched.
+        Raises VerificationError where the edited model differs from what it must equal; the model given is untouched.
         """
         context = context or Context()
         with seeded(context.seed, task.calibration or ()):  # calibration batches are often shuffled
@@ -81,7 +81,7 @@ class Method(Step):
         if not plan.edits:
             context.progress.say(f"warning: {plan.method} found nothing to do ({len(plan.skips)} skipped)")
         edited = apply(model, plan)
-        facts = {"verified": verify_slices(model, edited, plan, task)}
+        facts = {"verified": verify_edits(model, edited, plan, task)}
         return Result(edited, (plan,), facts={k: v for k, v in facts.items() if v is not None})
 
 

@@ -1,4 +1,5 @@
-"""Removed channels must be gone without a trace: the shrunk model against the masked one."""
+"""Removed channels must be gone without a trace: the shrunk model against the masked one. What a plan says that it
+preserves must be the same."""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ from tersor.core.edit import Cut, Slice
 from tersor.core.errors import VerificationError
 from tersor.core.place import tensor_at
 from tersor.core.plan import Plan
+from tersor.core.randomness import fixed_randomness
 from tersor.core.task import Task
 
 TOLERANCE = 1e-4  # relative, in float32
@@ -47,35 +49,50 @@ def relative_difference(got: Tensor, expected: Tensor) -> float:
 def verify_slices(
     original: nn.Module, shrunk: nn.Module, plan: Plan, task: Task, *, tolerance: float = TOLERANCE
 ) -> float | None:
-    """The largest relative difference between ``shrunk`` and the masked original, on the task's example inputs and on
-    noise like them: a channel that the few examples leave dead must not hide a wrong index.
+    """``verify_edits`` for a plan that slices; None where the plan slices nothing."""
+    return verify_edits(original, shrunk, plan, task, tolerance=tolerance) if _slices(plan) else None
 
-    Both run in eval mode, in the dtype they have. None where the plan slices nothing. Raises VerificationError above
-    ``tolerance``, or where the shrunk model does not run.
+
+def verify_edits(
+    original: nn.Module, edited: nn.Module, plan: Plan, task: Task, *, tolerance: float = TOLERANCE
+) -> float | None:
+    """The largest relative difference between ``edited`` and what it must equal: the masked original where the plan
+    slices, the original where the plan ``preserves``. On the task's example inputs and on noise like them: a channel
+    that the few examples leave dead must not hide a wrong index.
+
+    Both run in eval mode, in the dtype they have (in half precision the tolerance is at least eight of its steps). None
+    where neither holds. Raises VerificationError above ``tolerance``, or where the edited model does not run.
     """
-    if not any(isinstance(edit, Slice) for edit in plan.edits):
+    if not plan.edits or not (plan.preserves or _slices(plan)):
         return None
     assert task.example_inputs is not None, "a completed task has example inputs"
-    reference, shrunk = masked_reference(original, plan), copy.deepcopy(shrunk)
+    reference, edited = masked_reference(original, plan), copy.deepcopy(edited)
     probes = [task.example_inputs, *(_noise_like(task.example_inputs, seed) for seed in range(DRAWS))]
     expected = [_run(reference, probe, task) for probe in probes]
     # A model may overflow on noise; on the examples it may not.
     chosen = [n for n, outputs in enumerate(expected) if n == 0 or bool(torch.isfinite(outputs).all())]
+    what, other = ("shrunk", "masked one") if _slices(plan) else ("edited", "original")
     try:
-        difference = max(relative_difference(_run(shrunk, probes[n], task), expected[n]) for n in chosen)
+        difference = max(relative_difference(_run(edited, probes[n], task), expected[n]) for n in chosen)
     except Exception as error:  # whatever the user's forward raises is the finding
         raise VerificationError(
-            "the shrunk model does not run; the original is untouched", where=plan.method,
+            f"the {what} model does not run; the original is untouched", where=plan.method,
             got=f"{type(error).__name__}: {error}",
             do="A size that the forward holds as a literal cannot follow the removal: leave that group out with where=",
         ) from error  # fmt: skip
+    if expected[0].is_floating_point():
+        tolerance = max(tolerance, 8 * torch.finfo(expected[0].dtype).eps)
     if difference > tolerance:
         raise VerificationError(
-            "the shrunk model differs from the masked one; the original is untouched", where=plan.method,
+            f"the {what} model differs from the {other}; the original is untouched", where=plan.method,
             got=f"relative difference {difference:.3g}", expected=f"at most {tolerance:g}",
-            do="This is a defect of the graph rules: please report the architecture",
+            do="Leave layers out with where= to find the one, and please report the architecture",
         )  # fmt: skip
     return difference
+
+
+def _slices(plan: Plan) -> bool:
+    return any(isinstance(edit, Slice) for edit in plan.edits)
 
 
 def _noise_like(inputs: tuple[Any, ...], seed: int) -> tuple[Any, ...]:
@@ -92,5 +109,5 @@ def _noise_like(inputs: tuple[Any, ...], seed: int) -> tuple[Any, ...]:
 
 
 def _run(model: nn.Module, inputs: tuple[Any, ...], task: Task) -> Tensor:
-    with torch.no_grad():
+    with torch.no_grad(), fixed_randomness(0):
         return task.output(model.eval()(*inputs))

@@ -8,10 +8,10 @@ import inspect
 import io
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import onnx
 import torch
@@ -26,7 +26,7 @@ from tersor.export.passes import ship
 
 OPSET = 20
 _LARGEST = 2**31 - 1  # protobuf's limit for one message
-_LOGGERS = ("torch.onnx", "torch.export", "torch.fx", "onnxscript", "onnx_ir")
+_LOGGERS = ("torch.onnx", "torch.export", "torch.fx", "torch._subclasses", "onnxscript", "onnx_ir")
 
 
 @dataclass(frozen=True)
@@ -41,18 +41,28 @@ class OnnxFile:
     dynamic_batch: bool
 
 
-def export_onnx(model: nn.Module, example_inputs: Sequence[Any], path: Path, *, dynamic_batch: bool = True) -> OnnxFile:
+def export_onnx(
+    model: nn.Module,
+    example_inputs: Sequence[Any],
+    path: Path,
+    *,
+    dynamic_batch: bool = True,
+    output_of: Callable[[Any], Tensor] | None = None,
+) -> OnnxFile:
     """Write ``model`` (in eval mode, on the CPU; the one given is untouched) to ``path`` as ONNX.
 
     Weight quantisers become int8 initialisers with a DequantizeLinear, activation quantisers QuantizeLinear /
     DequantizeLinear pairs, masks zeros in the weights. ``example_inputs``: positional tensors, batch first. With
-    ``dynamic_batch`` dimension 0 of every input is free.
+    ``dynamic_batch`` dimension 0 of every input is free. ``output_of``: what the model returns → the one tensor that
+    the file shall give (``task.output``); without it the file gives every tensor that the model returns, flattened.
 
-    Raises GraphError where the exporter fails or a quantiser has a range that ONNX cannot say; InputError for inputs
-    that are no tensors.
+    Raises GraphError where the exporter fails; InputError for inputs that are no tensors.
     """
     inputs = _example(example_inputs, dynamic_batch)
-    proto = _to_proto(_exportable(model), inputs, dynamic_batch)
+    target = _exportable(model)
+    if output_of is not None:  # a hook's result replaces the forward's, and renames no module as a wrapper would
+        target.register_forward_hook(lambda module, args, result: output_of(result))
+    proto = _to_proto(target, inputs, dynamic_batch)
     ship(proto, _input_names(model, len(inputs)))
     _check(proto)
     data = proto.SerializeToString(deterministic=True)
@@ -77,14 +87,13 @@ def _example(example_inputs: Sequence[Any], dynamic_batch: bool) -> tuple[Tensor
 
 
 def _exportable(model: nn.Module) -> nn.Module:
-    """A copy on the CPU whose masks are zeros in the weights and whose quantisers know their numbers."""
+    """A copy on the CPU whose masks are zeros in the weights and whose quantisers' steps are constants."""
     target = copy.deepcopy(model).cpu().eval().requires_grad_(False)
-    for path, module in target.named_modules():
+    for module in target.modules():
         if isinstance(module, FakeQuantize):
-            _expect_full_range(path, module)
-            module.freeze_numbers()
+            module.freeze()
         if parametrize.is_parametrized(module):
-            for entries in module.parametrizations.values():
+            for entries in cast(nn.ModuleDict, module.parametrizations).values():
                 _bake_masks(entries)
     return target
 
@@ -105,19 +114,7 @@ def _keeps_zeros(entry: nn.Module) -> bool:
     return isinstance(entry, Masked) or (isinstance(entry, FakeQuantize) and not bool(entry.zero_point.any()))
 
 
-def _expect_full_range(path: str, quantizer: FakeQuantize) -> None:
-    full = torch.iinfo(quantizer.integer_type())
-    if quantizer.axis is None and (quantizer.quant_min, quantizer.quant_max) != (full.min, full.max):
-        raise GraphError(
-            "ONNX has no such range for a per-tensor quantiser", where=path,
-            got=f"[{quantizer.quant_min}, {quantizer.quant_max}]", expected="[0, 255] or [-128, 127]",
-        )  # fmt: skip
-
-
 def _to_proto(model: nn.Module, inputs: tuple[Tensor, ...], dynamic_batch: bool) -> onnx.ModelProto:
-    # The registry of the exporter only knows operators that exist when it is built.
-    import torch.ao.quantization.fx._decomposed  # noqa: F401
-
     shapes = tuple({0: torch.export.Dim("batch")} for _ in inputs) if dynamic_batch else None
     try:
         with _quiet(), torch.no_grad():

@@ -59,9 +59,9 @@ def verify_onnx(path: Path, model: nn.Module, task: Task, *, quantized: bool, sa
 
 def _as_tensors(session: OnnxRunnable, model: nn.Module, task: Task, args: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    got = task.output(session(*(value.cpu() for value in args)))
+    got = session.output(task, *args)
     expected = task.output(model(*(value.to(device) for value in args)))
-    return torch.as_tensor(got).cpu(), expected.detach().cpu()
+    return got, expected.detach().cpu()
 
 
 def _samples(path: Path, task: Task, samples: int) -> Iterator[tuple[Tensor, ...]]:

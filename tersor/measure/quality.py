@@ -23,6 +23,7 @@ from tersor.core.measurement import Measurement
 from tersor.core.progress import Progress
 from tersor.core.randomness import seeded
 from tersor.core.task import Batch, Task
+from tersor.measure.session import OnnxRunnable
 from tersor.tensor.statistics import Estimate, bootstrap_interval, is_binary, paired_difference, wilson
 
 Runnable = Callable[..., Any]
@@ -92,13 +93,20 @@ def _evaluate_batch(runnable: Runnable, task: Task, batch: Batch, where: str) ->
     if isinstance(runnable, nn.Module):
         batch = _moved(batch, runnable)
     with user_code("the model does not run on this batch", where=where):
-        targets, outputs = task.targets(batch), task.outputs(runnable, batch)
+        targets, outputs = task.targets(batch), _outputs(runnable, task, batch)
     outputs, targets = outputs.detach(), targets.to(outputs.device)
     check_outputs(outputs, len(targets), where)
     check_targets(task, outputs.shape, targets, where)
     values = metric_values(task, outputs, targets, where)
     classes = predicts_classes(outputs.shape, targets) and outputs.shape[-1] > 1
     return values, outputs.argmax(dim=-1).cpu() if classes else None
+
+
+def _outputs(runnable: Runnable, task: Task, batch: Batch) -> Tensor:
+    if not isinstance(runnable, OnnxRunnable):
+        return task.outputs(runnable, batch)
+    args, kwargs = task.inputs(batch)
+    return runnable.output(task, *args, **kwargs)
 
 
 def _moved(batch: Batch, model: nn.Module) -> Batch:

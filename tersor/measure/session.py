@@ -8,6 +8,8 @@ from typing import final
 import torch
 from torch import Tensor
 
+from tersor.core.errors import InputError
+from tersor.core.task import Task
 from tersor.measure.onnx_cpu import BACKEND, feed_of, open_session, run_session
 
 
@@ -34,3 +36,20 @@ class OnnxRunnable:
         feed = feed_of(self._session, arrays, str(self.path))
         outputs = tuple(torch.from_numpy(output) for output in run_session(self._session, feed, str(self.path)))
         return outputs[0] if len(outputs) == 1 else outputs
+
+    def output(self, task: Task, *tensors: Tensor) -> Tensor:
+        """The tensor that matters in what the file gives: the only one, or what ``task.output`` takes of several.
+
+        A file of one output holds ``task.output`` already (``export_onnx(…, output_of=task.output)``).
+        """
+        result = self(*tensors)
+        if isinstance(result, Tensor):
+            return result
+        try:
+            return task.output(result)
+        except (TypeError, LookupError, AttributeError) as error:
+            raise InputError(
+                "the file's outputs are not what task.output_of reads", where=str(self.path),
+                got=f"{len(result)} tensors; {type(error).__name__}: {error}",
+                do="Export it with export_onnx(…, output_of=task.output), or let output_of take a tuple too",
+            ) from error  # fmt: skip

@@ -62,15 +62,6 @@ class Statistics:
         """At most ``SAMPLE_PER_BATCH`` values of each call, drawn at random, and both extremes: float32 [n]."""
         return torch.cat([*self.parts, torch.tensor([self.low, self.high])])
 
-    def require_variety(self) -> None:
-        """Raise InputError, naming the place, where all values were the same: that tells no range."""
-        if self.low == self.high:
-            raise InputError(
-                "the activation is constant over the calibration batches", where=str(self.place),
-                got=f"{self.low:g} in every one of {self.calls} calls", expected="values that differ",
-                do="Calibrate with data like the real data, or leave the layer out with where=~ByName(…)",
-            )  # fmt: skip
-
 
 class _Tap(nn.Module):
     """Hands what passes to its statistics and lets it pass unchanged."""

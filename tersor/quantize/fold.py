@@ -51,7 +51,7 @@ class FoldBatchNorm(Method):
                 continue
             edits += _fold(model, graph, producer, norm)
             lines.append((norm.module, f"folded into {weight_place(model, graph, producer)}"))
-        return Plan("FoldBatchNorm", tuple(edits), tuple(skips), tuple(lines))
+        return Plan("FoldBatchNorm", tuple(edits), tuple(skips), tuple(lines), preserves=True)
 
 
 def foldable(model: nn.Module, graph: Graph) -> tuple[list[tuple[Call, Call]], list[Skip]]:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +23,8 @@ from tersor.quantize.points import Flow, Points, decide, float_calls, upper_boun
 from tersor.quantize.ranges import MeanSquaredError, MinMax, Range
 from tersor.quantize.schemes import Int
 from tersor.quantize.weights import TRANSPOSED, WEIGHTED, bias_place, has_bias, output_axis, weight_place
+
+Observed = Mapping[ActivationPlace, Statistics]
 
 
 @dataclass(frozen=True)
@@ -54,10 +55,11 @@ class Quantize(Method):
     learn: bool = True
 
     def __post_init__(self) -> None:
-        if self.activations.granularity != "per_tensor":
+        if self.activations.granularity != "per_tensor" or self.activations.bits != 8:
             raise InputError(
-                "activations have one scale each", where="Quantize.activations", got=self.activations,
-                expected='Int(8, "per_tensor", symmetric=False)',
+                "activations have one scale each, and 8 bits: what integer kernels read and write",
+                where="Quantize.activations", got=str(self.activations),
+                expected='Int(8, "per_tensor", symmetric=False), or symmetric=True',
             )  # fmt: skip
         if self.calibration_batches < 1:
             raise InputError(
@@ -70,8 +72,9 @@ class Quantize(Method):
     def plan(self, model: nn.Module, task: Task) -> Plan:
         """One Quantizer for every weight and for every group of activations that share a grid.
 
-        Raises InputError where the model is quantised already, has batch norms that ought to be folded first, or
-        where calibration shows a NaN or a constant activation.
+        Raises InputError where the model is quantised already, has batch norms that ought to be folded first, does not
+        compute in float32, or where calibration shows a NaN. What is constant over the calibration batches (a dead
+        ReLU) tells no range: it is a skip, and the layers around it stay float.
         """
         assert task.example_inputs is not None, "a completed task has example inputs"
         _expect_no_quantizers(model)
@@ -79,14 +82,17 @@ class Quantize(Method):
         _expect_folded(model, graph)
         flow = Flow(graph)
         weighted, skips = self._weighted(model, graph, flow)
-        points, missed = _borne_out(model, flow, weighted, task.example_inputs)
+        points, statistics, missed = self._observed(model, task, flow, weighted)
         skips += [Skip(str(place), reason) for place, reason in missed.items()]
         kept = {call.name for call in points.weighted}
         lost = [call.place for call in weighted if call.name not in kept]
-        skips += [Skip(str(place), "stays float: its activation or its result cannot be intercepted") for place in lost]
+        skips += [
+            Skip(str(place), "stays float: its activation or its result cannot be intercepted, or is constant")
+            for place in lost
+        ]
         named = {skip.place for skip in skips}
         skips += [skip for skip in float_calls(flow, points) if skip.place not in named]
-        edits, lines = self._quantizers(model, task, flow, points)
+        edits, lines = self._quantizers(model, flow, points, statistics)
         return Plan("Quantize", tuple(edits), tuple(skips), tuple(lines))
 
     def _weighted(self, model: nn.Module, graph: Graph, flow: Flow) -> tuple[list[Call], list[Skip]]:
@@ -105,16 +111,41 @@ class Quantize(Method):
             elif flow.origin(call.args[0]) not in flow.active:
                 reason = "stays float: it reads no activation"
             else:
+                _expect_float32(call)
                 found.append(call)
                 continue
             skips.append(Skip(call.module or "<model>", reason))
         return found, skips
 
+    def _observed(
+        self, model: nn.Module, task: Task, flow: Flow, weighted: list[Call]
+    ) -> tuple[Points, Observed, dict[ActivationPlace, str]]:
+        """Decide and calibrate, and again without what cannot be intercepted or tells no range, until all can.
+
+        Returns the points, what was seen at each of their places, and why each place that was given up cannot be.
+        """
+        assert task.example_inputs is not None, "a completed task has example inputs"
+        missed: dict[ActivationPlace, str] = {}
+        barred: set[str] = set()
+        statistics: dict[ActivationPlace, Statistics] = {}
+        while True:
+            points = decide(flow, weighted, barred)
+            names = {flow.place(name): name for name in points.values}
+            shapes = {place: flow.shape(name) for place, name in names.items()}
+            found = unreachable(model, flow.graph, shapes, task.example_inputs)
+            if not found:
+                new = [place for place in names if place not in statistics]
+                statistics |= watch(model, new, task, batches=self.calibration_batches) if new else {}
+                found = _constant(flow, points, statistics)
+            if not found:
+                return points, statistics, missed
+            missed |= found
+            barred |= {names[place] for place in found}
+
     def _quantizers(
-        self, model: nn.Module, task: Task, flow: Flow, points: Points
+        self, model: nn.Module, flow: Flow, points: Points, statistics: Observed
     ) -> tuple[list[Quantizer], list[tuple[str, str]]]:
         places = {name: flow.place(name) for name in points.values}
-        statistics = watch(model, places.values(), task, batches=self.calibration_batches) if places else {}
         activations: dict[str, Quantizer] = {}
         for group in points.groups():
             bounds = [upper_bound(flow.calls[name]) for name in group if name in points.absorbed]
@@ -134,8 +165,6 @@ class Quantize(Method):
     def _activation(self, statistics: list[Statistics], bound: float | None) -> Quantizer:
         """``bound``: where an absorbed clamp ends. The integers must not reach beyond it, or ONNX Runtime keeps the
         clamp and computes what is before it in floating point; so that step is not learnt."""
-        for each in statistics:
-            each.require_variety()
         sample = torch.cat([each.sample for each in statistics])[None]
         scale, zero_point = self.activation_range.parameters(sample, self.activations)
         scheme = self.activations
@@ -170,22 +199,24 @@ class Quantize(Method):
         )  # fmt: skip
 
 
-def _borne_out(
-    model: nn.Module, flow: Flow, weighted: list[Call], example_inputs: tuple[Any, ...]
-) -> tuple[Points, dict[ActivationPlace, str]]:
-    """Decide, and decide again without the places that the running model does not bear out, until all are."""
-    missed: dict[ActivationPlace, str] = {}
-    barred: set[str] = set()
-    while True:
-        points = decide(flow, weighted, barred)
-        names = {flow.place(name): name for name in points.values}
-        found = unreachable(
-            model, flow.graph, {place: flow.shape(name) for place, name in names.items()}, example_inputs
-        )
-        if not found:
-            return points, missed
-        missed |= found
-        barred |= {names[place] for place in found}
+def _constant(flow: Flow, points: Points, statistics: Observed) -> dict[ActivationPlace, str]:
+    """place → why it tells no range, where all values of those that share a quantiser are the same."""
+    found: dict[ActivationPlace, str] = {}
+    for group in points.groups():
+        seen = [statistics[flow.place(name)] for name in group]
+        low = min(each.low for each in seen)
+        if low == max(each.high for each in seen):
+            reason = f"constant over the calibration batches ({low:g} in every one of {seen[0].calls} calls): no range"
+            found |= {each.place: reason for each in seen}
+    return found
+
+
+def _expect_float32(call: Call) -> None:
+    if call.dtype != torch.float32:
+        raise InputError(
+            "the model does not compute in float32", where=str(call.place), got=call.dtype, expected=torch.float32,
+            do="Quantise model.float(), with loaders and example inputs of float32",
+        )  # fmt: skip
 
 
 def _widened(scale: Tensor, rows: Tensor, bias: Tensor | None, input_scale: float) -> Tensor:

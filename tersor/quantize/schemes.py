@@ -21,8 +21,8 @@ class Int:
     symmetric: bool = True
 
     def __post_init__(self) -> None:
-        if not 2 <= self.bits <= 8:
-            raise InputError("impossible width", where="Int.bits", got=self.bits, expected="2 to 8")
+        if type(self.bits) is not int or not 2 <= self.bits <= 8:
+            raise InputError("impossible width", where="Int.bits", got=self.bits, expected="a whole number from 2 to 8")
         if self.granularity not in ("per_channel", "per_tensor"):
             raise InputError(
                 "unknown granularity",

@@ -135,7 +135,7 @@ def _export(task: Task, path: Path) -> None:
     assert task.example_inputs is not None
     model = load_artifact(path, task.model).eval()
     quantized = any(isinstance(edit, Quantizer) for edit in read_edits(path))
-    export_onnx(model, task.example_inputs, path / "model.onnx")
+    export_onnx(model, task.example_inputs, path / "model.onnx", output_of=task.output)
     write_json(path / "onnx.json", dict(verify_onnx(path / "model.onnx", model, task, quantized=quantized)))
 
 

@@ -271,3 +271,82 @@ def test_taps_are_in_the_exported_program():
     intercept_at(model, "block").add("relu", 1, Add(1))
     program = torch.export.export(model, (X,), strict=False)
     assert torch.equal(program.module()(X), model(X))
+
+
+class Body(nn.Module):
+    """Calls one block twice; nothing of its own is tapped."""
+
+    def __init__(self):
+        super().__init__()
+        self.block = Residual()
+
+    def forward(self, x):
+        return self.block(self.block(x))
+
+
+class Whole(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = Body()
+
+    def forward(self, x):
+        return self.body(x) + self.body.block(x)
+
+
+def test_parts_called_directly_count_from_zero_each_time_and_the_whole_counts_through():
+    model = Whole()
+    plain, part, block = model(X), model.body(X), model.body.block(X)
+    intercept_at(model, "body.block").add("relu", 1, Add(1))
+    for net in (model, copy.deepcopy(model)):
+        for _ in range(2):
+            assert torch.equal(net(X), plain + 1)
+            assert torch.equal(net.body(X), part + 1)
+            assert torch.equal(net.body.block(X), block)  # one call: it has no second relu
+    assert torch.equal(copy.deepcopy(model.body)(X), part + 1)
+
+
+def test_a_third_call_in_one_forward_is_the_third():
+    model = Whole()
+    plain = model(X)
+    intercept_at(model, "body.block").add("relu", 2, Add(1))
+    assert torch.equal(model(X), plain + 1) and torch.equal(model.body(X), model.body.block(model.body.block(X)))
+
+
+def test_a_module_that_calls_itself_is_one_pass():
+    class Recursive(nn.Module):
+        def forward(self, x, depth=3):
+            return F.relu(x) + (self(x, depth - 1) if depth > 1 else 0)
+
+    model = Recursive()
+    plain = model(X)
+    intercept_at(model, "").add("relu", 2, Add(1))
+    for _ in range(2):
+        assert torch.equal(model(X), plain + 1)
+
+
+@pytest.mark.parametrize("stopped, then", [("", ""), ("", "body"), ("body", ""), ("body.block", "body")])
+def test_a_pass_cleans_up_after_ctrl_c(stopped, then):
+    class Stop(nn.Module):
+        armed = False
+
+        def forward(self, x):
+            if self.armed:
+                raise KeyboardInterrupt
+            return x
+
+    model, stop = Whole(), Stop()
+    for path in ("", "body", "body.block", "body.block.inner"):
+        intercept_at(model, path).add("add", 0, Add(0))
+    intercept_at(model, "body.block").add("relu", 0, stop)
+    expected = model.get_submodule(then)(X)
+    outer = torch.device("cpu")  # a mode of the user's own must survive
+    with outer:
+        stop.armed = True
+        with pytest.raises(KeyboardInterrupt):
+            model.get_submodule(stopped)(X)
+        stop.armed = False
+        assert len(_get_current_function_mode_stack()) > 1
+        assert torch.equal(model.get_submodule(then)(X), expected)
+        assert len(_get_current_function_mode_stack()) == 1
+    assert _get_current_function_mode_stack() == []
+    assert torch.equal(model.get_submodule(then)(X), expected)

@@ -8,7 +8,7 @@ from tersor.core.errors import VerificationError
 from tersor.core.place import TensorPlace
 from tersor.core.plan import Plan
 from tersor.core.task import Task
-from tersor.core.verify import masked_reference, relative_difference, verify_slices
+from tersor.core.verify import masked_reference, relative_difference, verify_edits, verify_slices
 
 VECTORS = ("weight", "bias", "running_mean", "running_var")
 
@@ -120,3 +120,22 @@ def test_a_wrong_index_among_channels_that_the_examples_leave_dead_is_caught(mod
     plan = removal([0, 1], [0, 3])
     with pytest.raises(VerificationError):
         verify_slices(model, apply(model, plan), plan, Task(model, data, data, data).complete())
+
+
+def test_a_plan_that_preserves_is_held_to_the_original(model, task):
+    right = Plan("same", (Write(TensorPlace("0", "bias"), model[0].bias.detach()),), preserves=True)
+    assert verify_edits(model, apply(model, right), right, task) == 0
+    wrong = Plan("off", (Write(TensorPlace("0", "bias"), model[0].bias.detach() + 0.01),), preserves=True)
+    with pytest.raises(VerificationError, match="off: the edited model differs from the original; the original is unt"):
+        verify_edits(model, apply(model, wrong), wrong, task)
+    assert verify_edits(model, model, Plan("nothing", preserves=True), task) is None
+
+
+def test_half_precision_is_held_to_its_own_steps(model, task):
+    half, inputs = model.to(torch.bfloat16), task.example_inputs[0].to(torch.bfloat16)
+    task = Task(half, example_inputs=(inputs,))
+    rounded = Plan("rounding", (Write(TensorPlace("0", "bias"), half[0].bias.detach() * (1 + 2**-8)),), preserves=True)
+    assert 0 <= verify_edits(half, apply(half, rounded), rounded, task) < 8 * 2**-7
+    wrong = Plan("off", (Write(TensorPlace("0", "bias"), half[0].bias.detach() + 1),), preserves=True)
+    with pytest.raises(VerificationError):
+        verify_edits(half, apply(half, wrong), wrong, task)

@@ -8,21 +8,20 @@ import onnxruntime
 import pytest
 import torch
 
-from tersor.core.fake_quantize import FakeQuantize
-
 
 class Deployed:
-    """A quantised model in ONNX Runtime; ``histogram``: the operators of the graph that it really runs."""
+    """A quantised model, as ``torch.onnx.export`` writes it, in ONNX Runtime.
+
+    ``histogram``: the operators of the graph that it really runs.
+    """
 
     def __init__(self, model, example, folder):
-        model = copy.deepcopy(model).eval()
-        for module in model.modules():
-            if isinstance(module, FakeQuantize):
-                module.freeze_numbers()
         batch = ({0: torch.export.Dim("batch")},)
-        program = torch.export.export(model, (example,), dynamic_shapes=batch, strict=False)
         with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
-            torch.onnx.export(program, dynamo=True, verbose=False).save(str(folder / "model.onnx"))
+            program = torch.onnx.export(
+                copy.deepcopy(model).eval(), (example,), dynamic_shapes=batch, dynamo=True, verbose=False
+            )
+        program.save(str(folder / "model.onnx"))
         options = onnxruntime.SessionOptions()
         options.optimized_model_filepath = str(folder / "optimised.onnx")
         options.log_severity_level = 3

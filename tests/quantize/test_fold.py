@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from tersor.core.apply import apply
 from tersor.core.edit import Mask
-from tersor.core.errors import InputError
+from tersor.core.errors import InputError, VerificationError
 from tersor.core.place import ByName, TensorPlace
 from tersor.core.plan import Plan
 from tersor.core.task import Task
@@ -117,3 +117,19 @@ def test_where_says_which_norms():
     assert torch.allclose(folded(x), model(x))
     with pytest.raises(InputError, match="matches no module"):
         fold(copy.deepcopy(model), x, where=ByName("norm*"))
+
+
+def test_a_wrong_fold_is_caught_before_it_is_handed_on(monkeypatch):
+    from tersor.quantize import fold as module
+
+    right = module._scale_outputs
+    monkeypatch.setattr(module, "_scale_outputs", lambda weight, *rest: right(weight, *rest).roll(1, 0))
+    model = awake(nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4)))
+    with pytest.raises(VerificationError, match="FoldBatchNorm: the edited model differs from the original"):
+        fold(model, torch.randn(2, 2, 5, 5, dtype=torch.float64))
+
+
+def test_the_difference_that_folding_makes_is_noted():
+    model = awake(nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4))).float()
+    result = FoldBatchNorm().run(model, Task(model, example_inputs=(torch.randn(2, 2, 5, 5),)))
+    assert 0 <= result.facts["verified"] < 1e-5

@@ -271,10 +271,31 @@ def test_wrong_models_and_data_are_refused_with_what_to_do():
     task.calibration[1][0][0] = float("inf")
     with pytest.raises(InputError, match=r"input\[0\].*not finite"):
         Quantize().plan(plain, task)
-    plain.a.bias.data.fill_(-1000)
-    with pytest.raises(InputError, match=r"relu\[0\].*constant"):
-        Quantize().plan(plain, task_of(plain))
-    with pytest.raises(InputError, match="one scale each"):
-        Quantize(activations=Int(8))
+    for wrong in (Int(8), Int(4, "per_tensor", symmetric=False), Int(7, "per_tensor")):
+        with pytest.raises(InputError, match=r"one scale each, and 8 bits.*Int\(8"):
+            Quantize(activations=wrong)
+    for bits in (1, 9, 4.0):
+        with pytest.raises(InputError, match=r"Int.bits.*whole number from 2 to 8"):
+            Int(bits)
     with pytest.raises(InputError, match="matches no module"):
         Quantize(where=ByName("nothing")).plan(Perceptron(), task_of(plain))
+
+
+@pytest.mark.parametrize("constant", [0.0, 3.0])
+def test_a_constant_activation_stays_float_by_name_and_the_rest_is_quantised(constant, deploy):
+    torch.manual_seed(0)
+    dead, between = nn.Linear(8, 8), [nn.ReLU(), nn.Linear(8, 6), nn.ReLU()]
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), dead, *between, nn.Linear(6, 3)).eval()
+    with torch.no_grad():
+        dead.weight.zero_()
+        dead.bias.fill_(constant or -1)
+    task = task_of(model)
+    result = Quantize().run(model, task)
+    reasons = {skip.place: skip.reason for skip in result.plans[0].skips}
+    assert f"constant over the calibration batches ({constant:g} in every one of 3 calls)" in reasons["4:relu[0]"]
+    assert "stays float" in reasons["3:linear[0]"] and "stays float" in reasons["5:linear[0]"]
+    places = {str(place) for edit in result.plans[0].edits for place in edit.places}
+    assert {"1.weight", "7.weight"} <= places and not {"3.weight", "5.weight"} & places
+    x = torch.randn(20, 1, 8, 8)
+    deployed = deploy(result.model.eval(), x)
+    assert torch.allclose(deployed(x), result.model(x), atol=0.05) and deployed.histogram["QGemm"] >= 1
