@@ -1,5 +1,6 @@
 import json
-import multiprocessing
+import subprocess
+import sys
 
 import pytest
 
@@ -69,23 +70,24 @@ def test_opening_what_is_no_run_is_an_artifact_error(tmp_path):
         RunFolder.open(run.path)
 
 
-def _hold(path, ready, done):
-    with RunFolder(path).lock():
-        ready.set()
-        done.wait(20)
+HOLD = """
+import sys
+from pathlib import Path
+from tersor.run.folder import RunFolder
+with RunFolder(Path(sys.argv[1])).lock():
+    print("held", flush=True)
+    sys.stdin.read()
+"""
 
 
 def test_two_processes_cannot_work_on_one_run(tmp_path):
     run = RunFolder.create(tmp_path / "run", {})
-    context = multiprocessing.get_context("spawn")
-    ready, done = context.Event(), context.Event()
-    process = context.Process(target=_hold, args=(run.path, ready, done))
-    process.start()
-    assert ready.wait(20)
-    with pytest.raises(InputError, match="another process"), run.lock():
-        pass
-    done.set()
-    process.join(20)
+    command = [sys.executable, "-c", HOLD, str(run.path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "held\n"
+        with pytest.raises(InputError, match="another process"), run.lock():
+            pass
+        process.kill()
     with run.lock():
         pass
 
