@@ -28,7 +28,7 @@ def fixed_randomness(seed: int) -> Iterator[None]:
 
 
 @contextmanager
-def seeded(seed: int, loader: Iterable[Any], epoch: int = 0) -> Iterator[None]:
+def seeded(seed: int, loader: Iterable[Any] | None = None, epoch: int = 0) -> Iterator[None]:
     """Python, NumPy, torch on every device, and the loader's own generators start from ``seed``.
 
     An epoch begun in here is the same whenever it is begun again. The caller's random state (Python, NumPy, torch on
@@ -45,7 +45,7 @@ def seeded(seed: int, loader: Iterable[Any], epoch: int = 0) -> Iterator[None]:
         yield
 
 
-def _parts(loader: Iterable[Any]) -> list[Any]:
+def _parts(loader: Iterable[Any] | None) -> list[Any]:
     batch_sampler = getattr(loader, "batch_sampler", None)
     return [loader, getattr(loader, "sampler", None), batch_sampler, getattr(batch_sampler, "sampler", None)]
 

@@ -76,7 +76,7 @@ class Method(Step):
         Raises VerificationError where the edited model differs from what it must equal; the model given is untouched.
         """
         context = context or Context()
-        with seeded(context.seed, task.calibration or ()):  # calibration batches are often shuffled
+        with seeded(context.seed, task.calibration):  # calibration batches are often shuffled
             plan = self.plan(model, task)
         if not plan.edits:
             context.progress.say(f"warning: {plan.method} found nothing to do ({len(plan.skips)} skipped)")

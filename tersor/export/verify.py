@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 
 from tersor.core.errors import InputError, VerificationError
-from tersor.core.task import Task
+from tersor.core.loading import batches_of
+from tersor.core.task import Batch, Task
 from tersor.core.verify import TOLERANCE, relative_difference
 from tersor.export.passes import NAMED
 from tersor.measure.session import OnnxRunnable
@@ -70,7 +71,7 @@ def _samples(path: Path, task: Task, samples: int) -> Iterator[tuple[Tensor, ...
     if task.example_inputs is not None:
         yield from _pieces(tuple(task.example_inputs), fixed)
     count = 0
-    for batch in task.validation if task.validation is not None else ():
+    for batch in batches_of(_validation(task), "task.validation"):
         args, kwargs = task.inputs(batch)
         if kwargs:
             raise InputError("an ONNX file takes positional inputs", where="task.validation", got=sorted(kwargs))
@@ -94,8 +95,12 @@ def _fixed_batch(path: Path) -> int | None:
     return dims[0].dim_value if dims and dims[0].HasField("dim_value") else None
 
 
+def _validation(task: Task) -> Iterable[Batch]:
+    return () if task.validation is None else task.validation  # a loader without a length has no truth value
+
+
 def _is_classification(task: Task) -> bool:
-    for batch in task.validation if task.validation is not None else ():
+    for batch in batches_of(_validation(task), "task.validation"):
         return not task.targets(batch).is_floating_point()
     return False
 

@@ -86,6 +86,6 @@ def _plan_step(model: nn.Module, task: Task, named: NamedStep) -> tuple[nn.Modul
 def _plan_part(model: nn.Module, task: Task, part: Step) -> tuple[nn.Module, Plan | None]:
     if not isinstance(part, Method):
         return model, None
-    with seeded(0, task.calibration or ()):
+    with seeded(0, task.calibration):
         plan = part.plan(model, task)
     return apply(model, plan), plan

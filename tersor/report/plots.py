@@ -136,7 +136,10 @@ def latency(summary: Summary) -> Plot | None:
         each = "; ".join(f"{s.label} {both_of(m)}" for s, m in zip(stages, found, strict=True))
         told.append(f"batch {batch}: {each}")
     title = "Latency in ONNX Runtime"
-    caption = "Median with its 95 % interval, measured interleaved with the original. Shorter is better."
+    caption = (
+        "Median with its 95 % interval. Shorter is better. The table's speed-ups compare with the original as timed in "
+        "the same sittings, not with its bar here."
+    )
     return Plot("latency", title, caption, inline(figure, "latency", f"{title}. {'. '.join(told)}"))
 
 

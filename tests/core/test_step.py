@@ -104,3 +104,19 @@ def test_derived_seeds_depend_on_every_part_and_never_change():
     assert len(seeds) == 400 and all(0 <= seed < 2**31 for seed in seeds)
     assert derive_seed(1, 23) != derive_seed(12, 3)
     assert derive_seed(0, 1) == 868570902
+
+
+class Endless(torch.utils.data.IterableDataset):
+    def __iter__(self):
+        yield from ((torch.randn(4), torch.tensor(0)) for _ in range(8))
+
+
+def test_a_calibration_loader_without_a_length_is_fine():
+    class Looks(Method):
+        def plan(self, model, task):
+            return Plan("looks", lines=((str(next(iter(task.calibration))[0].sum().item()), "seen"),))
+
+    loader = torch.utils.data.DataLoader(Endless(), 4)
+    task = Task(nn.Linear(4, 2), train=loader, validation=loader, test=loader).complete()
+    first, second = (Looks().run(task.model, task, Context(seed=3)).plans[0].lines for _ in range(2))
+    assert first == second
