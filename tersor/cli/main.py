@@ -47,6 +47,23 @@ MaxSizeOption = Annotated[str | None, typer.Option(help="Largest ONNX file, such
 MaxLatencyOption = Annotated[str | None, typer.Option(help="Largest median latency at batch 1, such as 5ms.")]
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        sys.stdout.write(f"tersor {version('tersor')}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Options of the command itself."""
+
+
 class _Output:
     """Where a command prints: people's text (unless --json), progress (unless --quiet), and JSON."""
 

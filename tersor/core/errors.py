@@ -35,7 +35,7 @@ class TersorError(Exception):
             parts.append(text[0].upper() + text[1:])
         if self.do:
             parts.append(self.do)
-        return ". ".join(part.rstrip(".") for part in parts) + "."
+        return " ".join(part if part.endswith(("?", "!")) else part.rstrip(".") + "." for part in parts)
 
 
 class InputError(TersorError):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from typing import Any
 
 from tersor.core.measurement import Measurement
@@ -30,7 +30,7 @@ def summarise(
             "metric": task.metric.name,
             "metric_unit": task.metric.unit,
             "higher_is_better": task.metric.higher_is_better,
-            "samples": _samples(baseline, task.metric.name),
+            "samples": _samples(task, baseline, task.metric.name),
             "notes": [*task.derived, *facts["notes"]],
         },
         "recipe": facts["recipe"],
@@ -50,9 +50,10 @@ def summarise(
     }
 
 
-def _samples(baseline: Record, metric: str) -> dict[str, int | None]:
+def _samples(task: Task, baseline: Record, metric: str) -> dict[str, int | None]:
+    dataset = getattr(task.train, "dataset", None)
     return {
-        "train": None,
+        "train": len(dataset) if isinstance(dataset, Sized) else None,
         "validation": baseline.measurements[f"validation_{metric}"].n,
         "test": baseline.measurements[metric].n,
     }
@@ -134,5 +135,7 @@ def _speed(ratio: Measurement, batch: int) -> str:
         return f"no faster at batch {batch} (no difference shown)"
     word = "faster" if ratio.value >= 1 else "slower"
     ends = (ratio.value, ratio.low or ratio.value, ratio.high or ratio.value)
+    if ends[2] > 1.5 * ends[1]:
+        return f"{ends[1]:.1f}× to {ends[2]:.1f}× the speed at batch {batch} (the machine was too noisy to say closer)"
     factor, low, high = ends if ratio.value >= 1 else (1 / ends[0], 1 / ends[2], 1 / ends[1])
     return f"{factor:.1f}× {word} at batch {batch} ({low:.1f}–{high:.1f})"
