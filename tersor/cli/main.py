@@ -70,14 +70,16 @@ class _Output:
     def __init__(self, *, quiet: bool, as_json: bool):
         from tersor.report.progress import RichProgress
 
-        self.quiet, self.as_json = quiet, as_json
+        self.quiet, self.as_json, self.out = quiet, as_json, sys.stdout
+        if as_json:  # whatever the user's own code prints must not stand in the JSON; main puts it back
+            sys.stdout = sys.stderr
         self.console = Console(stderr=as_json, highlight=False)
         self.progress = RichProgress(console=self.console, quiet=quiet or as_json)
 
     def json(self, data: Any) -> None:
         """Print JSON, where it was asked for."""
         if self.as_json:
-            sys.stdout.write(json.dumps(data, indent=1, ensure_ascii=False) + "\n")
+            self.out.write(json.dumps(data, indent=1, ensure_ascii=False) + "\n")
 
     def show(self, *renderables: Any) -> None:
         """Print for people, unless JSON or quiet was asked for."""
@@ -249,6 +251,7 @@ def recipes(
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; every error becomes one message and an exit code."""
     given = sys.argv[1:] if arguments is None else arguments
+    out = sys.stdout
     try:
         app(args=given, prog_name="tersor", standalone_mode=True)
     except SystemExit as done:
@@ -261,6 +264,8 @@ def main(arguments: list[str] | None = None) -> int:
     except Exception as error:  # the last door: a defect of ours, told in one line
         told = f"unexpected {type(error).__name__}: {error}. This is a defect of Tersor: report what --debug shows."
         return _fail(told, error, 1, given)
+    finally:
+        sys.stdout = out
     return 0
 
 

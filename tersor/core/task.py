@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from tersor.core.check_batch import check_inputs
 from tersor.core.check_types import check_types
-from tersor.core.errors import InputError, user_code
+from tersor.core.errors import InputError, type_and_message, user_code
 from tersor.core.loading import batches_of
 from tersor.core.metric import ACCURACY, MEAN_SQUARED_ERROR, Metric, default_loss
 
@@ -158,7 +158,13 @@ class Task:
             said.append(f"the metric is {metric.name.replace('_', ' ')}, by the type of the targets")
         reference = self.model if self.reference is None else self.reference
         if self.reference is None or not _at_rest(reference):  # the user's own modules stay as they are
-            reference = copy.deepcopy(reference).eval().requires_grad_(False)
+            try:
+                reference = copy.deepcopy(reference).eval().requires_grad_(False)
+            except RuntimeError as error:  # the old torch.nn.utils.weight_norm leaves tensors that do not copy
+                raise InputError(
+                    "the model cannot be copied", where="task.model", got=type_and_message(error),
+                    do="Use torch.nn.utils.parametrizations.weight_norm, or detach the tensors that the model keeps",
+                ) from error  # fmt: skip
         return replace(
             self, calibration=calibration, example_inputs=example, metric=metric, reference=reference,
             derived=tuple(said),

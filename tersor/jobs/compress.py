@@ -9,13 +9,14 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import torch
 from torch import nn
 
 from tersor.core.check_task import check_task
-from tersor.core.errors import InputError, TersorError
+from tersor.core.errors import ArtifactError, InputError, TersorError
 from tersor.core.progress import Progress
 from tersor.core.record import Record
 from tersor.core.task import Task
@@ -139,6 +140,11 @@ def _work(folder: RunFolder, task: Task, recipe: Recipe, progress: Progress) -> 
             timing = Timing(**facts["timing"])
             records = run_steps(folder, task, recipe.steps, seed=facts["seed"], timing=timing, progress=progress)
             return _finish(folder, task, facts, records)
+    except FileNotFoundError as error:
+        raise ArtifactError(
+            "a file of the run is missing", where=str(error.filename or folder.path),
+            do="Put it back, or compress again into another folder",
+        ) from error  # fmt: skip
     except OSError as error:
         raise TersorError(
             "a file could not be written", where=str(error.filename or folder.path), got=error.strerror or error,
@@ -194,7 +200,7 @@ def _command(
         **({"threads": timing.threads} if timing.threads else {}),
     }
     told = "".join(f" --{name.replace('_', '-')} {value}" for name, value in options.items())
-    return f"tersor compress {task.source} -o {out} --recipe {recipe}{told}"
+    return f"tersor compress {quote(task.source)} -o {quote(str(out))} --recipe {quote(str(recipe))}{told}"
 
 
 def state_hash(model: nn.Module) -> str:

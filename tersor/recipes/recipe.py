@@ -78,7 +78,7 @@ def read_recipe(source: str | Path | Mapping[str, Any]) -> Recipe:
     text, where = _text_of(source)
     try:
         data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise InputError("the recipe is not YAML", where=where, got=" ".join(str(error).split())) from None
     if not isinstance(data, dict):
         raise InputError("the recipe holds no mapping", where=where, got=type(data).__name__, expected="name, steps, …")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import inspect
+import reprlib
 import types
 import typing
 from collections.abc import Mapping
@@ -159,7 +160,7 @@ def explain(error: ValidationError, path: str, model: type[BaseModel]) -> Tersor
             "unknown name", where=where, got=repr(fault["loc"][-1]), expected=f"one of {', '.join(allowed)}", do=do
         )
     message = fault["msg"].removeprefix("Value error, ")
-    return InputError(message[:1].lower() + message[1:], where=where, got=repr(fault["input"])[:120])
+    return InputError(message[:1].lower() + message[1:], where=where, got=reprlib.repr(fault["input"]))
 
 
 def _field_model(model: type[BaseModel], loc: tuple[Any, ...]) -> type[BaseModel] | None:

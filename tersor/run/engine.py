@@ -10,9 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from tersor.core.edit import Quantizer
+from tersor.core.errors import ArtifactError, InputError, VerificationError
 from tersor.core.plan import Plan
 from tersor.core.progress import Progress
 from tersor.core.record import Record
@@ -21,9 +23,11 @@ from tersor.core.task import Task
 from tersor.export.artifact import load_artifact, read_edits, save_artifact
 from tersor.export.onnx import export_onnx
 from tersor.export.verify import verify_onnx
+from tersor.measure.quality import evaluate
+from tersor.measure.session import OnnxRunnable
 from tersor.run.environment import versions
 from tersor.run.folder import RunFolder, read_json, whole_folder, write_json
-from tersor.run.measure_step import Timing, measure_step
+from tersor.run.measure_step import SPLITS, Timing, measure_step, stored_evaluation
 
 BASELINE = "baseline"
 
@@ -45,12 +49,39 @@ def start_from(folder: RunFolder, task: Task, progress: Progress) -> Task:
     """
     path = folder.step(0, BASELINE)
     if not (path / "architecture.json").exists():
+        if folder.records():
+            raise ArtifactError(
+                "the original model of the run is gone", where=str(path), expected="a saved model",
+                do="Put the folder back, or compress again into another one",
+            )  # fmt: skip
         with whole_folder(path) as part:
             save_artifact(part, task.model, original=task.model, plans=())
     task = dataclasses.replace(task, model=load_artifact(path, task.model).eval()).complete()
     for note in task.derived:
         progress.say(note)
+    if folder.records():
+        _expect_same_task(path, task, progress)
     return task
+
+
+def _expect_same_task(baseline: Path, task: Task, progress: Progress) -> None:
+    """Raise InputError where the task's code or data changed since the run measured its original model."""
+    do = "Put the task back as it was, or compress again into another folder"
+    try:
+        verify_onnx(baseline / "model.onnx", task.model, task, quantized=False)
+    except VerificationError as error:
+        raise InputError(
+            "the model's code changed since the run began", where="the task", got=error.got, do=do
+        ) from None
+    for split in SPLITS:
+        now = evaluate(OnnxRunnable(baseline / "model.onnx"), task, split=split, progress=progress).values
+        then = stored_evaluation(baseline, split).values
+        if now.shape != then.shape or not np.allclose(now, then, rtol=1e-4, atol=1e-6):
+            raise InputError(
+                f"the {split} data changed since the run began", where=f"task.{split}",
+                got=f"{len(now)} samples, mean {now.mean():.6g}",
+                expected=f"{len(then)} samples, mean {then.mean():.6g}", do=do,
+            )  # fmt: skip
 
 
 def run_steps(
@@ -63,6 +94,12 @@ def run_steps(
     """
     records = folder.records()
     everything = [NamedStep(BASELINE, "The original model", _Nothing()), *steps]
+    if [(r.number, r.name) for r in records] != [(n, s.name) for n, s in enumerate(everything[: len(records)])]:
+        raise ArtifactError(
+            "the records are not those of the run's steps", where=str(folder.path / "records.jsonl"),
+            got=", ".join(r.name for r in records), expected=", ".join(s.name for s in everything),
+            do="It was changed by hand: put it back, or compress again into another folder",
+        )  # fmt: skip
     for number, named in enumerate(everything):
         if number < len(records):
             progress.say(f"{named.name}: done before")
@@ -92,7 +129,7 @@ def _run_one(
     if previous is not None and not (path / "step.json").exists():
         _transform(folder, task, path, named, previous, Context(step_seed, _work(folder, path), progress))
     measured = time.monotonic()
-    if not (path / "onnx.json").exists():
+    if not (path / "onnx.json").exists() or not (path / "model.onnx").exists():
         _export(task, path)
     model = load_artifact(path, task.model).eval()
     found, layers = measure_step(model, path, folder.step(0, BASELINE), task, timing, progress)

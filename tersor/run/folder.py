@@ -12,12 +12,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict, Field
+
 from tersor.core.errors import ArtifactError, InputError
 from tersor.core.files import sync_folder, write_atomically
 from tersor.core.record import Record
 
 SCHEMA = 1
-FACTS = {"recipe", "task", "seed", "budgets", "timing", "notes", "command", "base_sha256", "environment"}
+
+
+class _Facts(BaseModel):
+    """The shape of ``run.json``; what else stands in it is kept as it is."""
+
+    model_config = ConfigDict(extra="allow")
+    recipe: dict[str, Any]
+    task: dict[str, str]
+    seed: int = Field(ge=0)
+    budgets: dict[str, float | None]
+    timing: dict[str, float | None]
+    notes: list[str]
+    command: str
+    base_sha256: str
+    environment: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -69,7 +85,22 @@ class RunFolder:
                 "the run is of another version", where=str(run.description), got=f"schema {schema}",
                 expected=f"schema {SCHEMA}", do="Finish it with the version of Tersor that began it",
             )  # fmt: skip
+        run.expect_whole()
         return run
+
+    def expect_whole(self) -> None:
+        """Raise ArtifactError where ``run.json`` does not hold what a run needs."""
+        facts = self.facts()
+        try:
+            _Facts.model_validate(facts)
+            if not 1 <= int(facts["environment"]["threads"]) <= 4096:
+                raise ValueError(f"threads {facts['environment']['threads']}")
+        except (ValueError, KeyError) as error:  # pydantic's error is a ValueError
+            raise ArtifactError(
+                "the description of the run is damaged", where=str(self.description),
+                got=" ".join(str(error).split())[:200],
+                do="It was changed by hand: put it back, or compress again into another folder",
+            ) from None  # fmt: skip
 
     @property
     def description(self) -> Path:
@@ -108,7 +139,7 @@ class RunFolder:
         complete = [line for line in lines[:-1] if line]
         try:
             return [Record.from_json(json.loads(line)) for line in complete]
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise ArtifactError(
                 "a record cannot be read", where=str(path), got=repr(error),
                 do="Move the folder away and compress again",
@@ -152,8 +183,8 @@ def read_json(path: Path) -> dict[str, Any]:
         data = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise ArtifactError("the file is missing", where=str(path)) from None
-    except ValueError as error:
-        raise ArtifactError("the file is not JSON", where=str(path), got=str(error)) from None
+    except (ValueError, RecursionError, OSError) as error:
+        raise ArtifactError("the file is not JSON", where=str(path), got=f"{type(error).__name__}: {error}") from None
     if not isinstance(data, dict):
         raise ArtifactError("the file holds no JSON object", where=str(path), got=type(data).__name__)
     return data

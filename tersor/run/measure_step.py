@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 from torch import nn
 
+from tersor.core.errors import ArtifactError
 from tersor.core.files import write_atomically
 from tersor.core.measurement import Measurement
 from tersor.core.progress import Progress
@@ -17,11 +19,12 @@ from tersor.core.task import Task
 from tersor.measure.compute import layer_table, macs
 from tersor.measure.latency import compare_latency
 from tersor.measure.memory import peak_memory
-from tersor.measure.quality import Evaluation, agreement, evaluate, paired_drop, quality
+from tersor.measure.quality import Evaluation, Split, agreement, evaluate, paired_drop, quality
 from tersor.measure.session import OnnxRunnable
 from tersor.measure.size import file_bytes, nonzeros, parameters
 
 BATCH_SIZES = (1, 32)
+SPLITS: tuple[Split, ...] = ("validation", "test")
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ def measure_step(
         "macs": macs(model, task.example_inputs),
     }
     runnable = OnnxRunnable(file)
-    for split in ("validation", "test"):
+    for split in SPLITS:
         _keep(folder / f"{split}.safetensors", evaluate(runnable, task, split=split, progress=progress))
     test, original = stored_evaluation(folder, "test"), stored_evaluation(baseline, "test")
     found[task.metric.name] = quality(test, task)
@@ -83,7 +86,13 @@ def _keep(path: Path, evaluation: Evaluation) -> None:
 
 def stored_evaluation(folder: Path, split: str) -> Evaluation:
     """The per-sample values and predictions that a step's evaluation left in its folder."""
-    arrays = load_file(folder / f"{split}.safetensors")
+    path = folder / f"{split}.safetensors"
+    try:
+        arrays = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ArtifactError(
+            "a stored evaluation cannot be read", where=str(path), got=error, do="Put the file back, or compress again"
+        ) from None
     key = arrays.get("targets_key")
     return Evaluation(
         arrays["values"],

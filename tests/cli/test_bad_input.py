@@ -164,6 +164,14 @@ def test_recipes_are_listed_explained_and_printed(capsys):
     assert "multiple_of: 16" in capsys.readouterr().out
 
 
+def test_json_is_not_mixed_with_what_the_users_code_prints(tmp_path, capsys):
+    path = tmp_path / "loud.py"
+    path.write_text(FRAME + "def task():\n    print('noise')\n    return tersor.Task(**good)\n")
+    assert main(["inspect", str(path), "--json"]) == 0
+    told = capsys.readouterr()
+    assert json.loads(told.out)["totals"] and "noise" in told.err
+
+
 def test_ctrl_c_keeps_what_is_finished(tmp_path):
     out = tmp_path / "run"
     command = [

@@ -1,8 +1,10 @@
 """The main job on a small real task: compress, resume after a kill, load, and the numbers in between."""
 
+import dataclasses
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -142,6 +144,41 @@ def test_resuming_a_finished_run_reports_it_again(finished):
     assert (finished / "records.jsonl").read_bytes() == before
 
 
+def _half_done(finished: Path, out: Path) -> Path:
+    """A copy of a finished run in which only the original and the first step are recorded."""
+    shutil.copytree(finished, out)
+    for path in (out / "steps" / "02-quantize", out / "model"):
+        shutil.rmtree(path)
+    lines = (out / "records.jsonl").read_text().splitlines(keepends=True)
+    (out / "records.jsonl").write_text("".join(lines[:2]))
+    return out
+
+
+def test_resuming_with_other_data_or_another_forward_is_refused(finished, tmp_path):
+    out = _half_done(finished, tmp_path / "run")
+    task = find_task(TINY)
+    brighter = [(3 * x + 1, y) for x, y in task.test]
+    with pytest.raises(InputError, match="test data changed"):
+        tersor.resume(out, dataclasses.replace(task, test=brighter))
+    other = find_task(TINY)
+    other.model.block.relu = torch.nn.Tanh()
+    with pytest.raises(InputError, match="model's code changed"):
+        tersor.resume(out, other)
+    assert len((out / "records.jsonl").read_text().splitlines()) == 2
+
+
+def test_records_and_folders_changed_by_hand_are_refused(finished, tmp_path):
+    out = _half_done(finished, tmp_path / "run")
+    lines = (out / "records.jsonl").read_text().splitlines(keepends=True)
+    (out / "records.jsonl").write_text("".join(reversed(lines)))
+    with pytest.raises(ArtifactError, match="records are not those"):
+        tersor.resume(out)
+    (out / "records.jsonl").write_text("".join(lines))
+    shutil.rmtree(out / "steps" / "00-baseline")
+    with pytest.raises(ArtifactError, match="original model of the run is gone"):
+        tersor.resume(out)
+
+
 def test_a_missed_budget_is_said_and_the_best_earlier_step_is_kept(tmp_path):
     recipe = {
         "name": "ruinous",
@@ -173,8 +210,6 @@ def test_a_dry_run_changes_nothing_and_says_what_would_happen():
 
 
 def test_a_run_begun_in_python_needs_its_task_to_resume(tmp_path):
-    import dataclasses
-
     task = dataclasses.replace(find_task(TINY), source="")
     recipe = {"name": "one", "steps": [{"name": "prune", "parts": [{"prune_channels": {"sparsity": 0.5}}]}]}
     timing = tersor.run.measure_step.Timing(0.1, 1)

@@ -9,6 +9,18 @@ from tersor.core.measurement import Measurement
 from tersor.core.record import Record
 from tersor.run.folder import RunFolder, whole_folder
 
+FACTS = {
+    "recipe": {},
+    "task": {"name": "mine", "source": "mine.py"},
+    "seed": 0,
+    "budgets": {"max_drop": 2.0},
+    "timing": {"seconds": 1.0, "threads": None},
+    "notes": [],
+    "command": "",
+    "base_sha256": "",
+    "environment": {"threads": "2"},
+}
+
 
 def _record(number: int) -> Record:
     return Record(
@@ -100,3 +112,19 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path):
     with whole_folder(tmp_path / "model") as part:
         (part / "all").write_text("all")
     assert [path.name for path in (tmp_path / "model").iterdir()] == ["all"]
+
+
+@pytest.mark.parametrize("change", [{"seed": "x"}, {"environment": {"threads": "0"}}, {"recipe": 5}, {"notes": None}])
+def test_a_damaged_description_is_an_artifact_error(tmp_path, change):
+    run = RunFolder.create(tmp_path / "run", FACTS)
+    assert RunFolder.open(run.path) == run
+    run.description.write_text(json.dumps({"schema": 1, **FACTS, **change}))
+    with pytest.raises(ArtifactError, match="damaged"):
+        RunFolder.open(run.path)
+
+
+def test_json_nested_without_end_is_an_artifact_error(tmp_path):
+    run = RunFolder.create(tmp_path / "run", FACTS)
+    run.description.write_text("[" * 100_000)
+    with pytest.raises(ArtifactError, match=r"run\.json"):
+        RunFolder.open(run.path)
