@@ -89,10 +89,11 @@ class _Output:
 
 def _conclude(output: _Output, folder: Path, summary: Mapping[str, Any]) -> None:
     """The final table and verdict; exit code 3 where a budget is missed."""
-    from tersor.report.terminal import summary_table, verdict_line
+    from tersor.report.terminal import agreement_line, summary_table, verdict_line
 
     output.json(summary)
     output.show(summary_table(summary))
+    output.show(agreement_line(summary))
     if not output.as_json:
         output.console.print(verdict_line(summary))
     output.show(f"report: {folder / 'report.html'}\nmodel:  {folder / 'model.onnx'} and {folder / 'model'}")

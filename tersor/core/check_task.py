@@ -38,6 +38,7 @@ def check_task(task: Task) -> tuple[str, ...]:
             with fixed_randomness(SEED):
                 _check_split(task, split, seen[id(loader)])
     _check_example(task)
+    _check_dtypes(task)
     train = seen[id(task.train)]
     with fixed_randomness(SEED):
         _check_loss(task, train[0])
@@ -56,6 +57,15 @@ def _check_weights(model: nn.Module) -> None:
             raise InputError(
                 "the model's weights are not finite", where=f"task.model, {name}", got="NaN or infinity",
                 do="Start from a checkpoint whose training did not diverge",
+            )  # fmt: skip
+
+
+def _check_dtypes(task: Task) -> None:
+    for name, parameter in task.model.named_parameters():
+        if parameter.is_floating_point() and parameter.dtype != torch.float32:
+            raise InputError(
+                "the model is not in float32", where=f"task.model, {name}", got=parameter.dtype, expected=torch.float32,
+                do="ONNX Runtime's CPU kernels need it: pass model.float(), with loaders of float32",
             )  # fmt: skip
 
 

@@ -22,6 +22,11 @@ class Measurement:
     device: str = "cpu"
     conditions: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def vague(self) -> bool:
+        """Whether the interval of a ratio is so wide (half as large again) that its middle should not be quoted."""
+        return self.low is not None and self.high is not None and self.high > 1.5 * self.low > 0
+
     def to_json(self) -> dict[str, Any]:
         """The measurement as plain JSON values."""
         return {**asdict(self), "conditions": dict(self.conditions)}

@@ -99,5 +99,7 @@ class Pipeline(Step):
         for number, step in enumerate(self.steps):
             part = step.run(result.model, task, context.part(number, type(step).__name__))
             facts = {**result.facts, **part.facts}
+            if "verified" in result.facts and "verified" in part.facts:
+                facts["verified"] = max(result.facts["verified"], part.facts["verified"])
             result = Result(part.model, result.plans + part.plans, result.history + part.history, facts)
         return result

@@ -46,13 +46,6 @@ def relative_difference(got: Tensor, expected: Tensor) -> float:
     return difference / size if size else difference
 
 
-def verify_slices(
-    original: nn.Module, shrunk: nn.Module, plan: Plan, task: Task, *, tolerance: float = TOLERANCE
-) -> float | None:
-    """``verify_edits`` for a plan that slices; None where the plan slices nothing."""
-    return verify_edits(original, shrunk, plan, task, tolerance=tolerance) if _slices(plan) else None
-
-
 def verify_edits(
     original: nn.Module, edited: nn.Module, plan: Plan, task: Task, *, tolerance: float = TOLERANCE
 ) -> float | None:

@@ -15,6 +15,7 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 
 from tersor.core.errors import InputError, VerificationError
+from tersor.core.eval_mode import eval_mode
 from tersor.core.loading import batches_of
 from tersor.core.task import Batch, Task
 from tersor.core.verify import TOLERANCE, relative_difference
@@ -44,14 +45,8 @@ def verify_onnx(path: Path, model: nn.Module, task: Task, *, quantized: bool, sa
     Returns plain JSON facts; raises VerificationError where the file differs, or where there is nothing to compare.
     """
     session = OnnxRunnable(Path(path))
-    training = {name: module.training for name, module in model.named_modules()}
-    model.eval()
-    try:
-        with torch.no_grad():
-            pairs = [_as_tensors(session, model, task, args) for args in _samples(Path(path), task, samples)]
-    finally:
-        for name, module in model.named_modules():
-            module.training = training.get(name, module.training)
+    with torch.no_grad(), eval_mode(model):
+        pairs = [_as_tensors(session, model, task, args) for args in _samples(Path(path), task, samples)]
     if quantized:
         facts = _judge_quantized(Path(path), pairs, _is_classification(task))
         return facts | {"operators": operator_histogram(path), "integer_share": integer_share(path)}

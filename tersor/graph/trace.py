@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 
 from tersor.core import errors
 from tersor.core.errors import GraphError
+from tersor.core.eval_mode import eval_mode
 from tersor.core.intercept import base_name, operator_name
 from tersor.core.place import ActivationPlace, TensorPlace
 
@@ -102,10 +103,8 @@ def trace(model: nn.Module, example_inputs: tuple[Any, ...]) -> Graph:
 
     Raises GraphError, saying where the capture stopped and the usual mend.
     """
-    training = {path: module.training for path, module in model.named_modules()}
     try:
-        model.eval()
-        with warnings.catch_warnings(), torch.no_grad():
+        with eval_mode(model), warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
             program = torch.export.export(model, example_inputs, strict=False).run_decompositions({})
     except Exception as error:  # torch.export raises whatever the user's forward or its own passes raise
@@ -114,9 +113,6 @@ def trace(model: nn.Module, example_inputs: tuple[Any, ...]) -> Graph:
             got=f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}",
             do="Usual mend: no branching on tensor values in forward, and example inputs of the shape used in training",
         ) from error  # fmt: skip
-    finally:
-        for path, module in model.named_modules():
-            module.training = training.get(path, module.training)
     return _Reader(program).graph()
 
 

@@ -16,20 +16,20 @@ import torch
 from torch import nn
 
 from tersor.core.check_task import check_task
-from tersor.core.errors import ArtifactError, InputError, TersorError
+from tersor.core.errors import ArtifactError, TersorError
 from tersor.core.progress import Progress
 from tersor.core.record import Record
 from tersor.core.task import Task
 from tersor.export.artifact import load_artifact
 from tersor.graph.trace import trace
-from tersor.jobs.find_task import find_task
+from tersor.jobs.find_task import find_task, find_task_of
 from tersor.recipes.recipe import Recipe, read_recipe
 from tersor.report.schema import parse_summary
 from tersor.report.write import write_report
 from tersor.run.budgets import Budgets, choose, merge
 from tersor.run.engine import run_steps, start_from
 from tersor.run.environment import environment
-from tersor.run.folder import RunFolder, read_json, whole_folder, write_json
+from tersor.run.folder import RunFolder, whole_folder, write_json
 from tersor.run.measure_step import Timing
 from tersor.run.summary import summarise
 
@@ -121,17 +121,6 @@ def _note_another_machine(folder: RunFolder, facts: dict[str, Any], progress: Pr
         write_json(folder.description, {**facts, "notes": [*facts["notes"], note]})
 
 
-def find_task_of(folder: RunFolder, progress: Progress) -> Task:
-    """The task of a run, by the source that it was begun with."""
-    source = folder.facts()["task"]["source"]
-    if not source:
-        raise InputError(
-            "the run was begun from Python, with a task that has no file", where=str(folder.path),
-            do="Call tersor.resume(out, task=…) or tersor.load_check(out, task=…) from Python",
-        )  # fmt: skip
-    return find_task(source, progress)
-
-
 def _work(folder: RunFolder, task: Task, recipe: Recipe, progress: Progress) -> Compressed:
     facts = folder.facts()
     try:
@@ -210,8 +199,3 @@ def state_hash(model: nn.Module) -> str:
         digest.update(json.dumps([name, str(value.dtype), list(value.shape)]).encode())
         digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-def summary_of(out: str | Path) -> Mapping[str, Any]:
-    """The summary of a finished run."""
-    return read_json(RunFolder.open(Path(out)).summary)

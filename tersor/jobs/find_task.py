@@ -14,6 +14,7 @@ from typing import Any
 from tersor.core.errors import InputError, TersorError
 from tersor.core.progress import Progress
 from tersor.core.task import Task
+from tersor.run.folder import RunFolder
 from tersor.zoo import BUILTIN
 from tersor.zoo import load as load_builtin
 
@@ -37,6 +38,17 @@ def find_task(source: str | Path, progress: Progress | None = None) -> Task:
         "unknown task", where="TASK", got=repr(name),
         expected=f"a built-in one ({', '.join(BUILTIN)}), a Python file, or package.module:function",
     )  # fmt: skip
+
+
+def find_task_of(folder: RunFolder, progress: Progress) -> Task:
+    """The task of a run, by the source that it was begun with."""
+    source = folder.facts()["task"]["source"]
+    if not source:
+        raise InputError(
+            "the run was begun from Python, with a task that has no file", where=str(folder.path),
+            do="Call tersor.resume(out, task=…) or tersor.load_check(out, task=…) from Python",
+        )  # fmt: skip
+    return find_task(source, progress)
 
 
 def _module_from_file(path: Path) -> ModuleType:

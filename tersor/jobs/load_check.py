@@ -13,7 +13,7 @@ from tersor.core.progress import Progress
 from tersor.core.task import Task
 from tersor.export.artifact import load_artifact, read_edits
 from tersor.export.verify import verify_onnx
-from tersor.jobs.compress import find_task_of
+from tersor.jobs.find_task import find_task_of
 from tersor.measure.quality import evaluate
 from tersor.measure.session import OnnxRunnable
 from tersor.run.engine import BASELINE

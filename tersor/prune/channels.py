@@ -20,7 +20,7 @@ from tersor.core.place import Everything, Selector, select
 from tersor.core.plan import Plan, Skip
 from tersor.core.step import Method
 from tersor.core.task import Task
-from tersor.core.verify import verify_slices
+from tersor.core.verify import verify_edits
 from tersor.graph.group import Group, removal
 from tersor.graph.groups import find_groups
 from tersor.graph.trace import trace
@@ -80,7 +80,7 @@ class PruneChannels(Method):
         open_groups = [group for group in groups if _is_open(group, chosen, skips)]
         scores = self.score.units(model, task, open_groups) if open_groups else []
         keep = self._choose(open_groups, scores, skips)
-        keep = _without_literals(model, task, keep, skips)
+        keep = _that_the_forward_follows(model, task, keep, skips)
         lines = tuple(_line(group, kept) for group, kept in keep.items())
         return Plan("prune channels", removal(keep), tuple(skips), lines)
 
@@ -155,24 +155,30 @@ def _is_open(group: Group, chosen: Mapping[str, nn.Module], skips: list[Skip]) -
     return True
 
 
-def _without_literals(model: nn.Module, task: Task, keep: Kept, skips: list[Skip]) -> Kept:
-    """The choice without the groups whose removal the forward does not follow, each tried on a copy."""
-    suspects = [group for group in keep if group.literals]
-    if not suspects or _objection(model, task, keep) is None:
+def _that_the_forward_follows(model: nn.Module, task: Task, keep: Kept, skips: list[Skip]) -> Kept:
+    """The choice without the groups whose removal the user's forward does not follow, found by trials on copies.
+
+    A group that flows through no literal size and merely changes the numbers stays: that is a wrong rule, and ``run``
+    raises on it.
+    """
+    if not keep or _objection(model, task, keep) is None:
         return keep
-    for group in suspects:
+    for group in list(keep):
         objection = _objection(model, task, {group: keep[group]})
-        if objection is not None:
-            del keep[group]
-            where = ", ".join(group.literals[:3])
-            skips.append(Skip(group.name, f"its size is a literal in the forward ({where}): {objection.got}"))
+        if objection is None or not (group.literals or objection.__cause__):
+            continue
+        del keep[group]
+        where = f"its size is a literal in the forward ({', '.join(group.literals[:3])})"
+        skips.append(
+            Skip(group.name, f"{where if group.literals else 'the forward fails without it'}: {objection.got}")
+        )
     return keep
 
 
 def _objection(model: nn.Module, task: Task, keep: Kept) -> VerificationError | None:
     plan = Plan("trial", removal(keep))
     try:
-        verify_slices(model, apply(model, plan), plan, task)
+        verify_edits(model, apply(model, plan), plan, task)
     except VerificationError as error:
         return error
     return None

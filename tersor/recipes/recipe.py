@@ -120,8 +120,10 @@ def _named_step(model: _StepModel, where: str) -> NamedStep:
     return NamedStep(model.name, model.title or model.name, step, settings)
 
 
-def parts_of(step: Step) -> tuple[Step, ...]:
-    """The parts of a named step."""
+def parts_of(step: Step | None) -> tuple[Step, ...]:
+    """The parts of a named step; none of the baseline's."""
+    if step is None:
+        return ()
     return tuple(step.steps) if isinstance(step, Pipeline) else (step,)
 
 

@@ -86,6 +86,9 @@ def _figures(summary: Summary) -> list[Figure]:
         ratio = _ratio(summary, name, "×")
         if ratio is not None:
             label = better if ratio.value >= 1 else worse
+            if ratio.vague:  # a middle that means little is no headline
+                found.append(Figure(numbers.interval_of(ratio), f"{worse}: the machine was too noisy", ""))
+                continue
             found.append(Figure(numbers.value_of(ratio), label, numbers.interval_of(ratio)))
     drop = _ratio(summary, "accuracy_drop_points", "points")
     if drop is not None:
@@ -134,7 +137,9 @@ def _facts(stage: StepSummary) -> list[tuple[str, str]]:
     found = []
     verified = stage.facts.get("verified")
     if isinstance(verified, (int, float)):
-        found.append(("removed channels verified", f"largest relative difference to the masked model {verified:.1e}"))
+        found.append(
+            ("edits verified", f"largest relative difference to the model that they must equal {verified:.1e}")
+        )
     onnx = stage.facts.get("onnx")
     found += _onnx_facts(onnx) if isinstance(onnx, Mapping) else []
     found += [(numbers.human(key), _plain(value)) for key, value in stage.facts.items() if key not in _SHOWN_ELSEWHERE]

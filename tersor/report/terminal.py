@@ -13,7 +13,18 @@ from rich.text import Text
 
 from tersor.core.measurement import Measurement
 from tersor.report.columns import Column, Row, rows
-from tersor.report.format import MISSING, count, duration, human, interval_of, scale_of, shape_of, shorten, value_of
+from tersor.report.format import (
+    MISSING,
+    both_of,
+    count,
+    duration,
+    human,
+    interval_of,
+    scale_of,
+    shape_of,
+    shorten,
+    value_of,
+)
 from tersor.report.schema import Summary, parse_summary
 from tersor.report.skips import group_skips
 
@@ -86,6 +97,15 @@ def _latency(row: Row, batch: int) -> Text:
     if speed is not None:
         text.append("\n" + value_of(speed), style="dim not bold" if row.kind != "final" else "")
     return text
+
+
+def agreement_line(summary: Mapping[str, Any]) -> str:
+    """How often the int8 file answers as its PyTorch model on the test data; empty where nothing was quantised."""
+    final = parse_summary(summary).final
+    found = final.measurements.get("onnx_agreement") if final is not None else None
+    if found is None:
+        return ""
+    return f"int8 in ONNX Runtime and in PyTorch: same answer for {both_of(found)} of {found.n} test samples"
 
 
 def verdict_line(summary: Mapping[str, Any]) -> Text:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import nn
 
 from tersor.core.edit import Quantizer
 from tersor.core.errors import ArtifactError, InputError, VerificationError
@@ -34,11 +33,14 @@ BASELINE = "baseline"
 
 @dataclass(frozen=True)
 class NamedStep:
-    """A step of a recipe: ``name`` for its folder, ``title`` for people, ``settings`` as plain JSON for the record."""
+    """A step of a recipe: ``name`` for its folder, ``title`` for people, ``settings`` as plain JSON for the record.
+
+    ``step`` is None for the baseline alone: the model as it was brought, saved by ``start_from``.
+    """
 
     name: str
     title: str
-    step: Step
+    step: Step | None
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -93,7 +95,7 @@ def run_steps(
     and an uninterrupted one compute the same.
     """
     records = folder.records()
-    everything = [NamedStep(BASELINE, "The original model", _Nothing()), *steps]
+    everything = [NamedStep(BASELINE, "The original model", None), *steps]
     if [(r.number, r.name) for r in records] != [(n, s.name) for n, s in enumerate(everything[: len(records)])]:
         raise ArtifactError(
             "the records are not those of the run's steps", where=str(folder.path / "records.jsonl"),
@@ -110,14 +112,6 @@ def run_steps(
         folder.append(record)
         records.append(record)
     return records
-
-
-@dataclass(frozen=True)
-class _Nothing(Step):
-    """The baseline's step: the model as it was brought."""
-
-    def run(self, model: nn.Module, task: Task, context: Context | None = None) -> Any:
-        raise AssertionError("the baseline is saved by start_from and never run")
 
 
 def _run_one(
@@ -148,7 +142,7 @@ def _transform(folder: RunFolder, task: Task, path: Path, named: NamedStep, prev
     """Run the step itself and save what it made, the whole folder at once."""
     begun = time.monotonic()
     model = load_artifact(previous, task.model).eval()
-    assert context.folder is not None
+    assert context.folder is not None and named.step is not None
     context.folder.mkdir(parents=True, exist_ok=True)
     result = named.step.run(model, task, context)
     earlier = Plan("earlier steps", read_edits(previous))

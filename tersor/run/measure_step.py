@@ -12,6 +12,7 @@ from safetensors.numpy import load_file, save
 from torch import nn
 
 from tersor.core.errors import ArtifactError
+from tersor.core.fake_quantize import FakeQuantize
 from tersor.core.files import write_atomically
 from tersor.core.measurement import Measurement
 from tersor.core.progress import Progress
@@ -59,6 +60,8 @@ def measure_step(
     found["drop_points"] = paired_drop(original, test, task)
     if test.predictions is not None and original.predictions is not None:
         found["agreement"] = agreement(original, test)
+    if test.predictions is not None and any(isinstance(module, FakeQuantize) for module in model.modules()):
+        found["onnx_agreement"] = agreement(evaluate(model, task, split="test", progress=progress), test)
     found |= _latency(file, baseline / "model.onnx", task, timing, progress)
     sample = tuple(value[:1] for value in task.example_inputs)
     found["peak_memory_bytes"] = peak_memory(file, sample, batch=max(BATCH_SIZES), threads=timing.threads)

@@ -8,7 +8,7 @@ from typing import Any
 from tersor.core.measurement import Measurement
 from tersor.core.record import Record
 from tersor.core.task import Task
-from tersor.run.budgets import Budgets
+from tersor.run.budgets import Budgets, validation_drop
 
 SCHEMA = 1
 
@@ -36,7 +36,7 @@ def summarise(
         "recipe": facts["recipe"],
         "verdict": {
             "status": "passed" if all(line["met"] for line in checked) else "missed",
-            "sentence": _sentence(task, records, shipped, intervals, checked),
+            "sentence": _sentence(task, records, shipped, intervals, budgets),
             "budgets": checked,
         },
         "baseline": _step(baseline),
@@ -103,9 +103,10 @@ def _sentence(
     records: Sequence[Record],
     shipped: Record,
     ratios: Mapping[str, Measurement],
-    checked: list[dict[str, Any]],
+    budgets: Budgets,
 ) -> str:
     assert task.metric is not None
+    checked = budgets.check(shipped)
     metric = shipped.measurements[task.metric.name]
     drop = ratios["accuracy_drop_points"]
     percent = task.metric.unit == "fraction"
@@ -125,7 +126,9 @@ def _sentence(
     if missed:
         told = ", ".join(f"{m['name']} is {m['value']:.4g} {m['unit']}, allowed {m['limit']:.4g}" for m in missed)
         sentence += f" Budget missed: {told}."
-    if shipped.number != records[-1].number:
+    if budgets.max_drop is not None and validation_drop(records[0], shipped, task.metric) > budgets.max_drop:
+        sentence += f" No step keeps max_drop on validation; {shipped.name!r} lost least there."
+    elif shipped.number != records[-1].number:
         sentence += f" The step {records[-1].name!r} does not keep the budgets; {shipped.name!r} is shipped instead."
     return sentence
 
@@ -135,7 +138,7 @@ def _speed(ratio: Measurement, batch: int) -> str:
         return f"no faster at batch {batch} (no difference shown)"
     word = "faster" if ratio.value >= 1 else "slower"
     ends = (ratio.value, ratio.low or ratio.value, ratio.high or ratio.value)
-    if ends[2] > 1.5 * ends[1]:
+    if ratio.vague:
         return f"{ends[1]:.1f}× to {ends[2]:.1f}× the speed at batch {batch} (the machine was too noisy to say closer)"
     factor, low, high = ends if ratio.value >= 1 else (1 / ends[0], 1 / ends[2], 1 / ends[1])
     return f"{factor:.1f}× {word} at batch {batch} ({low:.1f}–{high:.1f})"

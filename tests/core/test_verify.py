@@ -8,7 +8,7 @@ from tersor.core.errors import VerificationError
 from tersor.core.place import TensorPlace
 from tersor.core.plan import Plan
 from tersor.core.task import Task
-from tersor.core.verify import masked_reference, relative_difference, verify_edits, verify_slices
+from tersor.core.verify import masked_reference, relative_difference, verify_edits
 
 VECTORS = ("weight", "bias", "running_mean", "running_var")
 
@@ -39,7 +39,7 @@ def removal(producer, consumer):
 
 def test_a_right_removal_is_verified_to_the_last_bits(model, task):
     plan = removal([0, 2, 3], [0, 2, 3])
-    assert verify_slices(model, apply(model, plan), plan, task) < 1e-12
+    assert verify_edits(model, apply(model, plan), plan, task) < 1e-12
 
 
 @pytest.mark.parametrize("wrong", [[0, 2, 4], [1, 2, 3], [0, 1, 3]])
@@ -47,7 +47,7 @@ def test_a_wrong_index_is_caught_and_the_original_untouched(model, task, wrong):
     before = {key: value.clone() for key, value in model.state_dict().items()}
     plan = removal([0, 2, 3], wrong)
     with pytest.raises(VerificationError, match="differs from the masked one; the original is untouched"):
-        verify_slices(model, apply(model, plan), plan, task)
+        verify_edits(model, apply(model, plan), plan, task)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
@@ -58,7 +58,7 @@ def test_a_norm_cut_at_other_channels_is_caught(model, task):
     cuts = [Cut(c.place, c.dim, other, c.role) if c.place == TensorPlace("1", "weight") else c for c in edit.cuts]
     wrong = Plan("by hand", (Slice(tuple(cuts)),))
     with pytest.raises(VerificationError):
-        verify_slices(model, apply(model, wrong), wrong, task)
+        verify_edits(model, apply(model, wrong), wrong, task)
 
 
 def test_a_shrunk_model_that_does_not_run_is_said_as_such(model, task):
@@ -68,12 +68,12 @@ def test_a_shrunk_model_that_does_not_run_is_said_as_such(model, task):
     with pytest.raises(
         VerificationError, match="the shrunk model does not run; the original is untouched. Got RuntimeError"
     ):
-        verify_slices(model, apply(model, torn), torn, task)
+        verify_edits(model, apply(model, torn), torn, task)
 
 
 def test_a_plan_that_slices_nothing_is_not_verified(model, task):
     plan = Plan("write", (Write(TensorPlace("0", "bias"), torch.zeros(5)),))
-    assert verify_slices(model, apply(model, plan), plan, task) is None
+    assert verify_edits(model, apply(model, plan), plan, task) is None
 
 
 def test_the_masked_reference_reads_removed_channels_with_weight_zero(model):
@@ -87,7 +87,7 @@ def test_train_flags_of_both_models_are_left_alone(model, task):
     plan = removal([0, 2, 3], [0, 2, 3])
     model.train()
     shrunk = apply(model, plan)
-    verify_slices(model, shrunk, plan, task)
+    verify_edits(model, shrunk, plan, task)
     assert model.training and shrunk[1].training
     assert torch.equal(shrunk[1].running_mean, model[1].running_mean[[0, 2, 3]])
 
@@ -119,7 +119,7 @@ def test_a_wrong_index_among_channels_that_the_examples_leave_dead_is_caught(mod
     assert not model.eval()[:3](data[0][0])[:, [1, 3]].any()
     plan = removal([0, 1], [0, 3])
     with pytest.raises(VerificationError):
-        verify_slices(model, apply(model, plan), plan, Task(model, data, data, data).complete())
+        verify_edits(model, apply(model, plan), plan, Task(model, data, data, data).complete())
 
 
 def test_a_plan_that_preserves_is_held_to_the_original(model, task):

@@ -82,6 +82,12 @@ def test_the_convolutions_of_the_final_file_run_in_integers(finished):
     assert operators["QLinearConv"] == 3 and "Conv" not in operators, operators
 
 
+def test_the_int8_file_and_its_pytorch_model_agree_on_the_test_data(finished):
+    found = _summary(finished)["final"]["measurements"]["onnx_agreement"]
+    assert found["n"] == 200 and 0.97 <= found["low"] <= found["value"] <= found["high"] <= 1
+    assert "onnx_agreement" not in _summary(finished)["steps"][0]["measurements"]
+
+
 def test_the_final_model_loads_into_the_original_architecture(finished):
     task = find_task(TINY)
     model = tersor.load(finished / "model", model=task.model)

@@ -14,7 +14,7 @@ from tersor.core.apply import apply
 from tersor.core.edit import Slice
 from tersor.core.errors import VerificationError
 from tersor.core.task import Task
-from tersor.core.verify import verify_slices
+from tersor.core.verify import verify_edits
 from tersor.prune.channels import PruneChannels
 from tersor.prune.scores import Random
 
@@ -224,7 +224,7 @@ def test_the_shrunk_net_is_the_masked_net_and_trains_on(name):
     before = copy.deepcopy(net.state_dict())
     plan = PruneChannels(sparsity=0.5, score=Random()).plan(net, task)
     shrunk = apply(net, plan)
-    assert verify_slices(net, shrunk, plan, task, tolerance=1e-9) < 1e-9
+    assert verify_edits(net, shrunk, plan, task, tolerance=1e-9) < 1e-9
     assert count(shrunk) < 0.75 * count(net)
     check_attributes(shrunk)
     assert not [skip for skip in plan.skips if "literal" in skip.reason]
@@ -250,7 +250,7 @@ def test_a_wrong_index_is_caught(role):
     cuts[number] = dataclasses.replace(cuts[number], keep=wrong.sort().values)
     tampered = dataclasses.replace(plan, edits=(Slice(tuple(cuts)), *rest))
     with pytest.raises(VerificationError):
-        verify_slices(net, apply(net, tampered), tampered, task)
+        verify_edits(net, apply(net, tampered), tampered, task)
 
 
 def test_masking_the_readers_by_hooks_gives_the_same():
@@ -296,5 +296,5 @@ def test_any_chain_of_blocks_shrinks_exactly(names, sparsity):
     net = randomised(Classifier(8, *body))
     task = task_of(net)
     plan = PruneChannels(sparsity=sparsity, score=Random()).plan(net, task)
-    assert verify_slices(net, apply(net, plan), plan, task, tolerance=1e-9) < 1e-9
+    assert verify_edits(net, apply(net, plan), plan, task, tolerance=1e-9) < 1e-9
     assert not [skip for skip in plan.skips if "literal" in skip.reason]

@@ -89,8 +89,13 @@ def test_a_missed_budget_is_in_status_and_sentence():
     assert "max_drop is 1 points, allowed 0.5" in summary["verdict"]["sentence"]
 
 
+def test_that_no_step_keeps_the_budget_is_said():
+    sentence = _summary(RECORDS, Budgets(max_drop=0.5))["verdict"]["sentence"]
+    assert "No step keeps max_drop on validation; 'quantize' lost least there" in sentence
+
+
 def test_an_earlier_step_that_ships_is_said():
-    summary = _summary(RECORDS, Budgets(max_drop=2), shipped=RECORDS[1])
+    summary = _summary(RECORDS, Budgets(max_drop=9), shipped=RECORDS[1])
     assert summary["final"]["name"] == "prune" and "'prune' is shipped instead" in summary["verdict"]["sentence"]
 
 
