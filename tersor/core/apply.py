@@ -172,6 +172,8 @@ def _replace(model: nn.Module, places: tuple[TensorPlace, ...], value: Tensor) -
         module = module_at(model, place.module)
         holder = module._parameters if place.tensor in module._parameters else module._buffers
         holder[place.tensor] = new  # type: ignore[assignment]
+        if isinstance(module, nn.RNNBase):
+            setattr(module, place.tensor, new)  # it keeps a list of its weights beside
 
 
 def _swap(model: nn.Module, edit: Swap) -> None:
@@ -187,7 +189,13 @@ def _swap(model: nn.Module, edit: Swap) -> None:
 
 
 def _attribute(model: nn.Module, edit: Attribute) -> None:
-    module: Any = module_at(model, edit.module)
-    if edit.name.startswith("_") or edit.name in {*module._parameters, *module._buffers, *module._modules}:
+    module = module_at(model, edit.module)
+    *path, name = edit.name.split(".")
+    if name.startswith("__") or edit.name in {*module._parameters, *module._buffers, *module._modules}:
         raise InputError("not a plain attribute", where=f"{edit.module}.{edit.name}")
-    setattr(module, edit.name, edit.value)
+    holder: Any = module
+    for part in path:
+        holder = vars(holder).get(part)
+    if holder is None or name not in vars(holder):
+        raise InputError("no such attribute", where=f"{edit.module}.{edit.name}")
+    setattr(holder, name, edit.value)

@@ -1,4 +1,4 @@
-"""What rules work on: the axes of every value of a graph, and what is learnt about their atoms on the way."""
+"""What rules work on: the axes of every value of a graph, and what is learnt about them on the way."""
 
 from __future__ import annotations
 
@@ -6,26 +6,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
-from numpy.typing import NDArray
 from torch import nn
 
 from tersor.core.place import TensorPlace, module_at, tensor_at
+from tersor.graph.axis import Axis, Fixed, Leaf, freeze, leaves, resolve, size_of, unify
+from tersor.graph.sizes import Held, Source, source_of
 from tersor.graph.trace import Call, Graph, Ref
 
-Atoms = NDArray[np.int64]
 Role = Literal["producer", "consumer", "bystander"]
-
-
-@dataclass(frozen=True)
-class Fixed:
-    """An axis whose size cannot change, and why ("the model's input", "height and width")."""
-
-    size: int
-    reason: str
-
-
-Axis = Atoms | Fixed
 Axes = tuple[Axis, ...]
 
 
@@ -37,39 +25,60 @@ class Many:
     reason: str = ""
 
 
+@dataclass(frozen=True, eq=False)
+class Read:
+    """A call that sums over an axis of its argument, or takes statistics of it.
+
+    Once positions are gone they must count as zero (``how="zero"``), or not count at all (``how="kept"``: the mean of a
+    layer norm). ``given``: dimension ``dim`` of positional argument ``argument``. ``result``: the dimension of the
+    result that the axis is, None where it vanishes.
+    """
+
+    call: str
+    argument: int
+    dim: int
+    axis: Axis
+    how: Literal["zero", "kept"]
+    result: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Equation:
+    """The forward needs ``axis`` to be as long as ``source`` says. ``where``: the call, for messages."""
+
+    axis: Axis
+    source: Source
+    where: str
+
+
 class Refusal(Exception):
     """Raised by a rule that cannot prove what a call does: everything that flows through it is frozen."""
 
 
 class Flow:
-    """The atoms of a graph while its calls are walked.
+    """The axes of a graph while its calls are walked.
 
-    Every position of a tensor's axis carries an atom, an integer. Rules say which atoms are the same channel (``tie``),
-    which may not go (``freeze``) and which pass an operator whose sizes may stand as literals in the user's code
-    (``literal``). An axis is an array of atoms [size], or ``Fixed``.
+    Rules say which axes are the same (``tie``), which may not shrink (``freeze``), which dimension of a parameter makes
+    or reads channels (``role``), who sums over an axis (``reads``) and which sizes the forward states (``equations``).
     """
 
     def __init__(self, graph: Graph, model: nn.Module):
         self.graph, self.model = graph, model
-        self.count = 0
-        self.ties: list[tuple[Atoms, Atoms]] = []
-        self.frozen: list[tuple[Atoms, str]] = []
-        self.literals: list[tuple[Atoms, str]] = []
-        self.attributes: list[tuple[str, str, Atoms]] = []
-        self.tensors: dict[TensorPlace, tuple[Atoms, ...]] = {}
+        self.tensors: dict[TensorPlace, Axes] = {}
         self.roles: dict[tuple[TensorPlace, int], list[Role]] = {}
+        self.made: list[Axis] = []
+        self.reads: list[Read] = []
+        self.equations: list[Equation] = []
+        self.unknown: dict[str, int] = {}
+        self.grouped: dict[str, Axis] = {}  # group norm → its groups
         self._aliases = _aliases(model)
         self._canonical: dict[str, TensorPlace] = {}
         self._values: dict[str, Axes | Many] = {}
+        self._weights: set[str] = set()
         for name, shape in graph.inputs.items():
             self._values[name] = tuple(Fixed(size, "the model's input") for size in shape)
         for name, tensor in graph.constants.items():
             self._values[name] = tuple(Fixed(size, "a constant of the forward") for size in tensor.shape)
-
-    def fresh(self, size: int) -> Atoms:
-        """An axis of new atoms."""
-        self.count += size
-        return np.arange(self.count - size, self.count, dtype=np.int64)
 
     # Values ------------------------------------------------------------------------------------------------------
 
@@ -93,52 +102,106 @@ class Flow:
             return list(self.axes(ref))
         return [axis for axes in self.parts(ref).parts or () for axis in axes]
 
-    def put(self, name: str, value: Axes | Many) -> None:
+    def put(self, call: Call, value: Axes | Many) -> None:
         """Remember what a call gives."""
-        self._values[name] = value
+        self._values[call.name] = value
+        refs = list(call.refs())
+        if refs and all(self.is_weight(ref) or ref in self.graph.constants for ref in refs):
+            self._weights.add(call.name)
+
+    def value(self, function: str | None, index: int | str) -> Axes | None:
+        """The axes of what a torch function gave, as ``Dim`` names it; None where the graph no longer has it."""
+        name = self.graph.values.get((function, index))
+        if name is None:
+            return None
+        try:
+            return self.axes(name)
+        except Refusal:
+            return None
 
     def tensor(self, ref: str) -> TensorPlace:
-        """The place of a parameter or buffer; tied ones have one place. Its axes get atoms at the first call."""
+        """The place of a parameter or buffer; tied ones have one place. Its axes are leaves at the first call."""
         if ref not in self._canonical:
             place = min(self._names_of(ref))
             self._canonical[ref] = place
             if place not in self.tensors:
-                self.tensors[place] = tuple(self.fresh(size) for size in self.graph.shapes[ref])
+                self.tensors[place] = tuple(Leaf(size) for size in self.graph.shapes[ref])
         return self._canonical[ref]
 
     def _names_of(self, ref: str) -> list[TensorPlace]:
         return self._aliases[id(tensor_at(self.model, self.graph.tensors[ref]))]
 
-    def weight(self, ref: Any) -> tuple[Atoms, ...]:
-        """The axes of a parameter that an operator multiplies with. Refuses one that the forward computes."""
-        if ref not in self.graph.tensors:
-            raise Refusal("reads it with a weight that the forward computes")
-        return self.tensors[self.tensor(ref)]
+    def is_parameter(self, ref: Any) -> bool:
+        """Whether a value is a parameter or buffer itself, not computed from one."""
+        return ref in self.graph.tensors
+
+    def is_weight(self, ref: Any) -> bool:
+        """Whether a value is a parameter or buffer, or computed from such alone."""
+        return self.is_parameter(ref) or ref in self._weights
 
     # What rules learn --------------------------------------------------------------------------------------------
 
     def role(self, ref: Any, dim: int, role: Role) -> None:
-        """What a parameter's dimension is to its channels; a tied one may both make and read them."""
-        roles = self.roles.setdefault((self.tensor(ref), dim), [])
+        """What a weight's dimension is to its channels; a tied one may both make and read them.
+
+        Of a weight that the forward computes, what is made is noted: the parameters behind it are found at the end.
+        """
+        axis = self.axes(ref)[dim]
+        if not self.is_parameter(ref):
+            if role == "producer":
+                self.made.append(axis)
+            return
+        roles = self.roles.setdefault((self.tensor(ref), dim % len(self.axes(ref))), [])
         if role not in roles:
             roles.append(role)
 
     def tie(self, first: Axis, second: Axis, call: Call) -> Axis:
-        """The two axes are the same channels, position by position. Returns the one to go on with."""
-        if isinstance(first, Fixed):
-            self.freeze(second, f"meets {first.reason} at {call.place}")
-            return second if isinstance(second, np.ndarray) else first
-        if isinstance(second, Fixed):
-            self.freeze(first, f"meets {second.reason} at {call.place}")
-            return first
-        if first is not second:
-            self.ties.append((first, second))
+        """The two axes are the same, position by position. Returns the one to go on with."""
+        first, second = resolve(first), resolve(second)
+        for one, other in ((first, second), (second, first)):
+            if isinstance(other, Fixed) and not isinstance(one, Fixed):
+                freeze(one, f"meets {other.reason} at {call.place}")
+                return one
+        if size_of(first) != size_of(second):
+            raise Refusal(f"meets sizes {size_of(first)} and {size_of(second)}")
+        unify(first, second, f"is cut in a way that does not fit at {call.place}")
         return first
 
     def freeze(self, axis: Axis, reason: str) -> None:
-        """These atoms may not go. ``reason`` completes the sentence "is frozen: it …"."""
-        if isinstance(axis, np.ndarray):
-            self.frozen.append((axis, reason))
+        """These channels may not go. ``reason`` completes the sentence "is frozen: it …"."""
+        freeze(axis, reason)
+
+    def sums(self, call: Call, argument: int, dim: int, result: int | None = None) -> None:
+        """The call sums over this dimension of an argument: removed positions are zero."""
+        self._reads(call, argument, dim, "zero", result)
+
+    def statistics(self, call: Call, argument: int, dim: int, result: int | None = None) -> None:
+        """The call takes statistics over this dimension: removed positions do not count."""
+        self._reads(call, argument, dim, "kept", result)
+
+    def _reads(self, call: Call, argument: int, dim: int, how: Any, result: int | None) -> None:
+        axes = self.axes(call.args[argument])
+        if any(True for _ in leaves(axes[dim])):
+            self.reads.append(Read(call.name, argument, dim % len(axes), axes[dim], how, result))
+
+    def needs(self, axis: Axis, size: Any, call: Call) -> None:
+        """The forward states the size of an axis: ``size`` is an int, a Size, or −1 for whatever it is."""
+        if isinstance(size, int) and not isinstance(size, bool) and size != -1 and size == size_of(axis):
+            self.equations.append(Equation(axis, source_of(size), str(call.place)))
+
+    def attribute(self, modules: Iterable[str], name: str, axis: Axis) -> None:
+        """The attribute ``name`` of these modules is the size of this axis."""
+        for path in modules:
+            value = vars(module_at(self.model, path)).get(name)
+            if type(value) is int and value == size_of(axis):
+                self.equations.append(Equation(axis, Held(path, name), path))
+
+    def owners(self, call: Call, ref: Any, kind: type[nn.Module] | tuple[type[nn.Module], ...]) -> tuple[str, ...]:
+        """Paths of the modules of ``kind`` that make the call or hold its parameter ``ref`` under any name."""
+        paths = [call.module]
+        if ref in self.graph.tensors:
+            paths += [place.module for place in self._names_of(ref)]
+        return tuple(path for path in dict.fromkeys(paths) if isinstance(module_at(self.model, path), kind))
 
     def unread(self) -> tuple[str, ...]:
         """Modules that hold parameters of which no call was seen to read one."""
@@ -148,31 +211,6 @@ class Flow:
             for path, module in self.model.named_modules()
             if module._parameters and all(id(p) not in read for p in module._parameters.values() if p is not None)
         )
-
-    def literal(self, axis: Axis, call: Call) -> None:
-        """The call's sizes may be literals in the user's code: removal here must be tried before it is promised."""
-        if isinstance(axis, np.ndarray):
-            self.literals.append((axis, f"{call.operator} at {call.module or '<model>'}"))
-
-    def atoms_of(self, axis: Axis, reason: str) -> Atoms:
-        """The axis as atoms; a fixed one gets frozen atoms, to stand beside others in a concatenation."""
-        if isinstance(axis, np.ndarray):
-            return axis
-        atoms = self.fresh(axis.size)
-        self.freeze(atoms, reason)
-        return atoms
-
-    def attribute(self, modules: Iterable[str], name: str, axis: Axis) -> None:
-        """The attribute ``name`` of these modules is the size of this axis."""
-        if isinstance(axis, np.ndarray):
-            self.attributes.extend((module, name, axis) for module in modules)
-
-    def owners(self, call: Call, ref: Any, kind: type[nn.Module] | tuple[type[nn.Module], ...]) -> tuple[str, ...]:
-        """Paths of the modules of ``kind`` that make the call or hold its parameter ``ref`` under any name."""
-        paths = [call.module]
-        if ref in self.graph.tensors:
-            paths += [place.module for place in self._names_of(ref)]
-        return tuple(path for path in dict.fromkeys(paths) if isinstance(module_at(self.model, path), kind))
 
     def give_up(self, call: Call, reason: str) -> Axes | Many:
         """Freeze everything that the call reads; what it gives is fixed."""
@@ -199,16 +237,20 @@ def fixed(shape: Iterable[int], reason: str) -> Axes:
     return tuple(Fixed(size, reason) for size in shape)
 
 
-def size_of(axis: Axis) -> int:
-    """How many positions an axis has."""
-    return len(axis) if isinstance(axis, np.ndarray) else axis.size
-
-
 def argument(call: Call, index: int, name: str, default: Any = None) -> Any:
     """An argument of a call, by position or by name."""
     if index < len(call.args):
         return call.args[index]
     return call.kwargs.get(name, default)
+
+
+def stated(call: Call, index: int, name: str, default: Any = None) -> Any:
+    """An argument as the forward gave it to the torch function, a Size where it has a source; ``index`` counts the
+    function's own arguments. The graph's plain value says nothing about its source."""
+    if call.said is None:
+        return default
+    args, kwargs = call.said
+    return args[index] if index < len(args) else kwargs.get(name, default)
 
 
 def tensors_in(value: Any) -> list[Ref]:

@@ -20,6 +20,7 @@ from tersor.core.errors import GraphError
 from tersor.core.eval_mode import eval_mode
 from tersor.core.intercept import base_name, operator_name
 from tersor.core.place import ActivationPlace, TensorPlace
+from tersor.graph.sizes import Book, Said, watched
 
 _NOT_THE_USERS = (str(Path(torch.__file__).parent) + os.sep, str(Path(errors.__file__).parents[1]) + os.sep)
 _BATCH_NORM = {"native_batch_norm_legit_no_training", "native_batch_norm_legit", "native_batch_norm"}
@@ -32,7 +33,8 @@ class Call:
     ``operator``: ATen base name (``conv2d``, ``add``, ``batch_norm``); ``overload`` the full one. ``args``: values are
     names (``Ref``) of calls, inputs and tensors, or plain constants, nested in lists as ATen has them. ``module``: path
     of the innermost module whose forward made the call; ``ordinal``: how many calls of that operator it made before.
-    ``shape``: of the (first) result, None where it is no tensor.
+    ``shape``: of the (first) result, None where it is no tensor. ``function``: the torch function that the forward
+    called, and ``said``: what it was given, sizes with their sources.
     """
 
     name: str
@@ -44,6 +46,8 @@ class Call:
     ordinal: int
     shape: tuple[int, ...] | None
     dtype: torch.dtype | None
+    function: str = ""
+    said: Said | None = None
 
     @property
     def place(self) -> ActivationPlace:
@@ -75,7 +79,9 @@ class Graph:
 
     ``inputs``: name → shape. ``tensors``: name → place of the parameter or buffer it is. ``shapes``: name → shape, of
     tensors too. ``outputs``: names that the model returns. ``constants``: tensors that the forward makes or closes over
-    and that no place holds.
+    and that no place holds. ``program``: the exported program, whose nodes bear the calls' names. ``values``: results
+    of torch functions, inputs and parameters, as ``Dim`` names them → their names here. ``equal``: pairs of sizes
+    that the forward found equal.
     """
 
     calls: tuple[Call, ...]
@@ -84,6 +90,9 @@ class Graph:
     shapes: dict[str, tuple[int, ...]]
     outputs: tuple[str, ...]
     constants: dict[str, Tensor]
+    program: torch.export.ExportedProgram
+    book: Book
+    values: dict[tuple[str | None, int | str], str]
 
     def users(self) -> dict[str, list[Call]]:
         """name → the calls that read it, in order."""
@@ -106,14 +115,16 @@ def trace(model: nn.Module, example_inputs: tuple[Any, ...]) -> Graph:
     try:
         with eval_mode(model), warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
-            program = torch.export.export(model, example_inputs, strict=False).run_decompositions({})
+            with watched(model) as book:
+                program = torch.export.export(model, example_inputs, strict=False)
+            program = program.run_decompositions({})
     except Exception as error:  # torch.export raises whatever the user's forward or its own passes raise
         raise GraphError(
             "the graph cannot be captured", where=_where(error) or type(model).__name__,
             got=f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}",
             do="Usual mend: no branching on tensor values in forward, and example inputs of the shape used in training",
         ) from error  # fmt: skip
-    return _Reader(program).graph()
+    return _Reader(program, book).graph()
 
 
 def _where(error: BaseException) -> str:
@@ -130,8 +141,8 @@ def _where(error: BaseException) -> str:
 class _Reader:
     """Reads an exported program's nodes, in order, into a Graph."""
 
-    def __init__(self, program: torch.export.ExportedProgram):
-        self.program = program
+    def __init__(self, program: torch.export.ExportedProgram, book: Book):
+        self.program, self.book = program, book
         self.signature = program.graph_signature
         self.places = {**self.signature.inputs_to_parameters, **self.signature.inputs_to_buffers}
         self.calls: dict[str, Call] = {}
@@ -141,6 +152,7 @@ class _Reader:
         self.constants: dict[str, Tensor] = {}
         self.outputs: tuple[str, ...] = ()
         self.ordinals: Counter[tuple[str, str]] = Counter()
+        self.made: dict[str, list[tuple[str, int | None]]] = {}  # torch function call → (node, number among results)
         self.same_as: dict[fx.Node, Ref] = {}  # the first result of a batch norm is the call itself
 
     def graph(self) -> Graph:
@@ -157,7 +169,21 @@ class _Reader:
             elif node.op == "call_function":
                 self._call(node, shape)
         calls = tuple(self.calls.values())
-        return Graph(calls, self.inputs, self.tensors, self.shapes, self.outputs, self.constants)
+        return Graph(
+            calls, self.inputs, self.tensors, self.shapes, self.outputs, self.constants,
+            self.program, self.book, self._values(),
+        )  # fmt: skip
+
+    def _values(self) -> dict[tuple[str | None, int | str], str]:
+        """Every tensor that a size may be a dimension of, as the watch named it → its name here."""
+        found: dict[tuple[str | None, int | str], str] = {(None, i): name for i, name in enumerate(self.inputs)}
+        found.update({(None, str(place)): name for name, place in self.tensors.items()})
+        for (function, index), shape in self.book.shapes.items():
+            nodes = [(name, number) for name, number in self.made.get(function, ()) if self.shapes.get(name) == shape]
+            exact = [name for name, number in nodes if number == index]
+            if exact or nodes:
+                found[function, index] = exact[-1] if exact else nodes[-1][0]
+        return found
 
     def _placeholder(self, node: fx.Node, shape: tuple[int, ...] | None) -> None:
         lifted = self.signature.inputs_to_lifted_tensor_constants
@@ -178,6 +204,7 @@ class _Reader:
                 self.same_as[node] = Ref(source.name)
                 self.shapes[source.name] = shape or ()
                 self.calls[source.name] = dataclasses.replace(call, shape=shape, dtype=dtype)
+                self.made.setdefault(call.function, []).append((source.name, None))
                 return
         base = operator_name(operator.getitem) if node.target is operator.getitem else _base_name(node.target)
         base = "batch_norm" if base in _BATCH_NORM else base
@@ -185,7 +212,13 @@ class _Reader:
         ordinal = self.ordinals[module, base]
         self.ordinals[module, base] += 1
         args, kwargs = self._value(tuple(node.args)), {key: self._value(value) for key, value in node.kwargs.items()}
-        self.calls[node.name] = Call(node.name, base, str(node.target), args, kwargs, module, ordinal, shape, dtype)
+        function = " ".join(node.meta.get("torch_fn", ()))
+        number = node.args[1] if node.target is operator.getitem else None
+        self.made.setdefault(function, []).append((node.name, number))
+        self.calls[node.name] = Call(
+            node.name, base, str(node.target), args, kwargs, module, ordinal, shape, dtype,
+            function, self.book.calls.get(function),
+        )  # fmt: skip
 
     def _value(self, value: Any) -> Any:
         """An argument with its nodes replaced by their names."""

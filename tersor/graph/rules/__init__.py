@@ -10,6 +10,7 @@ from tersor.graph.rules import (  # noqa: F401
     linear,
     normalization,
     pooling,
+    recurrent,
     reduction,
     reshape,
     split,

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 from torch.nn.modules.conv import _ConvNd
 
-from tersor.graph.flow import Atoms, Axes, Axis, Fixed, Flow, argument, fixed
+from tersor.graph.axis import Axis, DoesNotFit, leaves, product, resolve, size_of, split_product
+from tersor.graph.flow import Axes, Flow, Refusal, argument, fixed, stated
+from tersor.graph.rules.linear import reads_weight
 from tersor.graph.rules.registry import rule
 from tersor.graph.trace import Call
 
@@ -16,21 +17,22 @@ from tersor.graph.trace import Call
 def convolution(call: Call, flow: Flow) -> Axes:
     """weight [out, in / groups, …]; input [batch, in, …] → [batch, out, …]."""
     x, ref = flow.axes(call.args[0]), call.args[1]
-    weight = flow.weight(ref)
+    weight = flow.axes(ref)
     groups = argument(call, 6, "groups", 1)
-    channels = x[1 - len(weight)]
+    position = len(x) + 1 - len(weight)
     if groups == 1:
-        flow.tie(channels, weight[1], call)
-        flow.role(ref, 1, "consumer")
-        flow.role(ref, 0, "producer")
-    elif len(weight[1]) == 1:
-        _depthwise(call, flow, channels, weight[0], groups)
+        flow.tie(x[position], weight[1], call)
     else:
-        flow.tie(channels, np.tile(weight[1], groups), call)
-        flow.role(ref, 1, "consumer")
-        _alike(call, flow, weight[0], groups)
+        rows, inner = _by_group(call, flow, x[position], groups)
+        made_rows, multiplier = _by_group(call, flow, weight[0], groups)
+        flow.tie(rows, made_rows, call)
+        flow.tie(inner, weight[1], call)
+        _mark(call, flow, rows, inner, multiplier)
+    if size_of(weight[1]) > 1:
+        reads_weight(call, flow, 1, 1, of=(0, position))
+    if groups == 1 or size_of(weight[1]) > 1:
         flow.role(ref, 0, "producer")
-    _sizes(call, flow, ref, channels, weight[0])
+    _sizes(call, flow, ref, x[position], weight[0])
     return _result(call, flow, x, weight[0], len(weight) - 2)
 
 
@@ -38,40 +40,43 @@ def convolution(call: Call, flow: Flow) -> Axes:
 def transposed(call: Call, flow: Flow) -> Axes:
     """weight [in, out / groups, …]; input [batch, in, …] → [batch, out, …]."""
     x, ref = flow.axes(call.args[0]), call.args[1]
-    weight = flow.weight(ref)
+    weight = flow.axes(ref)
     groups = argument(call, 6, "groups", 1)
-    channels = x[1 - len(weight)]
-    flow.tie(channels, weight[0], call)
-    made = np.tile(weight[1], groups)
-    if groups > 1 and len(weight[0]) == groups:
-        made = flow.fresh(len(made))
-        flow.freeze(weight[1], f"is the channel multiplier of {call.place}")
-        _depthwise(call, flow, channels, made, groups)
-    else:
-        if groups > 1:
-            _alike(call, flow, weight[0], groups)
-        flow.role(ref, 0, "consumer")
+    position = len(x) + 1 - len(weight)
+    flow.tie(x[position], weight[0], call)
+    made = weight[1]
+    if groups > 1:
+        rows, inner = _by_group(call, flow, x[position], groups)
+        _mark(call, flow, rows, inner, weight[1])
+        made = product([resolve(rows), resolve(weight[1])])
+    if size_of(weight[0]) > groups or groups == 1:
+        reads_weight(call, flow, 1, 0, of=(0, position))
         flow.role(ref, 1, "producer")
-    _sizes(call, flow, ref, channels, made)
+    _sizes(call, flow, ref, x[position], made)
     return _result(call, flow, x, made, len(weight) - 2)
 
 
-def _depthwise(call: Call, flow: Flow, channels: Axis, made: Atoms, groups: int) -> None:
-    """Channel g makes output channels g·m … g·m + m − 1; they go together and ``groups`` shrinks with them."""
-    multiplier = len(made) // groups
-    flow.tie(channels if isinstance(channels, Fixed) else np.repeat(channels, multiplier), made, call)
-    owners = flow.owners(call, call.args[1], _ConvNd)
-    flow.attribute(owners, "groups", channels)
-    if not owners:  # a functional call: its number of groups is the user's own
-        flow.literal(channels, call)
+def _by_group(call: Call, flow: Flow, axis: Axis, groups: int) -> tuple[Axis, Axis]:
+    """Channels as groups × channels of a group; the number of groups is the layer's attribute, or the user's own."""
+    try:
+        rows, inner = split_product(axis, groups)
+    except DoesNotFit:
+        raise Refusal("cuts groups of channels where other layers hold them whole") from None
+    number = stated(call, 6, "groups")
+    flow.needs(rows, number if number is not None else groups, call)
+    return rows, inner
 
 
-def _alike(call: Call, flow: Flow, made: Atoms, groups: int) -> None:
-    """Every group keeps as many channels as the first: position j of all groups goes together."""
-    flow.tie(made, np.tile(made[: len(made) // groups], groups), call)
+def _mark(call: Call, flow: Flow, rows: Axis, inner: Axis, made: Axis) -> None:
+    """Inside groups channels may go equally, or whole groups; a depthwise layer's channels go whole."""
+    if size_of(inner) == 1:
+        flow.freeze(made, f"is the channel multiplier of {call.place}")
+    else:
+        for leaf in leaves(rows):
+            leaf.group = True
 
 
-def _sizes(call: Call, flow: Flow, ref: Any, channels: Axis, made: Atoms) -> None:
+def _sizes(call: Call, flow: Flow, ref: Any, channels: Axis, made: Axis) -> None:
     bias = argument(call, 2, "bias")
     if bias is not None:
         flow.tie(flow.axes(bias)[0], made, call)
@@ -80,7 +85,7 @@ def _sizes(call: Call, flow: Flow, ref: Any, channels: Axis, made: Atoms) -> Non
     flow.attribute(owners, "out_channels", made)
 
 
-def _result(call: Call, flow: Flow, x: Axes, made: Atoms, spatial: int) -> Axes:
+def _result(call: Call, flow: Flow, x: Axes, made: Axis, spatial: int) -> Axes:
     assert call.shape is not None
     for axis in x[len(x) - spatial :]:
         flow.freeze(axis, f"is height or width for {call.place}")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
-from tersor.graph.flow import Axes, Axis, Fixed, Flow, size_of
+from tersor.graph.axis import ONE, Axis, size_of
+from tersor.graph.flow import Axes, Flow, fixed
 from tersor.graph.rules.registry import rule
 from tersor.graph.trace import Call
 
@@ -14,12 +15,13 @@ UNARY = (
     "hardtanh", "leaky_relu", "lift_fresh_copy", "log", "log1p", "log_sigmoid", "logical_not", "mish", "neg",
     "ones_like", "reciprocal", "relu", "relu6", "round", "rsqrt", "selu", "sigmoid", "sign", "silu", "sin", "softplus",
     "softshrink", "hardshrink", "sqrt", "square", "tanh", "threshold", "to", "to_copy", "zeros_like", "bitwise_not",
-    "isnan",
+    "isnan", "type_as", "nan_to_num", "rand_like", "randn_like", "empty_like", "fill", "expm1", "log2", "atan", "isinf",
+    "zero",
 )  # fmt: skip
 BINARY = (
     "add", "addcdiv", "addcmul", "and", "bitwise_and", "bitwise_or", "div", "eq", "ge", "gt", "le", "lerp", "lt",
-    "logical_and", "logical_or", "masked_fill", "maximum", "minimum", "mul", "ne", "or", "pow", "prelu_kernel",
-    "remainder", "rsub", "sub", "where",
+    "logical_and", "logical_or", "logical_xor", "masked_fill", "maximum", "minimum", "mul", "ne", "or", "pow",
+    "prelu_kernel", "remainder", "fmod", "floor_divide", "rsub", "sub", "where", "atan2", "bitwise_xor",
 )  # fmt: skip
 
 
@@ -29,19 +31,26 @@ def elementwise(call: Call, flow: Flow) -> Axes:
     assert call.shape is not None
     operands = [flow.axes(ref) for ref in call.refs()]
     return tuple(
-        _aligned(call, flow, [axes[back] for axes in operands if len(axes) >= -back], size)
+        aligned(call, flow, [axes[back] for axes in operands if len(axes) >= -back], size)
         for back, size in zip(range(-len(call.shape), 0), call.shape, strict=True)
     )
 
 
-def _aligned(call: Call, flow: Flow, axes: list[Axis], size: int) -> Axis:
+def aligned(call: Call, flow: Flow, axes: list[Axis], size: int) -> Axis:
+    """The axis that several operands share, single positions being stretched."""
     result: Axis | None = None
     for axis in axes:
-        if size_of(axis) != size:
-            flow.freeze(axis, f"is stretched over a larger axis by {call.place}")
-        else:
+        if size_of(axis) == size:
             result = axis if result is None else flow.tie(result, axis, call)
-    return result if result is not None else Fixed(size, f"what {call.place} gives")
+    if result is None:
+        return ONE if size == 1 else fixed([size], f"what {call.place} gives")[0]
+    return result
+
+
+@rule("copy")
+def copy(call: Call, flow: Flow) -> Axes:
+    """Overwrites its first argument by its second, which may be stretched."""
+    return elementwise(call, flow)
 
 
 @rule("prelu")

@@ -13,7 +13,7 @@ from tersor.graph.trace import Call
 def embedding(call: Call, flow: Flow) -> Axes:
     """weight [entries, features]; indices [...] → [..., features]."""
     ref = call.args[0]
-    entries, features = flow.weight(ref)
+    entries, features = flow.axes(ref)
     flow.freeze(entries, f"is looked up by index at {call.place}")
     flow.role(ref, 1, "producer")
     flow.attribute(flow.owners(call, ref, nn.Embedding), "embedding_dim", features)

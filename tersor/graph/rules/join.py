@@ -1,21 +1,20 @@
-"""Joining: concatenation joins lists of atoms, stacking ties them."""
+"""Joining: a concatenation is a sum of axes, stacking ties them."""
 
 from __future__ import annotations
 
-import numpy as np
-
-from tersor.graph.flow import Axes, Axis, Fixed, Flow, argument, size_of, tensors_in
+from tersor.graph.axis import Axis, Fixed, resolve, size_of, total
+from tersor.graph.flow import Axes, Flow, argument, tensors_in
 from tersor.graph.rules.registry import rule
 from tersor.graph.trace import Call
 
 
 @rule("cat")
 def cat(call: Call, flow: Flow) -> Axes:
-    """Along ``dim`` one list after another; every other axis is the same in all parts."""
+    """Along ``dim`` one part after another; every other axis is the same in all parts."""
     parts = [axes for axes in map(flow.axes, tensors_in(call.args[0])) if not _is_legacy_empty(axes)]
     dim = argument(call, 1, "dim", 0) % len(parts[0])
     return tuple(
-        _joined(call, flow, column) if number == dim else _tied(call, flow, column)
+        total([resolve(axis) for axis in column]) if number == dim else _tied(call, flow, column)
         for number, column in enumerate(zip(*parts, strict=True))
     )
 
@@ -38,9 +37,3 @@ def _tied(call: Call, flow: Flow, column: tuple[Axis, ...]) -> Axis:
     for axis in column[1:]:
         result = flow.tie(result, axis, call)
     return result
-
-
-def _joined(call: Call, flow: Flow, column: tuple[Axis, ...]) -> Axis:
-    if all(isinstance(axis, Fixed) for axis in column):
-        return Fixed(sum(map(size_of, column)), f"what {call.place} joins")
-    return np.concatenate([flow.atoms_of(axis, f"meets a fixed size in {call.place}") for axis in column])

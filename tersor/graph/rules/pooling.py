@@ -1,10 +1,9 @@
-"""Operators over the last, spatial axes: pooling, resizing and padding. Channels pass."""
+"""Operators over the last, spatial axes: pooling, resizing, padding and patches. Channels pass."""
 
 from __future__ import annotations
 
-import numpy as np
-
-from tersor.graph.flow import Axes, Axis, Flow, Many, argument, fixed, size_of
+from tersor.graph.axis import Axis, DoesNotFit, Fixed, product, resolve, size_of, split_product, total
+from tersor.graph.flow import Axes, Flow, Many, Refusal, argument, fixed
 from tersor.graph.rules.registry import rule
 from tersor.graph.trace import Call
 
@@ -14,6 +13,7 @@ _POOLS = [
 _RESIZES = [
     "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "upsample_nearest_exact1d", "upsample_linear1d",
     "upsample_nearest_exact2d", "upsample_bilinear2d", "upsample_bicubic2d", "upsample_trilinear3d",
+    "upsample_bilinear2d_aa", "upsample_bicubic2d_aa", "grid_sampler_2d", "grid_sampler",
 ]  # fmt: skip
 
 
@@ -21,7 +21,7 @@ _RESIZES = [
 def pool(call: Call, flow: Flow) -> Axes | Many:
     """The operator's name says how many last axes it works on."""
     x = flow.axes(call.args[0])
-    spatial = int(next(letter for letter in call.operator if letter.isdigit()))
+    spatial = int(next((letter for letter in call.operator if letter.isdigit()), "2"))
     for axis in x[len(x) - spatial :]:
         flow.freeze(axis, f"is height or width for {call.place}")
     leading = x[: len(x) - spatial]
@@ -45,12 +45,48 @@ def pad(call: Call, flow: Flow) -> Axes:
 
 
 def _padded(call: Call, flow: Flow, axis: Axis, before: int, after: int) -> Axis:
-    if not isinstance(axis, np.ndarray):
-        return fixed([size_of(axis) + before + after], axis.reason)[0]
+    axis = resolve(axis)
+    if isinstance(axis, Fixed):
+        return Fixed(axis.size + before + after, axis.reason)
     if before < 0 or after < 0 or not call.operator.startswith(("pad", "constant")):
         flow.freeze(axis, f"is cropped or mirrored by {call.place}")
-        return fixed([len(axis) + before + after], f"what {call.place} gives")[0]
-    flow.literal(axis, call)
-    added = flow.fresh(before + after)
-    flow.freeze(added, f"is added by {call.place}")
-    return np.concatenate([added[:before], axis, added[before:]])
+        return Fixed(size_of(axis) + before + after, f"what {call.place} gives")
+    added = f"added by {call.place}"
+    return total([Fixed(before, added), axis, Fixed(after, added)])
+
+
+@rule("im2col")
+def im2col(call: Call, flow: Flow) -> Axes:
+    """[batch, c, h, w] → [batch, c · kernel, patches]."""
+    assert call.shape is not None
+    x = flow.axes(call.args[0])
+    for axis in x[-2:]:
+        flow.freeze(axis, f"is height or width for {call.place}")
+    kernel = call.shape[-2] // size_of(x[-3])
+    made = product([resolve(x[-3]), Fixed(kernel, "positions of a patch")])
+    return (*x[:-3], made, Fixed(call.shape[-1], "patches"))
+
+
+@rule("col2im")
+def col2im(call: Call, flow: Flow) -> Axes:
+    """[batch, c · kernel, patches] → [batch, c, h, w]."""
+    assert call.shape is not None
+    x = flow.axes(call.args[0])
+    try:
+        channels, kernel = split_product(x[-2], call.shape[-3])
+    except DoesNotFit:
+        raise Refusal("takes channels and patches apart where other layers hold them whole") from None
+    flow.freeze(kernel, f"is a position of a patch for {call.place}")
+    flow.freeze(x[-1], f"counts patches for {call.place}")
+    return (*x[:-2], channels, *fixed(call.shape[-2:], "height and width"))
+
+
+@rule("unfold")
+def unfold(call: Call, flow: Flow) -> Axes:
+    """Windows along one axis become a last axis."""
+    assert call.shape is not None
+    x = flow.axes(call.args[0])
+    dim = argument(call, 1, "dimension") % len(x)
+    flow.freeze(x[dim], f"is cut into windows by {call.place}")
+    windows, length = fixed((call.shape[dim], call.shape[-1]), f"windows of {call.place}")
+    return (*x[:dim], windows, *x[dim + 1 :], length)

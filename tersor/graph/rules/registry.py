@@ -30,6 +30,7 @@ def rule(*operators: str) -> Callable[[Rule], Rule]:
 def follow(call: Call, flow: Flow) -> Axes | Many:
     """The axes of what the call gives, by its rule; where there is none, everything that flows through is frozen."""
     if call.operator not in RULES:
+        flow.unknown[call.operator] = flow.unknown.get(call.operator, 0) + 1
         return flow.give_up(call, f"passes through {call.place}, an operator without a rule")
     try:
         return RULES[call.operator](call, flow)

@@ -1,38 +1,63 @@
-"""Changes of shape: sizes factor, and channels are followed through the factors."""
+"""Changes of shape: axes multiply and factor."""
 
 from __future__ import annotations
 
 import math
 from typing import Any
 
-import numpy as np
-
-from tersor.graph.flow import Atoms, Axes, Axis, Fixed, Flow, argument, fixed, size_of
+from tersor.graph.axis import (
+    ONE, Axis, DoesNotFit, Fixed, product, resolve, size_of, split_product,
+)  # fmt: skip
+from tersor.graph.flow import Axes, Flow, Refusal, argument, fixed
+from tersor.graph.rules.creation import axis_of
 from tersor.graph.rules.registry import rule
+from tersor.graph.sizes import Dim, Known, Size
 from tersor.graph.trace import Call
 
 
 @rule("view", "reshape", "flatten", "unflatten", "unsafe_view", "view_as", "reshape_as")
 def view(call: Call, flow: Flow) -> Axes:
-    """Axes fall into blocks of equal product. A merged axis repeats its channels at each of their positions
-    ([batch, c, h, w] → [batch, c·h·w]); a split one keeps them on one factor, tied along the others
-    ([batch, g·c] → [batch, g, c]: channel k of every group goes together)."""
+    """Axes fall into blocks of equal product: [batch, c, h, w] → [batch, c·h·w], [batch, h·d] → [batch, h, d].
+
+    Each stated size is noted: it must be what the axis will be.
+    """
     assert call.shape is not None
-    x = flow.axes(call.args[0])
-    for axis in x:
-        flow.literal(axis, call)
     if 0 in call.shape:
         return flow.give_up(call, f"is empty at {call.place}")  # type: ignore[return-value]
-    for axis in x:
-        if size_of(axis) == 1:
-            flow.freeze(axis, f"is a single channel that {call.place} may drop")
+    read = [axis for axis in map(resolve, flow.axes(call.args[0])) if size_of(axis) != 1]
     result: list[Axis] = []
-    read = [axis for axis in x if size_of(axis) != 1]
     for sizes, count in _blocks([size_of(axis) for axis in read], list(call.shape)):
-        merged = _merge(call, flow, read[:count])
+        result += _factored(call, flow, read[:count], sizes)
         read = read[count:]
-        result += _unmerge(call, flow, merged, sizes)
+    for axis, size in zip(result, stated_sizes(call, flow), strict=True):
+        flow.needs(axis, size, call)
     return tuple(result)
+
+
+def stated_sizes(call: Call, flow: Flow) -> list[Any]:
+    """The sizes of the result as the forward gave them; −1 where it gave none."""
+    assert call.shape is not None
+    automatic: list[Any] = [-1] * len(call.shape)
+    if call.said is None:
+        return automatic
+    args, kwargs = call.said
+    name = call.function.rpartition(".")[2]
+    given: Any = ()
+    if name in ("view", "reshape", "expand", "broadcast_to"):
+        given = args[1:] or kwargs.get("shape", kwargs.get("size", ()))
+        given = given[0] if len(given) == 1 and isinstance(given[0], tuple) else given
+    elif name in ("view_as", "reshape_as", "expand_as") and len(args) > 1 and isinstance(args[1], Known):
+        other = args[1]
+        given = [Size(n, Dim(other.function, other.index, d), flow.graph.book) for d, n in enumerate(call.shape)]
+    elif name == "unflatten":
+        sizes = kwargs.get("sizes", args[2] if len(args) > 2 else ())
+        dim = kwargs.get("dim", args[1] if len(args) > 1 else 0)
+        dim = int(dim) % (len(call.shape) - len(sizes) + 1)
+        given = [*automatic[:dim], *sizes, *automatic[dim + len(sizes) :]]
+    fits = len(given) == len(call.shape) and all(
+        isinstance(size, int) and size in (-1, length) for size, length in zip(given, call.shape, strict=True)
+    )
+    return list(given) if fits else automatic
 
 
 def _blocks(before: list[int], after: list[int]) -> list[tuple[list[int], int]]:
@@ -52,63 +77,30 @@ def _blocks(before: list[int], after: list[int]) -> list[tuple[list[int], int]]:
     return blocks
 
 
-def _merge(call: Call, flow: Flow, axes: list[Axis]) -> Axis | None:
-    """Several axes as one, the last running fastest."""
-    if len(axes) < 2:
-        return axes[0] if axes else None
-    sizes = [size_of(axis) for axis in axes]
-    carriers = [dim for dim, axis in enumerate(axes) if isinstance(axis, np.ndarray)]
-    if len(carriers) != 1:
+def _factored(call: Call, flow: Flow, axes: list[Axis], sizes: list[int]) -> list[Axis]:
+    """A block's axes, multiplied, as factors of the new sizes."""
+    left = product(axes)
+    result: list[Axis] = []
+    try:
+        for size in sizes:
+            first, left = split_product(left, size)
+            result.append(first)
+    except DoesNotFit:
         for axis in axes:
-            flow.freeze(axis, f"is merged with other channels by {call.place}")
-        return Fixed(math.prod(sizes), f"what {call.place} gives")
-    return _spread(axes[carriers[0]], sizes, carriers[0])
-
-
-def _spread(axis: Any, sizes: list[int], dim: int) -> Atoms:
-    shape = [1] * len(sizes)
-    shape[dim] = -1
-    return np.broadcast_to(axis.reshape(shape), sizes).ravel()
-
-
-def _unmerge(call: Call, flow: Flow, axis: Axis | None, sizes: list[int]) -> list[Axis]:
-    """One axis as several. Channels stay on the factor along which alone they differ, else on the largest."""
-    factors = [dim for dim, size in enumerate(sizes) if size != 1]
-    if isinstance(axis, Fixed) or axis is None:
-        return list(fixed(sizes, axis.reason if axis is not None else "a single position"))
-    result: list[Axis] = list(fixed(sizes, f"a factor that {call.place} gives"))
-    if len(factors) == 1:
-        result[factors[0]] = axis
-        return result
-    grid = axis.reshape(sizes)
-    carrier = next((dim for dim in factors if _alone(grid, dim)), None)
-    if carrier is None:
-        carrier = max(factors, key=lambda dim: (sizes[dim], dim))
-        flow.tie(axis, _spread(_first(grid, carrier), sizes, carrier), call)
-    result[carrier] = _first(grid, carrier)
+            flow.freeze(axis, f"is cut at {call.place} where other layers hold it whole")
+        return list(fixed(sizes, f"what {call.place} gives"))
     return result
 
 
-def _first(grid: Atoms, dim: int) -> Atoms:
-    """The atoms along ``dim`` at position zero of all other axes."""
-    return grid[tuple(slice(None) if number == dim else 0 for number in range(grid.ndim))]
-
-
-def _alone(grid: Atoms, dim: int) -> bool:
-    return bool((np.moveaxis(grid, dim, -1) == _first(grid, dim)).all())
-
-
-@rule("permute", "transpose", "t", "swapaxes", "swapdims", "movedim", "numpy_T")
+@rule("permute", "transpose", "t", "swapaxes", "swapdims", "numpy_T", "mT", "numpy_t")
 def permute(call: Call, flow: Flow) -> Axes:
     """Axes in another order."""
     x = flow.axes(call.args[0])
     if call.operator == "permute":
         return tuple(x[dim % len(x)] for dim in argument(call, 1, "dims"))
-    if call.operator in ("t", "numpy_T"):
+    if call.operator in ("t", "numpy_T", "numpy_t"):
         return x[::-1]
-    if call.operator == "movedim":
-        return flow.give_up(call, f"is moved by {call.place}")  # type: ignore[return-value]
-    first, second = (argument(call, number, f"dim{number - 1}") % len(x) for number in (1, 2))
+    first, second = (-2, -1) if call.operator == "mT" else (argument(call, n, f"dim{n - 1}") for n in (1, 2))
     order = list(x)
     order[first], order[second] = order[second], order[first]
     return tuple(order)
@@ -119,7 +111,7 @@ def unsqueeze(call: Call, flow: Flow) -> Axes:
     """A new axis of size one."""
     x = flow.axes(call.args[0])
     dim = argument(call, 1, "dim") % (len(x) + 1)
-    return (*x[:dim], Fixed(1, "a single position"), *x[dim:])
+    return (*x[:dim], ONE, *x[dim:])
 
 
 @rule("squeeze")
@@ -129,39 +121,62 @@ def squeeze(call: Call, flow: Flow) -> Axes:
     given = argument(call, 1, "dim")
     dims = range(len(x)) if given is None else [dim % len(x) for dim in (given if isinstance(given, list) else [given])]
     gone = [dim for dim in dims if size_of(x[dim]) == 1]
-    for dim in gone:
-        flow.freeze(x[dim], f"is a single channel that {call.place} drops")
     return tuple(axis for dim, axis in enumerate(x) if dim not in gone)
 
 
-@rule("expand", "expand_as", "repeat")
-def stretch(call: Call, flow: Flow) -> Axes:
-    """Copies along axes: stretched from size one, new in front, or (repeat) the list of atoms again and again."""
+@rule("expand", "expand_as", "broadcast_to")
+def expand(call: Call, flow: Flow) -> Axes:
+    """Copies along axes of size one, or new ones in front: their length may be another tensor's, or an attribute."""
     assert call.shape is not None
     x = flow.axes(call.args[0])
-    result: list[Axis] = list(fixed(call.shape[: len(call.shape) - len(x)], f"what {call.place} gives"))
-    for axis, size in zip(x, call.shape[len(call.shape) - len(x) :], strict=True):
-        flow.literal(axis, call)
-        if size_of(axis) == size:
-            result.append(axis)
-        elif isinstance(axis, np.ndarray) and call.operator == "repeat" and len(axis) > 1:
-            result.append(np.tile(axis, size // len(axis)))
+    new = len(call.shape) - len(x)
+    sizes = stated_sizes(call, flow)
+    result: list[Axis] = []
+    for dim, (size, length) in enumerate(zip(sizes, call.shape, strict=True)):
+        if dim >= new and size_of(x[dim - new]) == length:
+            result.append(x[dim - new])
+            flow.needs(result[-1], size, call)
         else:
-            flow.freeze(axis, f"is stretched by {call.place}")
-            result.append(Fixed(size, f"what {call.place} gives"))
+            result.append(axis_of(call, flow, size, length))
     return tuple(result)
 
 
-@rule("channel_shuffle")
+@rule("repeat", "tile")
+def repeat(call: Call, flow: Flow) -> Axes:
+    """The whole axis again and again."""
+    assert call.shape is not None
+    x = flow.axes(call.args[0])
+    said = call.said[0][1:] if call.said is not None and call.function.endswith(("repeat", "tile")) else ()
+    said = said[0] if len(said) == 1 and isinstance(said[0], tuple) else said
+    x = (*[ONE] * (len(call.shape) - len(x)), *x)
+    result = []
+    for dim, (axis, length) in enumerate(zip(x, call.shape, strict=True)):
+        times = length // size_of(axis)
+        size = said[dim] if len(said) == len(x) else None
+        result.append(product([axis_of(call, flow, size, times), resolve(axis)]))
+    return tuple(result)
+
+
+@rule("repeat_interleave")
+def repeat_interleave(call: Call, flow: Flow) -> Axes:
+    """Every position several times in a row."""
+    assert call.shape is not None
+    x = flow.axes(call.args[0])
+    dim, times = argument(call, 2, "dim"), argument(call, 1, "repeats")
+    if dim is None or not isinstance(times, int):
+        raise Refusal("repeats positions unequally")
+    dim %= len(x)
+    said = None if call.said is None else (*call.said[0], *call.said[1].values())[1]
+    return (*x[:dim], product([resolve(x[dim]), axis_of(call, flow, said, times)]), *x[dim + 1 :])
+
+
+@rule("channel_shuffle", "native_channel_shuffle")
 def channel_shuffle(call: Call, flow: Flow) -> Axes:
     """[batch, g·c, …]: channel k of group i moves to k·g + i; the groups keep equally many."""
     x = flow.axes(call.args[0])
-    channels, groups = x[1], argument(call, 1, "groups")
-    if isinstance(channels, Fixed):
-        return x
-    first = channels[: len(channels) // groups]
-    flow.tie(channels, np.tile(first, groups), call)
-    return (x[0], np.repeat(first, groups), *x[2:])
+    rows, inner = _split(call, x[1], argument(call, 1, "groups"))
+    flow.freeze(rows, f"is a number of groups in {call.place}")
+    return (x[0], product([resolve(inner), resolve(rows)]), *x[2:])
 
 
 @rule("pixel_shuffle")
@@ -171,10 +186,24 @@ def pixel_shuffle(call: Call, flow: Flow) -> Axes:
     x = flow.axes(call.args[0])
     for axis in x[-2:]:
         flow.freeze(axis, f"is height or width for {call.place}")
-    channels = x[-3]
-    made: Axis = Fixed(call.shape[-3], f"what {call.place} gives")
-    if isinstance(channels, np.ndarray):
-        each = len(channels) // call.shape[-3]
-        made = channels[::each]
-        flow.tie(channels, np.repeat(made, each), call)
+    made, inner = _split(call, x[-3], call.shape[-3])
+    flow.freeze(inner, f"becomes a position at {call.place}")
     return (*x[:-3], made, *fixed(call.shape[-2:], "height and width"))
+
+
+@rule("pixel_unshuffle")
+def pixel_unshuffle(call: Call, flow: Flow) -> Axes:
+    """[…, c, h·r, w·r] → […, c·r², h, w]."""
+    assert call.shape is not None
+    x = flow.axes(call.args[0])
+    for axis in x[-2:]:
+        flow.freeze(axis, f"is height or width for {call.place}")
+    inner = Fixed(call.shape[-3] // size_of(x[-3]), f"positions of {call.place}")
+    return (*x[:-3], product([resolve(x[-3]), inner]), *fixed(call.shape[-2:], "height and width"))
+
+
+def _split(call: Call, axis: Axis, count: int) -> tuple[Axis, Axis]:
+    try:
+        return split_product(axis, count)
+    except DoesNotFit:
+        raise Refusal("cuts groups of channels where other layers hold them whole") from None

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import numpy as np
+from typing import Any
 
-from tersor.graph.flow import Atoms, Axes, Axis, Fixed, Flow, Many, Refusal, argument, fixed, size_of
+from tersor.graph.axis import Axis, DoesNotFit, Fixed, resolve, size_of, split_product, split_sum, total
+from tersor.graph.flow import Axes, Flow, Many, Refusal, argument, fixed, stated
 from tersor.graph.rules.registry import rule
+from tersor.graph.sizes import Size
 from tersor.graph.trace import Call, Ref
 
 
@@ -17,41 +19,57 @@ def getitem(call: Call, flow: Flow) -> Axes:
     if many.parts is None:
         return fixed(call.shape, many.reason)
     axes = many.parts[call.args[1]]
-    pairs = zip(axes, call.shape, strict=True)
+    pairs = zip(map(resolve, axes), call.shape, strict=True)
     return tuple(Fixed(size, axis.reason) if isinstance(axis, Fixed) else axis for axis, size in pairs)
 
 
 @rule("split", "split_with_sizes", "chunk", "tensor_split")
 def split(call: Call, flow: Flow) -> Many:
-    """Parts in order. Equal parts keep equally many: position i of all parts goes together, as ``chunk`` needs."""
+    """Parts in order. Parts of one stated size keep equally many: position i of all parts goes together."""
     x = flow.axes(call.args[0])
     dim = argument(call, 2, "dim", 0) % len(x)
-    sizes = _sizes(call, size_of(x[dim]))
-    return Many(tuple((*x[:dim], part, *x[dim + 1 :]) for part in _parts(call, flow, x[dim], sizes)))
+    try:
+        parts = _parts(call, flow, x[dim])
+    except DoesNotFit:
+        raise Refusal("cuts channels where other layers hold them whole") from None
+    return Many(tuple((*x[:dim], part, *x[dim + 1 :]) for part in parts))
 
 
-def _sizes(call: Call, length: int) -> list[int]:
-    given = argument(call, 1, "sizes")
+def _parts(call: Call, flow: Flow, axis: Axis) -> list[Axis]:
+    given, length = argument(call, 1, "sizes"), size_of(axis)
+    said = stated(call, 1, "split_size_or_sections", stated(call, 1, "split_size"))
+    if isinstance(given, (list, tuple)) and call.operator != "tensor_split":
+        sizes = list(given)
+        if isinstance(said, tuple) and len(said) == len(sizes):
+            return _unequal(call, flow, axis, sizes, list(said))
+        return _equal(call, flow, axis, sizes, said)
     if isinstance(given, (list, tuple)):
-        if call.operator == "tensor_split":
-            raise Refusal("splits at given positions")
-        return list(given)
+        raise Refusal("splits at given positions")
     if call.operator == "tensor_split":
-        return [length // given + (number < length % given) for number in range(given)]
-    size = -(-length // given) if call.operator == "chunk" else given
-    return [min(size, length - start) for start in range(0, length, size)]
+        sizes = [length // given + (number < length % given) for number in range(given)]
+    else:
+        size = -(-length // given) if call.operator == "chunk" else given
+        sizes = [min(size, length - start) for start in range(0, length, size)]
+    return _equal(call, flow, axis, sizes, said if call.operator == "split" else None)
 
 
-def _parts(call: Call, flow: Flow, axis: Axis, sizes: list[int]) -> list[Axis]:
-    if isinstance(axis, Fixed):
-        return [Fixed(size, axis.reason) for size in sizes]
-    flow.literal(axis, call)
-    parts: list[Axis] = list(np.split(axis, np.cumsum(sizes)[:-1]))
+def _equal(call: Call, flow: Flow, axis: Axis, sizes: list[int], said: Any) -> list[Axis]:
     if len(set(sizes)) > 1:
         flow.freeze(axis, f"is cut into parts of {sizes} by {call.place}")
-    for part in parts[1:]:
-        if size_of(part) == sizes[0]:
-            flow.tie(parts[0], part, call)
+        return list(fixed(sizes, f"what {call.place} gives"))
+    rows, part = split_product(axis, len(sizes))
+    flow.freeze(rows, f"is a number of parts in {call.place}")
+    if call.function.endswith(("split", "split_with_sizes")) and isinstance(said, int):
+        flow.needs(part, said, call)
+    return [part] * len(sizes)
+
+
+def _unequal(call: Call, flow: Flow, axis: Axis, sizes: list[int], said: list[Any]) -> list[Axis]:
+    parts, left = [], axis
+    for size, stated_size in zip(sizes, said, strict=True):
+        part, left = split_sum(left, size)
+        flow.needs(part, stated_size, call)
+        parts.append(part)
     return parts
 
 
@@ -79,29 +97,78 @@ def _without(x: Axes, dim: int) -> Axes:
 
 @rule("slice", "narrow")
 def slice_(call: Call, flow: Flow) -> Axes:
-    """A range of ``dim``. One of equal parts (``x[:, : c // 2]``) ties the parts; other ranges freeze."""
+    """A range of ``dim``, its ends as the forward states them; every n-th position is a factor."""
     x = flow.axes(call.args[0])
     dim = argument(call, 1, "dim", 0) % len(x)
-    axis, length = x[dim], size_of(x[dim])
     start, end, step = argument(call, 2, "start") or 0, argument(call, 3, "end"), argument(call, 4, "step", 1)
     if call.operator == "narrow":
         end = start + end
-    taken = range(length)[slice(start, end, step)]
-    return (*x[:dim], _range(call, flow, axis, taken), *x[dim + 1 :])
+    taken = range(size_of(x[dim]))[slice(start, end, step)]
+    try:
+        return (*x[:dim], _range(call, flow, x[dim], taken), *x[dim + 1 :])
+    except DoesNotFit:
+        raise Refusal("cuts channels where other layers hold them whole") from None
 
 
 def _range(call: Call, flow: Flow, axis: Axis, taken: range) -> Axis:
-    if isinstance(axis, Fixed):
-        return Fixed(len(taken), axis.reason)
-    flow.literal(axis, call)
-    if len(taken) == len(axis) and taken.step == 1:
+    axis, length = resolve(axis), size_of(axis)
+    if isinstance(axis, Fixed) or not len(taken):
+        return Fixed(len(taken), axis.reason if isinstance(axis, Fixed) else "empty")
+    if taken.step > 1:
+        if length % taken.step or taken.start >= taken.step:
+            raise DoesNotFit
+        rows, inner = split_product(axis, length // taken.step)
+        flow.freeze(inner, f"is every {taken.step}th position at {call.place}")
+        return rows
+    start, end = _ends(call, taken, length)
+    if len(taken) == length:
+        flow.needs(axis, end, call)
         return axis
-    if len(taken) == 0 or taken.step != 1 or len(axis) % len(taken) or taken.start % len(taken):
-        flow.freeze(axis, f"is cut to positions {taken.start} to {taken.stop} by {call.place}")
+    if length % len(taken) == 0 and taken.start % len(taken) == 0 and not _is_literal(start, end):
+        rows, part = split_product(axis, length // len(taken))
+        flow.freeze(rows, f"is a number of parts in {call.place}")
     else:
-        for part in np.split(axis, len(axis) // len(taken)):
-            flow.tie(axis[: len(taken)], part, call)
-    return axis[taken.start : taken.stop : taken.step]
+        before, rest = split_sum(axis, taken.start)
+        part, after = split_sum(rest, len(taken))
+    before, rest = split_sum(axis, taken.start)
+    _, after = split_sum(rest, len(taken))
+    if taken.start:
+        _needs_end(call, flow, before, total([resolve(part), resolve(after)]), start)
+    if taken.stop < length:
+        _needs_end(call, flow, total([resolve(before), resolve(part)]), resolve(after), end)
+    return part
+
+
+def _needs_end(call: Call, flow: Flow, before: Axis, after: Axis, position: Any) -> None:
+    """``position`` is how many come before it, or, counted from the end, minus how many come after."""
+    if position is None:
+        return
+    if position < 0:
+        flow.needs(after, -position, call)
+    else:
+        flow.needs(before, position, call)
+
+
+def _is_literal(start: Any, end: Any) -> bool:
+    """Whether an end of a range is a number that the user wrote."""
+    return any(type(end) is int and end not in (0, -1) for end in (start, end))
+
+
+def _ends(call: Call, taken: range, length: int) -> tuple[Any, Any]:
+    """Start and end of the range as the forward gave them: ints, Sizes, or None where open or unknown."""
+    name = call.function.rpartition(".")[2]
+    if call.said is None:
+        return None, None
+    if name == "narrow":
+        start, size = stated(call, 2, "start"), stated(call, 3, "length")
+        return start, start + size
+    if name != "__getitem__":
+        return None, None
+    index = call.said[0][1]
+    for item in index if isinstance(index, tuple) else (index,):
+        if isinstance(item, slice) and range(length)[item] == taken and item != slice(None):
+            return item.start, item.stop
+    return None, None
 
 
 @rule("index", "index_select")
@@ -117,10 +184,45 @@ def index(call: Call, flow: Flow) -> Axes:
     indexed = [dim for dim, given in enumerate(indices) if isinstance(given, Ref)]
     for dim in indexed:
         flow.freeze(x[dim], f"is read by position at {call.place}")
-    if len(indexed) != 1 or len(call.shape) != len(x):
-        raise Refusal("indexes several axes at once")
-    dim = indexed[0]
-    return (*x[:dim], Fixed(call.shape[dim], f"what {call.place} gives"), *x[dim + 1 :])
+        for axis in flow.axes(indices[dim]):
+            flow.freeze(axis, f"is a table of positions at {call.place}")
+    if indexed != list(range(indexed[0], indexed[-1] + 1)):
+        raise Refusal("indexes axes that are apart")
+    before, after = x[: indexed[0]], x[indexed[-1] + 1 :]
+    made = fixed(call.shape[len(before) : len(call.shape) - len(after)], f"what {call.place} gives")
+    return (*before, *made, *after)
+
+
+@rule("gather")
+def gather(call: Call, flow: Flow) -> Axes:
+    """Positions of ``dim`` by a tensor of numbers of the result's shape."""
+    x, dim, chosen = flow.axes(call.args[0]), call.args[1], flow.axes(call.args[2])
+    dim %= len(x)
+    flow.freeze(x[dim], f"is read by position at {call.place}")
+    flow.freeze(chosen[dim], f"is a table of positions at {call.place}")
+    return tuple(
+        mine if number == dim or size_of(mine) != size_of(other) else flow.tie(mine, other, call)
+        for number, (mine, other) in enumerate(zip(chosen, x, strict=True))
+    )
+
+
+@rule("slice_scatter", "select_scatter")
+def scatter(call: Call, flow: Flow) -> Axes:
+    """Overwrites a range, or one position, of ``dim``; the other axes are tied."""
+    x, source = flow.axes(call.args[0]), flow.axes(call.args[1])
+    dim = argument(call, 2, "dim", 0) % len(x)
+    if call.operator == "select_scatter":
+        flow.freeze(x[dim], f"is written by position at {call.place}")
+    else:
+        start, end, step = argument(call, 3, "start"), argument(call, 4, "end"), argument(call, 5, "step", 1)
+        try:
+            part = _range(call, flow, x[dim], range(size_of(x[dim]))[slice(start, end, step)])
+        except DoesNotFit:
+            raise Refusal("overwrites channels that other layers hold whole") from None
+        flow.tie(source[dim], part, call)
+        source = _without(source, dim)
+    others = iter(source)
+    return tuple(axis if number == dim else flow.tie(axis, next(others), call) for number, axis in enumerate(x))
 
 
 @rule("glu")
@@ -128,9 +230,9 @@ def glu(call: Call, flow: Flow) -> Axes:
     """a · σ(b) of two halves: they are the same channels."""
     x = flow.axes(call.args[0])
     dim = argument(call, 1, "dim", -1) % len(x)
-    axis = x[dim]
-    if isinstance(axis, Fixed):
-        return (*x[:dim], Fixed(axis.size // 2, axis.reason), *x[dim + 1 :])
-    first: Atoms = axis[: len(axis) // 2]
-    flow.tie(first, axis[len(axis) // 2 :], call)
-    return (*x[:dim], first, *x[dim + 1 :])
+    try:
+        rows, part = split_product(x[dim], 2)
+    except DoesNotFit:
+        raise Refusal("halves channels where other layers hold them whole") from None
+    flow.freeze(rows, f"is a number of parts in {call.place}")
+    return (*x[:dim], part, *x[dim + 1 :])

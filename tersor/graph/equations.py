@@ -1,0 +1,262 @@
+"""What a forward says about sizes, solved: which attributes follow which channels, and which sizes hang together.
+
+Sizes are polynomials over leaves and attributes. ``view(b, t, self.heads, c // self.heads)`` of a linear layer's output
+says heads = self.heads and head size = c // self.heads; so the attribute follows the heads, and the width c is heads ×
+head size, whatever of them shrinks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Any
+
+from torch import nn
+
+from tersor.core.place import module_at
+from tersor.graph.axis import Axis, Fixed, Leaf, Product, freeze, resolve
+from tersor.graph.flow import Flow
+from tersor.graph.sizes import Computed, Dim, Held, Source
+
+Symbol = Leaf | Held
+Powers = frozenset[tuple[Symbol, int]]
+
+
+@dataclass(frozen=True)
+class Polynomial:
+    """Σ coefficient · Π symbol^power; powers may be negative, since sizes are divided."""
+
+    terms: Mapping[Powers, Fraction]
+
+    def symbols(self) -> Iterator[Symbol]:
+        """Every symbol, once per term."""
+        for powers in self.terms:
+            yield from (symbol for symbol, _ in powers)
+
+    def __add__(self, other: Polynomial) -> Polynomial:
+        terms = dict(self.terms)
+        for powers, coefficient in other.terms.items():
+            terms[powers] = terms.get(powers, Fraction(0)) + coefficient
+        return Polynomial({powers: value for powers, value in terms.items() if value})
+
+    def scaled(self, factor: Fraction) -> Polynomial:
+        """The polynomial times a number."""
+        return Polynomial({powers: value * factor for powers, value in self.terms.items()})
+
+    def __mul__(self, other: Polynomial) -> Polynomial:
+        found = Polynomial({})
+        for a, x in self.terms.items():
+            for b, y in other.terms.items():
+                found = found + Polynomial({_joined(a, b): x * y})
+        return found
+
+    def inverse(self) -> Polynomial:
+        """1 / the polynomial, of a single term. Raises Unsolvable for more."""
+        if len(self.terms) != 1:
+            raise Unsolvable("divides by a sum")
+        ((powers, value),) = self.terms.items()
+        return Polynomial({frozenset((symbol, -power) for symbol, power in powers): 1 / value})
+
+    def replaced(self, known: Mapping[Held, Polynomial]) -> Polynomial:
+        """The polynomial with attributes replaced by what they are."""
+        if not any(symbol in known for symbol in self.symbols() if isinstance(symbol, Held)):
+            return self
+        found = Polynomial({})
+        for powers, value in self.terms.items():
+            term = constant(value)
+            for symbol, power in powers:
+                base = known[symbol] if isinstance(symbol, Held) and symbol in known else of_symbol(symbol)
+                for _ in range(abs(power)):
+                    term = term * (base if power > 0 else base.inverse())
+            found = found + term
+        return found
+
+    def value(self, sizes: Mapping[Leaf, int]) -> Fraction:
+        """The number it is when leaves have these sizes (their own where none is given)."""
+        found = Fraction(0)
+        for powers, coefficient in self.terms.items():
+            term = coefficient
+            for symbol, power in powers:
+                assert isinstance(symbol, Leaf), "attributes are replaced first"
+                term *= Fraction(sizes.get(symbol, symbol.size)) ** power
+            found += term
+        return found
+
+
+class Unsolvable(Exception):
+    """A size that cannot be followed."""
+
+
+def _joined(a: Powers, b: Powers) -> Powers:
+    powers: dict[Symbol, int] = dict(a)
+    for symbol, power in b:
+        powers[symbol] = powers.get(symbol, 0) + power
+    return frozenset((symbol, power) for symbol, power in powers.items() if power)
+
+
+def constant(value: Fraction | int) -> Polynomial:
+    """A number."""
+    return Polynomial({frozenset(): Fraction(value)} if value else {})
+
+
+def of_symbol(symbol: Symbol) -> Polynomial:
+    """A symbol alone."""
+    return Polynomial({frozenset({(symbol, 1)}): Fraction(1)})
+
+
+def length(axis: Axis) -> Polynomial:
+    """How long an axis is."""
+    axis = resolve(axis)
+    if isinstance(axis, Fixed):
+        return constant(axis.size)
+    if isinstance(axis, Leaf):
+        return of_symbol(axis)
+    found = constant(1) if isinstance(axis, Product) else constant(0)
+    for item in axis.factors if isinstance(axis, Product) else axis.parts:
+        found = found * length(item) if isinstance(axis, Product) else found + length(item)
+    return found
+
+
+def _of_source(source: Source, flow: Flow) -> Polynomial:
+    if isinstance(source, int):
+        return constant(source)
+    if isinstance(source, Held):
+        return of_symbol(source)
+    if isinstance(source, Dim):
+        axes = flow.value(source.function, source.index)
+        if axes is None:
+            raise Unsolvable("is a shape that the graph does not hold")
+        return length(axes[source.dim])
+    assert isinstance(source, Computed)
+    left, right = _of_source(source.left, flow), _of_source(source.right, flow)
+    match source.operation:
+        case "+":
+            return left + right
+        case "-":
+            return left + right.scaled(Fraction(-1))
+        case "*":
+            return left * right
+        case "//":
+            return left * right.inverse()
+
+
+@dataclass(frozen=True)
+class Tie:
+    """Π ratio(leaf)^power = 1, where a leaf's ratio is the share of its channels that stays. ``where`` the forward
+    says so."""
+
+    powers: Mapping[Leaf, int]
+    where: str
+
+
+@dataclass
+class Solution:
+    """``attributes``: what they will be. ``ties``: leaves whose shares hang together."""
+
+    attributes: dict[Held, Polynomial] = field(default_factory=dict)
+    ties: list[Tie] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Equal:
+    left: Polynomial
+    right: Polynomial
+    where: str
+
+
+def solve(flow: Flow, model: nn.Module) -> Solution:
+    """Solve what the forward says of sizes. Leaves whose size is a literal, or hangs on a sum, freeze."""
+    pending = list(_equations(flow))
+    known: dict[Held, Polynomial] = {}
+    for exact in (True, False):  # attributes that are a size come before those that are a part of one
+        progress = True
+        while progress:
+            progress = False
+            rest = []
+            for equal in pending:
+                equal = _Equal(equal.left.replaced(known), equal.right.replaced(known), equal.where)
+                if equal.left == equal.right:
+                    continue
+                solved = _solved(equal, exact)
+                if solved is None:
+                    rest.append(equal)
+                else:
+                    known[solved[0]] = solved[1]
+                    progress = True
+            pending = rest
+    return Solution({held: value for held, value in known.items() if any(value.symbols())}, _ties(pending, model))
+
+
+def _equations(flow: Flow) -> Iterator[_Equal]:
+    for equation in flow.equations:
+        left = length(equation.axis)
+        try:
+            right = _of_source(equation.source, flow)
+        except Unsolvable as error:
+            freeze(equation.axis, f"has a size at {equation.where} that {error}")
+            continue
+        if left != right:
+            yield _Equal(left, right, equation.where)
+    for first, second in flow.graph.book.equal:
+        try:
+            left, right = _of_source(first, flow), _of_source(second, flow)
+        except Unsolvable:
+            continue
+        if left != right:
+            yield _Equal(left, right, "a comparison in the forward")
+
+
+def _solved(equal: _Equal, exact: bool) -> tuple[Held, Polynomial] | None:
+    """The attribute that the equation determines. ``exact``: only where one side is the attribute alone."""
+    for side, other in ((equal.left, equal.right), (equal.right, equal.left)):
+        if len(side.terms) != 1 or any(isinstance(symbol, Held) for symbol in other.symbols()):
+            continue
+        ((powers, value),) = side.terms.items()
+        held = [(symbol, power) for symbol, power in powers if isinstance(symbol, Held)]
+        if len(held) != 1 or abs(held[0][1]) != 1 or (exact and (len(powers) != 1 or value != 1)):
+            continue
+        symbol, power = held[0]
+        rest = Polynomial({powers - {held[0]}: value})
+        try:
+            return symbol, other * rest.inverse() if power == 1 else rest * other.inverse()
+        except Unsolvable:
+            continue
+    return None
+
+
+def _ties(pending: list[_Equal], model: nn.Module) -> list[Tie]:
+    """Attributes that nothing determines are numbers; what is left ties leaves to each other, or to a number."""
+    ties = []
+    for equal in pending:
+        held = {symbol for side in (equal.left, equal.right) for symbol in side.symbols() if isinstance(symbol, Held)}
+        numbers = {symbol: constant(_number(model, symbol)) for symbol in held}
+        left, right = equal.left.replaced(numbers), equal.right.replaced(numbers)
+        if left == right:
+            continue
+        involved = [symbol for side in (left, right) for symbol in side.symbols() if isinstance(symbol, Leaf)]
+        if len(left.terms) != 1 or len(right.terms) != 1:
+            for leaf in involved:
+                freeze(leaf, f"is part of a size at {equal.where} that hangs on a sum")
+            continue
+        ((powers, _),) = (left * right.inverse()).terms.items()
+        tied = {symbol: power for symbol, power in powers if isinstance(symbol, Leaf)}
+        if len(tied) == 1:
+            (leaf,) = tied
+            freeze(leaf, f"has its size as a number in the forward at {equal.where}")
+        elif tied:
+            ties.append(Tie(tied, equal.where))
+    return ties
+
+
+def whole_value(model: nn.Module, held: Held) -> Any:
+    """What an attribute holds now: an int, or the tuple that one entry is meant of."""
+    value: Any = module_at(model, held.module)
+    for name in held.name.split("."):
+        value = getattr(value, name)
+    return value
+
+
+def _number(model: nn.Module, held: Held) -> int:
+    value = whole_value(model, held)
+    return int(value if held.index is None else value[held.index])
