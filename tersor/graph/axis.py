@@ -134,6 +134,12 @@ def freeze(axis: Axis, reason: str) -> None:
             leaf.frozen = reason
 
 
+def fix(axis: Axis, reason: str) -> None:
+    """The axis counts something that is no channel (query, key and value; the gates of an LSTM): it is Fixed."""
+    for leaf in list(leaves(axis)):
+        leaf.bound = Fixed(leaf.size, reason)
+
+
 def _bind(leaf: Leaf, axis: Axis) -> None:
     """From now on the leaf is ``axis``."""
     if any(other is leaf for other in leaves(axis)):

@@ -111,7 +111,7 @@ def length(axis: Axis) -> Polynomial:
     if isinstance(axis, Fixed):
         return constant(axis.size)
     if isinstance(axis, Leaf):
-        return of_symbol(axis)
+        return of_symbol(axis) if axis.frozen is None else constant(axis.size)
     found = constant(1) if isinstance(axis, Product) else constant(0)
     for item in axis.factors if isinstance(axis, Product) else axis.parts:
         found = found * length(item) if isinstance(axis, Product) else found + length(item)
@@ -175,7 +175,11 @@ def solve(flow: Flow, model: nn.Module) -> Solution:
             progress = False
             rest = []
             for equal in pending:
-                equal = _Equal(equal.left.replaced(known), equal.right.replaced(known), equal.where)
+                try:
+                    equal = _Equal(equal.left.replaced(known), equal.right.replaced(known), equal.where)
+                except Unsolvable as error:
+                    _freeze_all(equal, f"has a size at {equal.where} that {error}")
+                    continue
                 if equal.left == equal.right:
                     continue
                 solved = _solved(equal, exact)
@@ -234,10 +238,8 @@ def _ties(pending: list[_Equal], model: nn.Module) -> list[Tie]:
         left, right = equal.left.replaced(numbers), equal.right.replaced(numbers)
         if left == right:
             continue
-        involved = [symbol for side in (left, right) for symbol in side.symbols() if isinstance(symbol, Leaf)]
         if len(left.terms) != 1 or len(right.terms) != 1:
-            for leaf in involved:
-                freeze(leaf, f"is part of a size at {equal.where} that hangs on a sum")
+            _freeze_all(equal, f"is part of a size at {equal.where} that hangs on a sum")
             continue
         ((powers, _),) = (left * right.inverse()).terms.items()
         tied = {symbol: power for symbol, power in powers if isinstance(symbol, Leaf)}
@@ -247,6 +249,13 @@ def _ties(pending: list[_Equal], model: nn.Module) -> list[Tie]:
         elif tied:
             ties.append(Tie(tied, equal.where))
     return ties
+
+
+def _freeze_all(equal: _Equal, reason: str) -> None:
+    for side in (equal.left, equal.right):
+        for symbol in side.symbols():
+            if isinstance(symbol, Leaf):
+                freeze(symbol, reason)
 
 
 def whole_value(model: nn.Module, held: Held) -> Any:

@@ -10,7 +10,7 @@ from torch import nn
 
 from tersor.core.place import TensorPlace, module_at, tensor_at
 from tersor.graph.axis import Axis, Fixed, Leaf, freeze, leaves, resolve, size_of, unify
-from tersor.graph.sizes import Held, Source, source_of
+from tersor.graph.sizes import Held, Known, Said, Source, source_of
 from tersor.graph.trace import Call, Graph, Ref
 
 Role = Literal["producer", "consumer", "bystander"]
@@ -75,6 +75,7 @@ class Flow:
         self._canonical: dict[str, TensorPlace] = {}
         self._values: dict[str, Axes | Many] = {}
         self._weights: set[str] = set()
+        self._calls_of = _calls_of(graph)
         for name, shape in graph.inputs.items():
             self._values[name] = tuple(Fixed(size, "the model's input") for size in shape)
         for name, tensor in graph.constants.items():
@@ -134,6 +135,17 @@ class Flow:
     def is_parameter(self, ref: Any) -> bool:
         """Whether a value is a parameter or buffer itself, not computed from one."""
         return ref in self.graph.tensors
+
+    def said(self, call: Call, *names: str) -> tuple[str, Said] | None:
+        """The torch function of one of these names that the forward called here, and what it was given.
+
+        Functionalisation may take views anew later on, under another function's name: then it is the function of that
+        name which read the same tensor.
+        """
+        name = call.function.rpartition(".")[2]
+        if name in names and call.said is not None:
+            return name, call.said
+        return next((found for found in self._calls_of.get(call.args[0], ()) if found[0] in names), None)
 
     def is_weight(self, ref: Any) -> bool:
         """Whether a value is a parameter or buffer, or computed from such alone."""
@@ -220,6 +232,17 @@ class Flow:
         if call.shape is None:
             return Many(None, f"what {call.place} gives")
         return fixed(call.shape, f"what {call.place} gives")
+
+
+def _calls_of(graph: Graph) -> dict[str, list[tuple[str, Said]]]:
+    """Value → the torch functions that were called on it first, with what they were given."""
+    found: dict[str, list[tuple[str, Said]]] = {}
+    for key, said in graph.book.calls.items():
+        first = said[0][0] if said[0] else None
+        if isinstance(first, Known) and (first.function, first.index) in graph.values:
+            name = graph.values[first.function, first.index]
+            found.setdefault(name, []).append((key.rpartition(".")[2], said))
+    return found
 
 
 def _aliases(model: nn.Module) -> dict[int, list[TensorPlace]]:

@@ -144,8 +144,10 @@ def _only(value: Tensor, dim: int, stays: Tensor) -> Tensor:
 
 def _put_back(result: Any, kept: list[tuple[Read, Tensor]], before: Any) -> Any:
     """What was computed of the positions that stay, at their old places; zero elsewhere."""
+    if isinstance(result, (tuple, list)):
+        return (_put_back(result[0], kept, before), *result[1:])
     for read, stays in kept:
-        if read.result is not None and isinstance(result, Tensor):
+        if read.result is not None:
             shape = list(result.shape)
             shape[read.result] = before[read.argument].shape[read.dim]
             result = result.new_zeros(shape).index_copy(read.result, stays.to(result.device), result)

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch.nn.modules.conv import _ConvNd
 
-from tersor.graph.axis import Axis, DoesNotFit, leaves, product, resolve, size_of, split_product
+from tersor.graph.axis import Axis, DoesNotFit, fix, leaves, product, resolve, size_of, split_product
 from tersor.graph.flow import Axes, Flow, Refusal, argument, fixed, stated
 from tersor.graph.rules.linear import reads_weight
 from tersor.graph.rules.registry import rule
@@ -70,7 +70,7 @@ def _by_group(call: Call, flow: Flow, axis: Axis, groups: int) -> tuple[Axis, Ax
 def _mark(call: Call, flow: Flow, rows: Axis, inner: Axis, made: Axis) -> None:
     """Inside groups channels may go equally, or whole groups; a depthwise layer's channels go whole."""
     if size_of(inner) == 1:
-        flow.freeze(made, f"is the channel multiplier of {call.place}")
+        fix(made, f"the channel multiplier of {call.place}")
     else:
         for leaf in leaves(rows):
             leaf.group = True

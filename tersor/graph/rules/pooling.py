@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tersor.graph.axis import Axis, DoesNotFit, Fixed, product, resolve, size_of, split_product, total
+from tersor.graph.axis import Axis, DoesNotFit, Fixed, fix, product, resolve, size_of, split_product, total
 from tersor.graph.flow import Axes, Flow, Many, Refusal, argument, fixed
 from tersor.graph.rules.registry import rule
 from tersor.graph.trace import Call
@@ -76,7 +76,7 @@ def col2im(call: Call, flow: Flow) -> Axes:
         channels, kernel = split_product(x[-2], call.shape[-3])
     except DoesNotFit:
         raise Refusal("takes channels and patches apart where other layers hold them whole") from None
-    flow.freeze(kernel, f"is a position of a patch for {call.place}")
+    fix(kernel, f"a position of a patch for {call.place}")
     flow.freeze(x[-1], f"counts patches for {call.place}")
     return (*x[:-2], channels, *fixed(call.shape[-2:], "height and width"))
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
-from tersor.graph.axis import Axis, DoesNotFit, resolve, split_product, total
-from tersor.graph.flow import Axes, Flow, Many, Refusal, argument, tensors_in
+from tersor.graph.axis import Axis, DoesNotFit, fix, resolve, split_product, total
+from tersor.graph.flow import Flow, Many, Refusal, argument, tensors_in
 from tersor.graph.rules.registry import rule
 from tersor.graph.trace import Call
 
@@ -48,7 +48,7 @@ def _layer(call: Call, flow: Flow, own: list[str], read: Axis, hidden: Axis) -> 
             gates, made = split_product(flow.axes(ref)[0], _GATES[call.operator])
         except DoesNotFit:
             raise Refusal("cuts gates where other layers hold them whole") from None
-        flow.freeze(gates, f"is a gate of {call.place}")
+        fix(gates, f"a gate of {call.place}")
         flow.tie(made, hidden, call)
         if number < 2:
             flow.role(ref, 0, "producer")

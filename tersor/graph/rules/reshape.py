@@ -6,7 +6,15 @@ import math
 from typing import Any
 
 from tersor.graph.axis import (
-    ONE, Axis, DoesNotFit, Fixed, product, resolve, size_of, split_product,
+    ONE,
+    Axis,
+    DoesNotFit,
+    Fixed,
+    fix,
+    product,
+    resolve,
+    size_of,
+    split_product,
 )  # fmt: skip
 from tersor.graph.flow import Axes, Flow, Refusal, argument, fixed
 from tersor.graph.rules.creation import axis_of
@@ -175,7 +183,7 @@ def channel_shuffle(call: Call, flow: Flow) -> Axes:
     """[batch, g·c, …]: channel k of group i moves to k·g + i; the groups keep equally many."""
     x = flow.axes(call.args[0])
     rows, inner = _split(call, x[1], argument(call, 1, "groups"))
-    flow.freeze(rows, f"is a number of groups in {call.place}")
+    fix(rows, f"a number of groups in {call.place}")
     return (x[0], product([resolve(inner), resolve(rows)]), *x[2:])
 
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from tersor.graph.axis import Axis, DoesNotFit, Fixed, resolve, size_of, split_product, split_sum, total
-from tersor.graph.flow import Axes, Flow, Many, Refusal, argument, fixed, stated
+from tersor.graph.axis import Axis, DoesNotFit, Fixed, fix, resolve, size_of, split_product, split_sum, total
+from tersor.graph.flow import Axes, Flow, Many, Refusal, argument, fixed
 from tersor.graph.rules.registry import rule
-from tersor.graph.sizes import Size
 from tersor.graph.trace import Call, Ref
 
 
@@ -37,20 +36,29 @@ def split(call: Call, flow: Flow) -> Many:
 
 def _parts(call: Call, flow: Flow, axis: Axis) -> list[Axis]:
     given, length = argument(call, 1, "sizes"), size_of(axis)
-    said = stated(call, 1, "split_size_or_sections", stated(call, 1, "split_size"))
-    if isinstance(given, (list, tuple)) and call.operator != "tensor_split":
-        sizes = list(given)
-        if isinstance(said, tuple) and len(said) == len(sizes):
-            return _unequal(call, flow, axis, sizes, list(said))
-        return _equal(call, flow, axis, sizes, said)
+    said = _stated_sections(call, flow)
     if isinstance(given, (list, tuple)):
-        raise Refusal("splits at given positions")
-    if call.operator == "tensor_split":
+        if call.operator == "tensor_split":
+            raise Refusal("splits at given positions")
+        sizes = list(given)
+        if isinstance(said, tuple) and list(said) == sizes:
+            return _unequal(call, flow, axis, sizes, list(said))
+    elif call.operator == "tensor_split":
         sizes = [length // given + (number < length % given) for number in range(given)]
     else:
         size = -(-length // given) if call.operator == "chunk" else given
         sizes = [min(size, length - start) for start in range(0, length, size)]
-    return _equal(call, flow, axis, sizes, said if call.operator == "split" else None)
+    return _equal(call, flow, axis, sizes, said)
+
+
+def _stated_sections(call: Call, flow: Flow) -> Any:
+    """What the forward gave to ``split``: a size or a list of sizes; None for ``chunk``, which takes no size."""
+    found = flow.said(call, "split", "split_with_sizes", "chunk")
+    if found is None or found[0] == "chunk":
+        return None
+    args, kwargs = found[1]
+    names = ("split_size_or_sections", "split_size", "split_sizes")
+    return args[1] if len(args) > 1 else next((kwargs[name] for name in names if name in kwargs), None)
 
 
 def _equal(call: Call, flow: Flow, axis: Axis, sizes: list[int], said: Any) -> list[Axis]:
@@ -58,8 +66,8 @@ def _equal(call: Call, flow: Flow, axis: Axis, sizes: list[int], said: Any) -> l
         flow.freeze(axis, f"is cut into parts of {sizes} by {call.place}")
         return list(fixed(sizes, f"what {call.place} gives"))
     rows, part = split_product(axis, len(sizes))
-    flow.freeze(rows, f"is a number of parts in {call.place}")
-    if call.function.endswith(("split", "split_with_sizes")) and isinstance(said, int):
+    fix(rows, f"a number of parts in {call.place}")
+    if isinstance(said, int):
         flow.needs(part, said, call)
     return [part] * len(sizes)
 
@@ -118,15 +126,15 @@ def _range(call: Call, flow: Flow, axis: Axis, taken: range) -> Axis:
         if length % taken.step or taken.start >= taken.step:
             raise DoesNotFit
         rows, inner = split_product(axis, length // taken.step)
-        flow.freeze(inner, f"is every {taken.step}th position at {call.place}")
+        fix(inner, f"every {taken.step}th position at {call.place}")
         return rows
-    start, end = _ends(call, taken, length)
+    start, end = _ends(call, flow, taken, length)
     if len(taken) == length:
         flow.needs(axis, end, call)
         return axis
     if length % len(taken) == 0 and taken.start % len(taken) == 0 and not _is_literal(start, end):
         rows, part = split_product(axis, length // len(taken))
-        flow.freeze(rows, f"is a number of parts in {call.place}")
+        fix(rows, f"a number of parts in {call.place}")
     else:
         before, rest = split_sum(axis, taken.start)
         part, after = split_sum(rest, len(taken))
@@ -154,18 +162,16 @@ def _is_literal(start: Any, end: Any) -> bool:
     return any(type(end) is int and end not in (0, -1) for end in (start, end))
 
 
-def _ends(call: Call, taken: range, length: int) -> tuple[Any, Any]:
+def _ends(call: Call, flow: Flow, taken: range, length: int) -> tuple[Any, Any]:
     """Start and end of the range as the forward gave them: ints, Sizes, or None where open or unknown."""
-    name = call.function.rpartition(".")[2]
-    if call.said is None:
+    found = flow.said(call, "narrow", "__getitem__")
+    if found is None:
         return None, None
+    name, (args, kwargs) = found
     if name == "narrow":
-        start, size = stated(call, 2, "start"), stated(call, 3, "length")
+        start, size = (args[2], args[3]) if len(args) > 3 else (kwargs["start"], kwargs["length"])
         return start, start + size
-    if name != "__getitem__":
-        return None, None
-    index = call.said[0][1]
-    for item in index if isinstance(index, tuple) else (index,):
+    for item in args[1] if isinstance(args[1], tuple) else (args[1],):
         if isinstance(item, slice) and range(length)[item] == taken and item != slice(None):
             return item.start, item.stop
     return None, None
@@ -234,5 +240,5 @@ def glu(call: Call, flow: Flow) -> Axes:
         rows, part = split_product(x[dim], 2)
     except DoesNotFit:
         raise Refusal("halves channels where other layers hold them whole") from None
-    flow.freeze(rows, f"is a number of parts in {call.place}")
+    fix(rows, f"a number of parts in {call.place}")
     return (*x[:dim], part, *x[dim + 1 :])
