@@ -5,7 +5,17 @@ from __future__ import annotations
 from tersor.core.step import Step
 from tersor.distill.response import Distill
 from tersor.prune.channels import PruneChannels
-from tersor.prune.scores import Magnitude, Random, Score, Taylor
+from tersor.prune.scores import (
+    ActivationWeighted,
+    BatchNormScale,
+    Fisher,
+    GeometricMedian,
+    HessianDiagonal,
+    Magnitude,
+    Random,
+    Score,
+    Taylor,
+)
 from tersor.quantize.fold import FoldBatchNorm
 from tersor.quantize.quantize import Quantize
 from tersor.quantize.ranges import MeanSquaredError, MinMax, Percentile, Range
@@ -25,7 +35,16 @@ STEPS = Registry(
             "quantize": Quantize,
         },
         Objective: {"task_loss": TaskLoss, "distill": Distill},
-        Score: {"taylor": Taylor, "magnitude": Magnitude, "random": Random},
+        Score: {
+            "taylor": Taylor,
+            "magnitude": Magnitude,
+            "geometric_median": GeometricMedian,
+            "batch_norm_scale": BatchNormScale,
+            "fisher": Fisher,
+            "hessian_diagonal": HessianDiagonal,
+            "activation_weighted": ActivationWeighted,
+            "random": Random,
+        },
         Range: {"min_max": MinMax, "percentile": Percentile, "mean_squared_error": MeanSquaredError},
         Schedule: {"cosine": Cosine, "one_cycle": OneCycle, "constant": Constant},
     }
