@@ -5,6 +5,7 @@ from __future__ import annotations
 from tersor.core.step import Step
 from tersor.distill.response import Distill
 from tersor.prune.channels import PruneChannels
+from tersor.prune.group_sparsity import TaskLossWithGroupSparsity
 from tersor.prune.scores import (
     ActivationWeighted,
     BatchNormScale,
@@ -34,7 +35,7 @@ STEPS = Registry(
             "fold_batch_norm": FoldBatchNorm,
             "quantize": Quantize,
         },
-        Objective: {"task_loss": TaskLoss, "distill": Distill},
+        Objective: {"task_loss": TaskLoss, "distill": Distill, "group_sparsity": TaskLossWithGroupSparsity},
         Score: {
             "taylor": Taylor,
             "magnitude": Magnitude,
