@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from tersor.core.step import Step
+from tersor.core.step import Method, Step
 from tersor.distill.response import Distill
 from tersor.prune.channels import PruneChannels
 from tersor.prune.group_sparsity import TaskLossWithGroupSparsity
+from tersor.prune.reconstruct import PruneAndReconstruct
 from tersor.prune.scores import (
     ActivationWeighted,
     BatchNormScale,
@@ -30,11 +31,13 @@ STEPS = Registry(
     {
         Step: {
             "prune_channels": PruneChannels,
+            "prune_and_reconstruct": PruneAndReconstruct,
             "recalibrate_batch_norm": RecalibrateBatchNorm,
             "finetune": Finetune,
             "fold_batch_norm": FoldBatchNorm,
             "quantize": Quantize,
         },
+        Method: {"prune_channels": PruneChannels},
         Objective: {"task_loss": TaskLoss, "distill": Distill, "group_sparsity": TaskLossWithGroupSparsity},
         Score: {
             "taylor": Taylor,

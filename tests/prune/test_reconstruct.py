@@ -4,6 +4,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
+import yaml
 from torch import nn
 from torch.nn import functional as F
 
@@ -19,8 +20,11 @@ from tersor.export.artifact import load_artifact, save_artifact
 from tersor.graph.group import removal
 from tersor.graph.groups import find_groups
 from tersor.graph.trace import trace
+from tersor.prune.channels import PruneChannels
 from tersor.prune.least_squares import NormalEquations, drawn_rows, equations_of, input_rows, output_rows, written
 from tersor.prune.reconstruct import PruneAndReconstruct, reconstruction, surviving
+from tersor.prune.scores import Fisher
+from tersor.recipes.recipe import read_recipe, to_yaml
 from tersor.train.recalibrate import RecalibrateBatchNorm
 from tersor.zoo.digits import digits
 
@@ -290,6 +294,13 @@ def test_slices_of_several_plans_are_followed_back_to_the_original():
     first = Plan("one", (Slice((Cut(place, 1, torch.tensor([0, 2, 3, 5]), "consumer"),)),))
     second = Plan("two", (Slice((Cut(place, 1, torch.tensor([1, 3]), "consumer"),)),))
     assert surviving([first, second])[place, 1].tolist() == [2, 5]
+
+
+def test_a_recipe_says_what_is_pruned_and_how_it_is_repaired():
+    part = {"prune_and_reconstruct": {"prune": {"prune_channels": {"sparsity": 0.3, "score": "fisher"}}, "ridge": 0.01}}
+    recipe = read_recipe({"name": "mine", "steps": [{"name": "one", "parts": [part]}]})
+    assert recipe.steps[0].step == PruneAndReconstruct(PruneChannels(0.3, score=Fisher()), ridge=0.01)
+    assert read_recipe(yaml.safe_load(to_yaml(recipe))).steps == recipe.steps
 
 
 def test_what_cannot_be_is_refused():
