@@ -16,7 +16,6 @@ from tersor.graph.group import CoupledAxis, Group
 Combine = Literal["sum", "mean", "max", "first"]
 Normalise = Literal["mean", "max"]
 Members = Literal["scaling", "makers", "readers", "all"]
-TINY = torch.finfo(torch.float64).tiny
 
 
 def by_unit(values: Tensor, axis: CoupledAxis, units: int) -> Tensor:
@@ -41,7 +40,7 @@ def combined(members: Sequence[Tensor], combine: str, normalise: str | None) -> 
     >>> combined([a, b], "sum", None).tolist(), combined([a, b], "mean", "mean").tolist()
     ([31.0, 13.0], [1.0, 1.0])
     """
-    scaled = [x if normalise is None else x / _size(x, normalise).clamp_min(TINY) for x in members]
+    scaled = [x if normalise is None else x / _size(x, normalise) for x in members]
     match combine:
         case "sum":
             return torch.stack(scaled).sum(0)
@@ -55,7 +54,8 @@ def combined(members: Sequence[Tensor], combine: str, normalise: str | None) -> 
 
 
 def _size(x: Tensor, normalise: str) -> Tensor:
-    return x.amax() if normalise == "max" else x.mean()
+    size = x.amax() if normalise == "max" else x.mean()
+    return size.clamp_min(torch.finfo(x.dtype).tiny)
 
 
 def members_of(model: nn.Module, group: Group, members: Members) -> tuple[CoupledAxis, ...]:
