@@ -2,12 +2,13 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+ZOO := .venv/.zoo
 TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 # Plain PyPI gives Linux a CUDA build of several GB; the tests and the demo need the CPU one.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 DEMO := runs/demo
 
-.PHONY: demo test bench lint format clean
+.PHONY: demo test bench bench-structured zoo lint format clean
 
 demo: $(READY)
 	@if [ -e $(DEMO) ]; then \
@@ -37,6 +38,19 @@ bench: $(READY)
 	@mkdir -p docs/benchmarks
 	@for file in $(filter-out benchmarks/tables.py,$(wildcard benchmarks/*.py)); do echo "== $$file"; $(BIN)/python $$file || exit 1; done
 
+# Prunes about 190 models, each in its own process, and writes docs/coverage.md; hours on two cores. It resumes where it
+# was stopped; options through ARGS, such as: make zoo ARGS="--suite timm --only 'swin*' --no-peer"
+zoo: $(ZOO)
+	$(BIN)/python -m benchmarks.zoo $(ARGS)
+
+# Structured pruning beside Torch-Pruning: accuracy on CIFAR-10, accuracy against latency on Fashion-MNIST, the time that
+# grouping takes. About half an hour on two quiet cores; it resumes where it was stopped. On a GPU, for instance:
+# make bench-structured CIFAR="--model resnet56 --device cuda --epochs 60 --seeds 3"
+bench-structured: $(ZOO)
+	$(BIN)/python -m benchmarks.structured.grouping $(GROUPING)
+	$(BIN)/python -m benchmarks.structured.fashion $(FASHION)
+	$(BIN)/python -m benchmarks.structured.cifar $(CIFAR)
+
 clean:
 	rm -rf .venv build dist *.egg-info .cache .pytest_cache .ruff_cache .mypy_cache .hypothesis
 
@@ -51,3 +65,9 @@ $(READY): pyproject.toml constraints.txt
 	  || $(BIN)/pip install --quiet --quiet --no-deps --index-url $(TORCH_INDEX) "torch==$(TORCH)"
 	$(BIN)/pip install --quiet --quiet -c constraints.txt -e '.[dev]'
 	@touch $(READY)
+
+# Without their dependencies: these would replace the CPU build of torch by one of several GB.
+$(ZOO): $(READY)
+	$(BIN)/pip install --quiet --quiet --no-deps -c constraints.txt torchvision timm
+	$(BIN)/pip install --quiet --quiet -c constraints.txt -e '.[dev,zoo]'
+	@touch $(ZOO)

@@ -18,11 +18,15 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def write(name: str, title: str, body: str) -> None:
     """Print a page and keep it as docs/benchmarks/NAME.md."""
-    facts = environment()
-    machine = f"{facts['cpu']}, {facts['threads']} threads; " + ", ".join(
-        f"{key} {facts[key]}" for key in ("python", "torch", "onnxruntime") if key in facts
-    )
-    page = f"# {title}\n\n{body}\n\nMeasured on: {machine}. Written by `make bench` (`benchmarks/{name}.py`).\n"
+    page = f"# {title}\n\n{body}\n\nMeasured on: {machine()}. Written by `make bench` (`benchmarks/{name}.py`).\n"
     DOCS.mkdir(parents=True, exist_ok=True)
     (DOCS / f"{name}.md").write_text(page)
     print(page)
+
+
+def machine() -> str:
+    """The processor, its threads and the versions of what was measured with."""
+    facts = environment()
+    return f"{facts['cpu']}, {facts['threads']} threads; " + ", ".join(
+        f"{key} {facts[key]}" for key in ("python", "torch", "onnxruntime") if key in facts
+    )

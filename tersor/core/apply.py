@@ -18,9 +18,10 @@ from tersor.core.intercept import intercept_at, welcome
 from tersor.core.masked import Masked
 from tersor.core.place import TensorPlace, aliases, module_at, tensor_at
 from tersor.core.plan import Plan
+from tersor.core.removed import Removed
 
 # Swap builds from these and nothing else, so that an artifact cannot name arbitrary code.
-CONSTRUCTORS: dict[str, Callable[..., nn.Module]] = {"Identity": nn.Identity}
+CONSTRUCTORS: dict[str, Callable[..., nn.Module]] = {"Identity": nn.Identity, "Removed": Removed}
 
 
 def apply(model: nn.Module, plan: Plan, *, in_place: bool = False) -> nn.Module:

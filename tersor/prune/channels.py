@@ -2,32 +2,32 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from fractions import Fraction
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor, nn
-from torch.nn.utils import parametrize
+from torch import nn
 
-from tersor.core.apply import apply
-from tersor.core.errors import InputError, VerificationError
-from tersor.core.intercept import Intercept
-from tersor.core.place import Everything, Selector, select
+from tersor.core.errors import InputError
+from tersor.core.place import Everything, Selector, TensorPlace, select
 from tersor.core.plan import Plan, Skip
 from tersor.core.step import Method
 from tersor.core.task import Task
-from tersor.core.verify import verify_edits
+from tersor.graph.cost import Cost, resolutions
 from tersor.graph.group import Group, removal
 from tersor.graph.groups import find_groups
-from tersor.graph.trace import trace
+from tersor.graph.trace import Graph, trace
+from tersor.prune.amount import Bloc, Budget, Choice, Keep, Scope, bloc, choose
+from tersor.prune.eligible import check_plain, explicit, open_groups
 from tersor.prune.scores import Magnitude, Score
+from tersor.prune.trial import culprits
 
+Heads = Literal["whole", "inside"]
+_Identity = tuple[frozenset[tuple[TensorPlace, int]], int]
 _UNREAD = "the forward in eval mode does not use it: it stays as it is, and may not fit what training feeds it"
-Kept = dict[Group, NDArray[np.bool_]]
 
 
 @dataclass(frozen=True)
@@ -35,158 +35,200 @@ class PruneChannels(Method):
     """Remove the least important channels of every group of coupled layers.
 
     Args:
-        sparsity: fraction of channels removed, in [0, 1).
+        sparsity: fraction of channels removed, in [0, 1); 0.5 unless ``keep`` is given. Or a mapping of patterns of
+            layer names to fractions: the first that matches; groups that none matches stay.
         score: what ranks channels.
         where: modules whose channels may go; a group goes only if all layers that make it are meant.
-        multiple_of: kept counts are rounded up to this, which some kernels like.
-        minimum: kept channels of each group, at least.
-        scope: "layer" removes the same fraction everywhere; "global" lets all groups compete.
-        max_sparsity: with "global", at most this fraction of any one group.
+        multiple_of: kept counts are rounded up to this, at any cost. None: counts are multiples of 8 where that is near
+            and all together stay within 2 % of what was asked; elsewhere the plan's line says why not.
+        minimum: kept channels of each group, at least. One unit always stays.
+        scope: what competes with what. "layer": the same fraction everywhere; "stage": groups that work at the same
+            resolution compete; "global": all do.
+        max_sparsity: where groups compete or ``keep`` is solved, at most this fraction of any one group.
+        keep: in place of ``sparsity``, what is to be left in MACs, parameters or bytes, solved to within 2 %.
+        heads: attention loses "whole" heads, or equally many channels "inside" each.
+        relative_to: "given": amounts are fractions of the model given; "original": of the task's model, so that what
+            earlier rounds removed counts.
 
-    Raises InputError where sparsity is out of range, ``where`` matches nothing, or masks or quantisers stand on the
-    model; GraphError where its graph cannot be captured.
+    Raises InputError where a setting is out of range, ``where`` or a pattern matches nothing, ``keep`` cannot be met,
+    a pattern means frozen layers only, or masks or quantisers stand on the model; GraphError where its graph cannot be
+    captured.
 
     Source: Li et al. 2017 (arXiv 1608.08710); Molchanov et al. 2019 (arXiv 1906.10771). The coupling of layers is found
     from the operators' meaning, position by position (see docs/cards/prune-channels.md).
     """
 
-    sparsity: float = 0.5
+    sparsity: float | Mapping[str, float] | None = None
     score: Score = field(default_factory=Magnitude)
     where: Selector = field(default_factory=Everything)
-    multiple_of: int = 1
+    multiple_of: int | None = None
     minimum: int = 1
-    scope: Literal["layer", "global"] = "layer"
+    scope: Scope = "layer"
     max_sparsity: float = 0.9
+    keep: Keep | None = None
+    heads: Heads = "whole"
+    relative_to: Literal["given", "original"] = "given"
 
     def __post_init__(self) -> None:
-        for name in ("sparsity", "max_sparsity"):
-            if not 0 <= (got := getattr(self, name)) < 1:
-                raise InputError("out of range", where=f"PruneChannels.{name}", got=got, expected="[0, 1)")
-        for name in ("multiple_of", "minimum"):
-            if (got := getattr(self, name)) < 1:
-                raise InputError("out of range", where=f"PruneChannels.{name}", got=got, expected="1 or more")
-        if self.scope not in ("layer", "global"):
-            raise InputError("unknown scope", where="PruneChannels.scope", got=self.scope, expected="layer or global")
+        if self.sparsity is None and self.keep is None:
+            object.__setattr__(self, "sparsity", 0.5)
+        _check_settings(self)
 
     def plan(self, model: nn.Module, task: Task) -> Plan:
         if task.example_inputs is None:
             raise InputError("the task has no example inputs", where="PruneChannels", do="Pass task.complete()")
-        _check_plain(model)
+        check_plain(model)
         chosen = select(model, self.where)
-        assert task.example_inputs is not None
-        groups = find_groups(trace(model, task.example_inputs), model)
-        skips: list[Skip] = []
-        skips += [Skip(path, _UNREAD) for path in groups.unread if path in chosen]
-        open_groups = [group for group in groups if _is_open(group, chosen, skips)]
-        scores = self.score.units(model, task, open_groups) if open_groups else []
-        keep = self._choose(open_groups, scores, skips)
-        keep = _that_the_forward_follows(model, task, keep, skips)
-        lines = tuple(_line(group, kept) for group, kept in keep.items())
-        return Plan("prune channels", removal(keep), tuple(skips), lines)
+        whole = _Whole.of(model, task, self.heads)
+        skips = [Skip(path, _UNREAD) for path in whole.unread if path in chosen]
+        classes = open_groups(whole.groups, chosen, skips)
+        given = self.relative_to == "given" or model is task.model
+        original = whole if given else _Whole.of(task.model, task, self.heads)
+        budget = self._budget(whole, original)
+        blocs, asked = self._blocs(model, task, classes, whole, original)
+        while True:
+            choice = choose(blocs, asked, self.scope, self.multiple_of, budget)
+            faulty = culprits(model, task, choice.kept(), skips)
+            if not faulty:
+                break
+            asked = [value for number, value in enumerate(asked) if number not in faulty]
+            blocs = [member for number, member in enumerate(blocs) if number not in faulty]
+        skips += [Skip(group.name, self._why_whole(group)) for group in choice.untouched()]
+        edits = removal({group: units for part in choice.kept() for group, units in part.items()})
+        return Plan("prune channels", edits, tuple(skips), tuple(_lines(choice, budget)))
 
-    def _choose(self, groups: Sequence[Group], scores: Sequence[Tensor], skips: list[Skip]) -> Kept:
-        arrays = [score.numpy() for score in scores]
-        counts = self._counts(groups, arrays)
-        keep: Kept = {}
-        for group, score, count in zip(groups, arrays, counts, strict=True):
-            rounded = self._round_up(group, count)
-            if rounded >= group.units:
-                skips.append(Skip(group.name, self._why_whole(group, count)))
-                continue
-            kept = np.zeros(group.units, dtype=bool)
-            kept[np.argsort(-score, kind="stable")[:rounded]] = True
-            keep[group] = kept
-        return keep
+    def _blocs(
+        self, model: nn.Module, task: Task, classes: Sequence[tuple[Group, ...]], whole: _Whole, original: _Whole
+    ) -> tuple[list[Bloc], list[float]]:
+        """What is chosen from, and the sparsity that is asked of each (0 where ``keep`` is solved)."""
+        if isinstance(self.sparsity, Mapping):
+            wanted = explicit(self.sparsity, whole.groups, classes)
+        else:
+            wanted = [self.sparsity or 0.0] * len(classes)
+        meant = [(members, value) for members, value in zip(classes, wanted, strict=True) if value is not None]
+        flat = [group for members, _ in meant for group in members]
+        scores = dict(zip(flat, self.score.units(model, task, flat), strict=True)) if flat else {}
+        stages = dict(zip(flat, resolutions(whole.graph, model, flat), strict=True)) if self.scope == "stage" else {}
+        before = original.units_of(whole, flat)
+        limit = self.max_sparsity if self.scope != "layer" or self.keep is not None else None
+        blocs = [
+            bloc(
+                members, [scores[group].numpy() for group in members], before=before[members[0]],
+                stage=stages.get(members[0], 0), minimum=self.minimum, max_sparsity=limit,
+            )
+            for members, _ in meant
+        ]  # fmt: skip
+        return blocs, [value for _, value in meant]
 
-    def _counts(self, groups: Sequence[Group], scores: Sequence[NDArray[np.float64]]) -> list[int]:
-        """Units that each group keeps, before rounding."""
-        # Fractions of decimal numbers: 0.7 of 10 units is 7, not 6.999….
-        if self.scope == "layer" or not groups:
-            return [group.units - math.floor(Fraction(str(self.sparsity)) * group.units) for group in groups]
-        least = [group.units - math.floor(Fraction(str(self.max_sparsity)) * group.units) for group in groups]
-        # The best of each group stay whatever the others have; the rest compete.
-        rivals = [np.sort(score)[: group.units - low] for group, score, low in zip(groups, scores, least, strict=True)]
-        owner = np.repeat(np.arange(len(groups)), [len(rival) for rival in rivals])
-        gone = math.floor(Fraction(str(self.sparsity)) * sum(group.units for group in groups))
-        first_to_go = np.argsort(np.concatenate(rivals), kind="stable")[:gone]
-        lost = np.bincount(owner[first_to_go], minlength=len(groups))
-        return [group.units - int(count) for group, count in zip(groups, lost, strict=True)]
+    def _budget(self, whole: _Whole, original: _Whole) -> Budget | None:
+        if self.keep is None:
+            return None
+        cost = whole.cost()
+        return Budget(self.keep, cost, self.keep.of(cost if original is whole else original.cost(), {}))
 
-    def _round_up(self, group: Group, count: int) -> int:
-        """The kept units, at least ``minimum`` channels of the first producer and a multiple of ``multiple_of``."""
-        each = max(1, group.channels // group.units)
-        step = self.multiple_of // math.gcd(self.multiple_of, each)
-        count = max(count, -(-self.minimum // each), 1)
-        return -(-count // step) * step
-
-    def _why_whole(self, group: Group, count: int) -> str:
+    def _why_whole(self, group: Group) -> str:
         if group.units == 1:
             return f"its {group.channels} channels can only go all together"
+        amount = f"{self.keep}" if self.keep else f"sparsity {self.sparsity}"
+        rounding = f"multiple_of {self.multiple_of}, " if self.multiple_of else ""
         return (
-            f"{group.channels} channels in {group.units} units: sparsity {self.sparsity} keeps {count} units, "
-            f"multiple_of {self.multiple_of} and minimum {self.minimum} make that all"
+            f"{group.channels} channels in {group.units} units: {amount} with {rounding}minimum {self.minimum} and "
+            f"scope {self.scope!r} keeps them all"
         )
 
 
-def _check_plain(model: nn.Module) -> None:
-    for path, module in model.named_modules():
-        if parametrize.is_parametrized(module) or isinstance(module, Intercept):
-            raise InputError(
-                "channels cannot be removed under masks or quantisers", where=path or "<model>",
-                got=f"a parametrization or an activation quantiser in a {type(module).__name__}",
-                expected="a plain model",
-                do="Prune channels first, then mask or quantise; bake or remove other parametrizations (weight norm)",
-            )  # fmt: skip
+@dataclass(frozen=True, eq=False)
+class _Whole:
+    """A model with its graph and its groups, frozen where they may not go."""
+
+    model: nn.Module
+    graph: Graph
+    groups: tuple[Group, ...]
+    unread: tuple[str, ...]
+
+    @classmethod
+    def of(cls, model: nn.Module, task: Task, heads: Heads) -> _Whole:
+        assert task.example_inputs is not None
+        graph = trace(model, task.example_inputs)
+        groups = find_groups(graph, model)
+        return cls(model, graph, tuple(groups), groups.unread)
+
+    def cost(self) -> Cost:
+        """The cost of the model as a function of what its groups keep."""
+        return Cost(self.graph, self.model, self.groups)
+
+    def units_of(self, pruned: _Whole, meant: Sequence[Group]) -> dict[Group, int]:
+        """How many units the groups that are ``meant`` of ``pruned``, this model after pruning, have here.
+
+        Raises InputError where there is no such group.
+        """
+        numbered = dict(zip(pruned.groups, _identities(pruned.groups), strict=True))
+        groups = {group: numbered[group] for group in meant}
+        own = dict(zip(_identities(self.groups), (group.units for group in self.groups), strict=True))
+        for group, identity in groups.items():
+            if own.get(identity, 0) < group.units:
+                raise InputError(
+                    "the task's model has no such channels to relate to", where=group.name,
+                    got=f"{group.units} units here, {own.get(identity, 'none')} there",
+                    expected="a model that was pruned from the task's own", do='Use relative_to="given"',
+                )  # fmt: skip
+        return {group: own[identity] for group, identity in groups.items()}
 
 
-def _is_open(group: Group, chosen: Mapping[str, nn.Module], skips: list[Skip]) -> bool:
-    """Whether the group may be pruned; where it is meant and may not, the reason goes to ``skips``."""
-    makers = list(dict.fromkeys(axis.place.module for axis in group.producers))
-    meant = [maker for maker in makers if maker in chosen]
-    if not meant:
-        return False
-    if group.frozen is not None:
-        skips.append(Skip(group.name, f"{group.channels} channels are frozen: {group.frozen}"))
-        return False
-    if len(meant) < len(makers):
-        others = ", ".join(maker for maker in makers if maker not in chosen)
-        skips.append(Skip(meant[0], f"goes only together with {others}, which where= leaves out"))
-        return False
-    return True
+def _identities(groups: Sequence[Group]) -> list[_Identity]:
+    """What each group and the same group after pruning have in common: the axes, and how many such came before."""
+    seen: Counter[frozenset[tuple[TensorPlace, int]]] = Counter()
+    found = []
+    for group in groups:
+        axes = frozenset((axis.place, axis.dim) for axis in group.axes)
+        found.append((axes, seen[axes]))
+        seen[axes] += 1
+    return found
 
 
-def _that_the_forward_follows(model: nn.Module, task: Task, keep: Kept, skips: list[Skip]) -> Kept:
-    """The choice without the groups whose removal the user's forward does not follow, found by trials on copies.
+def _check_settings(method: PruneChannels) -> None:
+    fractions = {"max_sparsity": method.max_sparsity}
+    if isinstance(method.sparsity, Mapping):
+        fractions |= {f"sparsity[{pattern!r}]": value for pattern, value in method.sparsity.items()}
+    elif method.sparsity is not None:
+        fractions["sparsity"] = method.sparsity
+    for name, got in fractions.items():
+        if not 0 <= got < 1:
+            raise InputError("out of range", where=f"PruneChannels.{name}", got=got, expected="[0, 1)")
+    for name, count in {"multiple_of": method.multiple_of, "minimum": method.minimum}.items():
+        if count is not None and count < 1:
+            raise InputError("out of range", where=f"PruneChannels.{name}", got=count, expected="1 or more")
+    choices = {"scope": ("layer", "stage", "global"), "heads": ("whole", "inside")}
+    choices["relative_to"] = ("given", "original")
+    for name, allowed in choices.items():
+        if (value := getattr(method, name)) not in allowed:
+            expected = " or ".join(allowed)
+            raise InputError(f"unknown {name}", where=f"PruneChannels.{name}", got=value, expected=expected)
+    if method.sparsity is not None and method.keep is not None:
+        raise InputError(
+            "both say how much goes", where="PruneChannels", got=f"sparsity {method.sparsity} and {method.keep}",
+            expected="one of sparsity and keep",
+        )  # fmt: skip
+    if isinstance(method.sparsity, Mapping) and method.scope != "layer":
+        raise InputError(
+            "fractions given by name leave nothing to compete for", where="PruneChannels.scope", got=method.scope,
+            expected="layer",
+        )  # fmt: skip
 
-    A group that flows through no literal size and merely changes the numbers stays: that is a wrong rule, and ``run``
-    raises on it.
-    """
-    if not keep or _objection(model, task, keep) is None:
-        return keep
-    for group in list(keep):
-        objection = _objection(model, task, {group: keep[group]})
-        if objection is None or not (group.literals or objection.__cause__):
-            continue
-        del keep[group]
-        where = f"its size is a literal in the forward ({', '.join(group.literals[:3])})"
-        skips.append(
-            Skip(group.name, f"{where if group.literals else 'the forward fails without it'}: {objection.got}")
-        )
-    return keep
+
+def _lines(choice: Choice, budget: Budget | None) -> Iterator[tuple[str, str]]:
+    for part, remark in zip(choice.kept(), choice.remarks, strict=True):
+        for group, units in part.items():
+            text = _line(group, units)
+            yield group.name, f"{text}; {remark}" if remark else text
+    if budget is not None:
+        left = budget.text(budget.left(choice.blocs, choice.levels))
+        yield "<model>", f"keeps {left}; asked for {budget.target / budget.whole:.4g}"
 
 
-def _objection(model: nn.Module, task: Task, keep: Kept) -> VerificationError | None:
-    plan = Plan("trial", removal(keep))
-    try:
-        verify_edits(model, apply(model, plan), plan, task)
-    except VerificationError as error:
-        return error
-    return None
-
-
-def _line(group: Group, kept: NDArray[np.bool_]) -> tuple[str, str]:
+def _line(group: Group, kept: NDArray[np.bool_]) -> str:
     first = group.producers[0]
     left = int(kept[first.units].sum())
     others = [axis.place.module for axis in group.producers[1:]]
     text = f"{len(first.units)} -> {left} of out channels"
-    return group.name, f"{text}, with {', '.join(others)}" if others else text
+    return f"{text}, with {', '.join(others)}" if others else text

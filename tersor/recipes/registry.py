@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
-from tersor.core.step import Step
+from tersor.core.step import Method, Step
 from tersor.distill.response import Distill
 from tersor.prune.channels import PruneChannels
-from tersor.prune.scores import Magnitude, Random, Score, Taylor
+from tersor.prune.group_sparsity import TaskLossWithGroupSparsity
+from tersor.prune.reconstruct import PruneAndReconstruct
+from tersor.prune.scores import (
+    ActivationWeighted,
+    BatchNormScale,
+    Fisher,
+    GeometricMedian,
+    HessianDiagonal,
+    Magnitude,
+    Random,
+    Score,
+    Taylor,
+)
 from tersor.quantize.fold import FoldBatchNorm
 from tersor.quantize.quantize import Quantize
 from tersor.quantize.ranges import MeanSquaredError, MinMax, Percentile, Range
@@ -19,13 +31,24 @@ STEPS = Registry(
     {
         Step: {
             "prune_channels": PruneChannels,
+            "prune_and_reconstruct": PruneAndReconstruct,
             "recalibrate_batch_norm": RecalibrateBatchNorm,
             "finetune": Finetune,
             "fold_batch_norm": FoldBatchNorm,
             "quantize": Quantize,
         },
-        Objective: {"task_loss": TaskLoss, "distill": Distill},
-        Score: {"taylor": Taylor, "magnitude": Magnitude, "random": Random},
+        Method: {"prune_channels": PruneChannels},
+        Objective: {"task_loss": TaskLoss, "distill": Distill, "group_sparsity": TaskLossWithGroupSparsity},
+        Score: {
+            "taylor": Taylor,
+            "magnitude": Magnitude,
+            "geometric_median": GeometricMedian,
+            "batch_norm_scale": BatchNormScale,
+            "fisher": Fisher,
+            "hessian_diagonal": HessianDiagonal,
+            "activation_weighted": ActivationWeighted,
+            "random": Random,
+        },
         Range: {"min_max": MinMax, "percentile": Percentile, "mean_squared_error": MeanSquaredError},
         Schedule: {"cosine": Cosine, "one_cycle": OneCycle, "constant": Constant},
     }

@@ -1,0 +1,29 @@
+"""The results file: a JSON line for each run of a model, the last of each model counting."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+def append(path: Path, record: Mapping[str, Any]) -> None:
+    """Add a line. ``record`` has ``key`` and ``tool``; infinities and NaN are kept as Python's JSON has them."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        file.write(json.dumps(record) + "\n")
+
+
+def latest(path: Path) -> dict[tuple[str, str], dict[str, Any]]:
+    """(key, tool) → the last record; empty without a file. A line cut short by a crash is left out."""
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    if not path.exists():
+        return found
+    for line in path.read_text().splitlines():
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        found[record["key"], record["tool"]] = record
+    return found

@@ -1,0 +1,25 @@
+"""Lets torchvision be imported beside a torch build that its compiled operators do not load into."""
+
+from __future__ import annotations
+
+import importlib.metadata
+
+import torch
+
+_OPERATORS = ("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+              "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")  # fmt: skip
+_declared: list[torch.library.Library] = []  # a Library takes its operators along when it is collected
+
+
+def declare() -> None:
+    """Declare the operators that ``import torchvision`` registers rules for. Call it before that import.
+
+    Plain PyPI's torchvision is built for CUDA; beside a CPU build of torch its extension is passed over. A torchvision
+    of the CPU index says so in its version, brings the operators along and is left alone.
+    """
+    if _declared or torch.version.cuda is not None or "+" in importlib.metadata.version("torchvision"):
+        return
+    library = torch.library.Library("torchvision", "DEF")
+    for operator in _OPERATORS:
+        library.define(operator)
+    _declared.append(library)

@@ -1,0 +1,174 @@
+"""Train towards channels that can go: weight decay that grows as a unit of coupled channels shrinks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import final
+from weakref import WeakKeyDictionary
+
+import torch
+from accelerate.utils import send_to_device
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from tersor.core.errors import InputError
+from tersor.core.place import Everything, Selector, TensorPlace, module_at, select, tensor_at
+from tersor.core.randomness import fixed_randomness
+from tersor.core.task import Task
+from tersor.graph.group import Group
+from tersor.graph.groups import find_groups
+from tersor.graph.trace import trace
+from tersor.train.objective import Forward, Objective
+from tersor.train.trainer import device_of
+
+
+@final
+@dataclass(frozen=True)
+class GroupSparsity(Objective):
+    """``strength`` · ½ Σ_k γ_k ‖w_k‖² over the units k of all groups, γ_k = 2^(α (I_max − I_k) / (I_max − I_min)).
+
+    w_k is everything coupled to unit k (what makes it, what reads it, scales of norms, depthwise filters; no biases),
+    I_k = ‖w_k‖² its importance as it stands at each step. The most important unit of a group decays at the rate
+    ``strength`` (γ = 1; the gradient is strength · γ · w, as weight decay's), the least at 2^α times that. Add it to an
+    objective: ``TaskLoss() + GroupSparsity(5e-4)``; in a recipe ``group_sparsity`` is that sum.
+
+    The groups are those of the model being trained that ``where`` means and nothing freezes; they are found once, from
+    the task's example inputs, and again where the model or its shapes are others. Nothing else is remembered, so a
+    training that was interrupted goes on to the same weights.
+
+    Raises InputError for a negative strength or alpha, for a task without example inputs, and where no group is free.
+    Source: Fang et al. 2023, DepGraph (arXiv 2301.12900), section 3.4, equations 4 and 5.
+    """
+
+    strength: float = 5e-4
+    alpha: float = 4.0
+    where: Selector = Everything()
+
+    def __post_init__(self) -> None:
+        _check(type(self).__name__, self.strength, self.alpha)
+
+    def of(self, forward: Forward) -> Tensor:
+        """The penalty of the weights as they stand: []. No pass through the model."""
+        wrapped = forward.model
+        model = wrapped.module if isinstance(wrapped, DistributedDataParallel) else wrapped
+        return self.strength * penalty(model, _units_of(model, forward.task, self.where), self.alpha)
+
+
+@final
+@dataclass(frozen=True)
+class TaskLossWithGroupSparsity(Objective):
+    """``TaskLoss() + GroupSparsity(strength, alpha, where)`` as one name for recipes; see GroupSparsity."""
+
+    strength: float = 5e-4
+    alpha: float = 4.0
+    where: Selector = Everything()
+
+    def __post_init__(self) -> None:
+        _check(type(self).__name__, self.strength, self.alpha)
+
+    def of(self, forward: Forward) -> Tensor:
+        """The sum for one forward pass: []."""
+        return forward.task_loss + GroupSparsity(self.strength, self.alpha, self.where).of(forward)
+
+
+def _check(name: str, strength: float, alpha: float) -> None:
+    for field, got in (("strength", strength), ("alpha", alpha)):
+        if not 0 <= got < math.inf:
+            raise InputError("must be a number from 0 on", where=f"{name}.{field}", got=got)
+
+
+@dataclass(frozen=True, eq=False)
+class Member:
+    """A tensor's dimension in a group, on the model's device: ``positions[i]`` goes with unit ``units[i]``."""
+
+    place: TensorPlace
+    dim: int
+    positions: Tensor
+    units: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class _Found:
+    """The members of each group, with the number of its units; and what they were found for."""
+
+    where: Selector
+    stood: tuple[object, ...]
+    groups: tuple[tuple[int, tuple[Member, ...]], ...]
+
+
+_FOUND: WeakKeyDictionary[nn.Module, _Found] = WeakKeyDictionary()
+
+
+def penalty(model: nn.Module, groups: tuple[tuple[int, tuple[Member, ...]], ...], alpha: float) -> Tensor:
+    """½ Σ_groups Σ_k γ_k ‖w_k‖²: [] with a gradient; γ is taken as constant."""
+    squares: dict[TensorPlace, Tensor] = {}
+    sums: dict[tuple[TensorPlace, int], Tensor] = {}
+    total = torch.zeros((), device=device_of(model))
+    for units, members in groups:
+        norms = torch.zeros(units, device=total.device)
+        for member in members:
+            if member.place not in squares:
+                squares[member.place] = tensor_at(model, member.place).float().square()
+            square, key = squares[member.place], (member.place, member.dim)
+            if key not in sums:
+                others = [dim for dim in range(square.ndim) if dim != member.dim]
+                sums[key] = square.sum(others) if others else square
+            norms = norms.index_add(0, member.units, sums[key][member.positions])
+        total = total + (shrinkage(norms.detach(), alpha) * norms).sum()
+    return total / 2
+
+
+def shrinkage(importance: Tensor, alpha: float) -> Tensor:
+    """γ = 2^(α (I_max − I) / (I_max − I_min)) of the units' importances [units]; ones where all are equal.
+
+    >>> shrinkage(torch.tensor([1.0, 3.0, 5.0]), alpha=4.0).tolist()
+    [16.0, 4.0, 1.0]
+    """
+    low, high = importance.aminmax()
+    span = (high - low).clamp_min(torch.finfo(importance.dtype).tiny)
+    return torch.exp2(alpha * (high - importance) / span)
+
+
+def _units_of(model: nn.Module, task: Task, where: Selector) -> tuple[tuple[int, tuple[Member, ...]], ...]:
+    """The groups to shrink, from memory where the model's tensors still stand as they did."""
+    device = device_of(model)
+    stood = (device, *(parameter.shape for parameter in model.parameters()))
+    found = _FOUND.get(model)
+    if found is None or found.stood != stood or found.where != where:
+        found = _Found(where, stood, tuple(_find(model, task, where, device)))
+        _FOUND[model] = found
+    return found.groups
+
+
+def _find(
+    model: nn.Module, task: Task, where: Selector, device: torch.device
+) -> Iterator[tuple[int, tuple[Member, ...]]]:
+    if task.example_inputs is None:
+        raise InputError("the task has no example inputs", where="GroupSparsity", do="Pass task.complete()")
+    chosen = select(model, where)
+    # In the middle of a training step: mixed precision would stand in the graph, and random numbers belong to training.
+    with fixed_randomness(0), torch.autocast(device.type, enabled=False):
+        groups = find_groups(trace(model, send_to_device(task.example_inputs, device)), model)
+    free = [
+        group for group in groups
+        if group.frozen is None and all(axis.place.module in chosen for axis in group.producers)
+    ]  # fmt: skip
+    if not free:
+        reasons = dict.fromkeys(f"{group.name} {group.frozen}" for group in groups if group.frozen is not None)
+        raise InputError(
+            "there is no group of channels that could be pruned", where="GroupSparsity",
+            got="; ".join(list(reasons)[:3]) or f"{len(groups)} groups, none of them within where=",
+            expected="a group that is not frozen",
+        )  # fmt: skip
+    for group in free:
+        yield group.units, tuple(_members(model, group, device))
+
+
+def _members(model: nn.Module, group: Group, device: torch.device) -> Iterator[Member]:
+    for axis in group.axes:
+        trained = axis.place.tensor in module_at(model, axis.place.module)._parameters
+        if trained and not axis.place.tensor.endswith("bias"):
+            positions, units = torch.from_numpy(axis.positions), torch.from_numpy(axis.units)
+            yield Member(axis.place, axis.dim, positions.to(device), units.to(device))

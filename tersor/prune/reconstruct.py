@@ -1,0 +1,289 @@
+"""Repair without training: who reads pruned channels learns to do without them, by least squares."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, final
+
+import torch
+from accelerate.utils import send_to_device
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+from tersor.core.apply import apply
+from tersor.core.edit import Cut, Slice, Write
+from tersor.core.errors import InputError, user_code
+from tersor.core.loading import batches_of
+from tersor.core.place import TensorPlace, aliases, module_at
+from tersor.core.plan import Plan, Skip
+from tersor.core.progress import Progress
+from tersor.core.randomness import fixed_randomness, seeded
+from tersor.core.step import Context, Method, Result, Step, derive_seed
+from tersor.core.task import Arguments, Task
+from tersor.prune.least_squares import (
+    NormalEquations,
+    drawn_rows,
+    equations_of,
+    input_rows,
+    output_rows,
+    written,
+)
+from tersor.train.trainer import device_of
+
+Indices = Mapping[tuple[TensorPlace, int], Tensor]
+MOST = 12_288  # unknowns of one output: their normal equations take 1.2 GB
+
+
+@final
+@dataclass(frozen=True)
+class PruneAndReconstruct(Step):
+    """``prune``, then give each layer that reads pruned channels the weights whose outputs come closest to those it had
+    in the model given, on calibration data.
+
+    Layer by layer in the order of the forward, min_W Σ ‖y − W x‖² + λ ‖W − W₀‖²: x is what the layer reads in the model
+    pruned and repaired so far, y what it gave in the model given (those of its outputs that are left), W₀ its weights
+    after pruning, λ = ``ridge`` times the mean of x². A bias is solved for where the layer has one. Convolutions (1-3
+    dimensions, grouped too) and linear layers; what else reads pruned channels is a Skip. A layer that is called more
+    than once is solved once, for all its calls.
+
+    Args:
+        prune: the Method that removes channels; its result is verified as always, before the repair.
+        batches: calibration batches.
+        rows: at most so many output positions of each batch and layer are counted, drawn at random.
+        ridge: how strongly weights are held where they are; 0 is plain least squares.
+
+    ``plans`` holds both plans; ``facts["reconstructed"]`` says how many layers were. Raises what ``prune`` raises, and
+    InputError for numbers out of range, no calibration data, and values that are not finite.
+    Source: He, Zhang, Sun 2017 (arXiv 1707.06168), section 3.1 (ii); Luo, Wu, Lin 2017, ThiNet (arXiv 1707.06342),
+    section 3.2. Ours keeps the channels that a score chose, solves for all weights of a layer, and pulls towards W₀.
+    """
+
+    prune: Method
+    batches: int = 8
+    rows: int = 4096
+    ridge: float = 1e-3
+
+    def __post_init__(self) -> None:
+        for name in ("batches", "rows"):
+            if (got := getattr(self, name)) < 1:
+                raise InputError("too few", where=f"PruneAndReconstruct.{name}", got=got, expected="1 or more")
+        if not 0 <= self.ridge < float("inf"):
+            raise InputError("out of range", where="PruneAndReconstruct.ridge", got=self.ridge, expected="0 or more")
+
+    def run(self, model: nn.Module, task: Task, context: Context | None = None) -> Result:
+        """Prune a copy and repair it; the model given is the one that its layers are held against."""
+        context = context or Context()
+        pruned = self.prune.run(model, task, context)
+        plan = reconstruction(
+            model, pruned.model, pruned.plans, task, batches=self.batches, rows=self.rows, ridge=self.ridge,
+            seed=context.seed, progress=context.progress,
+        )  # fmt: skip
+        if not plan.edits:
+            context.progress.say(f"warning: no layer was reconstructed ({len(plan.skips)} skipped)")
+        facts = {**pruned.facts, "reconstructed": len(plan.lines)}
+        return Result(apply(pruned.model, plan), (*pruned.plans, plan), facts=facts)
+
+
+def reconstruction(
+    original: nn.Module, pruned: nn.Module, plans: Sequence[Plan], task: Task,
+    *, batches: int = 8, rows: int = 4096, ridge: float = 1e-3, seed: int = 0, progress: Progress | None = None,
+) -> Plan:  # fmt: skip
+    """The weights to write into ``pruned``, which ``plans`` made of ``original``; see PruneAndReconstruct.
+
+    Neither model is changed. Each line says a layer's relative squared error before and after, on the rows it was
+    solved from.
+    """
+    readers, skips = _readers(pruned, plans)
+    both = _Both(copy.deepcopy(original).eval(), copy.deepcopy(pruned).eval(), surviving(plans), rows, seed)
+    stages = _stages(both.repaired, readers, task)
+    called = {path for stage in stages for path in stage}
+    skips += [Skip(path, "the forward does not call it as a module") for path in readers if path not in called]
+    data = _calibration(both.repaired, task, batches, seed) if stages else []
+    edits: list[Write] = []
+    lines: list[tuple[str, str]] = []
+    for stage in (progress or Progress()).track(stages, "reconstructing", len(stages)):
+        for path, equations in both.equations(stage, data).items():
+            solution = equations.solve(ridge)
+            values = written(module_at(both.repaired, path), solution)
+            new = [Write(TensorPlace(path, name), value) for name, value in values.items()]
+            apply(both.repaired, Plan("reconstruct", tuple(new)), in_place=True)
+            edits += new
+            lines.append((path, _line(equations, solution)))
+    return Plan("reconstruct", tuple(edits), tuple(skips), tuple(lines))
+
+
+def surviving(plans: Sequence[Plan]) -> Indices:
+    """(tensor, dimension) → which indices of the original's are left after all slices of ``plans``: int64, growing."""
+    found: dict[tuple[TensorPlace, int], Tensor] = {}
+    for cut in _cuts(plans):
+        key = cut.place, cut.dim
+        found[key] = found[key][cut.keep] if key in found else cut.keep
+    return found
+
+
+def _cuts(plans: Sequence[Plan]) -> Iterator[Cut]:
+    for edit in (edit for plan in plans for edit in plan.edits):
+        if isinstance(edit, Slice):
+            yield from edit.cuts
+
+
+def _readers(pruned: nn.Module, plans: Sequence[Plan]) -> tuple[list[str], list[Skip]]:
+    """Paths of the layers that lost inputs and can be solved for, and why others cannot."""
+    found: dict[str, None] = {}
+    skips: dict[str, Skip] = {}
+    for cut in _cuts(plans):
+        if cut.role == "consumer":
+            reason = _why_not(pruned, cut)
+            if reason is None:
+                found[cut.place.module] = None
+            else:
+                skips[str(cut.place)] = Skip(str(cut.place), reason)
+    return list(found), list(skips.values())
+
+
+def _why_not(pruned: nn.Module, cut: Cut) -> str | None:
+    layer = module_at(pruned, cut.place.module)
+    if not isinstance(layer, (_ConvNd, nn.Linear)) or isinstance(layer, _ConvTransposeNd):
+        return f"only convolutions and linear layers are reconstructed, not a {type(layer).__name__}"
+    if cut.place.tensor != "weight" or cut.dim != 1:
+        return f"dimension {cut.dim} of {cut.place.tensor} is no input of a {type(layer).__name__}"
+    others = [str(place) for place in aliases(pruned, cut.place) if place != cut.place]
+    if others:
+        return f"its weight is tied to {', '.join(others)}"
+    unknowns = layer.weight[0].numel() + 1
+    return f"{unknowns} weights of one output are more than {MOST}" if unknowns > MOST else None
+
+
+def _stages(model: nn.Module, readers: Sequence[str], task: Task) -> list[list[str]]:
+    """The readers in the order of the forward; those that read one and the same tensor together."""
+    if not readers:
+        return []
+    assert task.example_inputs is not None, "a completed task has example inputs"
+    read: list[tuple[Tensor, list[str]]] = []
+
+    def see(path: str, x: Tensor, _: Tensor) -> None:
+        if not any(path in paths for _, paths in read):
+            together = next((paths for other, paths in read if other is x), None)
+            if together is None:
+                read.append((x, [path]))
+            else:
+                together.append(path)
+
+    with _seeing(model, readers, see), torch.no_grad(), fixed_randomness(0):
+        model(*send_to_device(task.example_inputs, device_of(model)))
+    return [paths for _, paths in read]
+
+
+def _calibration(model: nn.Module, task: Task, batches: int, seed: int) -> list[Arguments]:
+    """The models' arguments for each calibration batch."""
+    if task.calibration is None:
+        raise InputError("the task has no calibration data", where="PruneAndReconstruct", do="Pass task.complete()")
+    with seeded(seed, task.calibration):
+        found = [
+            task.inputs(send_to_device(batch, device_of(model)), model)
+            for batch in islice(batches_of(task.calibration, "task.calibration"), batches)
+        ]
+    if not found:
+        raise InputError("the loader is empty", where="task.calibration", got="no batch")
+    return found
+
+
+class _Enough(BaseException):
+    """Ends a forward pass of which nothing more is needed. No Exception: a forward that catches those lets it pass."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Both:
+    """The model given, and the pruned one as far as it is repaired; both in eval mode and not the user's own."""
+
+    original: nn.Module
+    repaired: nn.Module
+    kept: Indices
+    rows: int
+    seed: int
+
+    def equations(self, stage: Sequence[str], data: Sequence[Arguments]) -> dict[str, NormalEquations]:
+        """What the layers of ``stage`` must satisfy on ``data``."""
+        found = {path: equations_of(module_at(self.repaired, path)) for path in stage}
+        for number, arguments in enumerate(data):
+            targets = self._targets(stage, arguments, number, found)
+            calls = {path: iter(values) for path, values in targets.items()}
+
+            def read(path: str, x: Tensor, _: Tensor, calls: Any = calls) -> None:
+                rows, y = next(calls[path])
+                found[path].add(input_rows(module_at(self.repaired, path), x, rows), y)
+
+            self._run(self.repaired, stage, read, arguments, number, sum(map(len, targets.values())))
+        for path, equations in found.items():
+            if not bool(torch.isfinite(equations.G).all() and torch.isfinite(equations.C).all()):
+                raise InputError(
+                    "a calibration batch makes a value that is not finite", where=path, expected="finite numbers",
+                    do="Look for NaN or overflow in the calibration data",
+                )  # fmt: skip
+        return found
+
+    def _targets(
+        self, stage: Sequence[str], arguments: Arguments, number: int, equations: Mapping[str, NormalEquations]
+    ) -> dict[str, list[tuple[Tensor, Tensor]]]:
+        """path → for each call (numbers of the rows drawn, the original's outputs there that are left)."""
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, number))
+        found: dict[str, list[tuple[Tensor, Tensor]]] = {path: [] for path in stage}
+
+        def keep(path: str, _: Tensor, y: Tensor) -> None:
+            layer = module_at(self.original, path)
+            rows = drawn_rows(layer, y, self.rows, generator)
+            channels = self.kept.get((TensorPlace(path, "weight"), 0))
+            found[path].append((rows, output_rows(layer, y, rows, channels, len(equations[path].weight))))
+
+        self._run(self.original, stage, keep, arguments, number, None)
+        return found
+
+    def _run(
+        self, model: nn.Module, stage: Sequence[str], see: Callable[[str, Tensor, Tensor], None],
+        arguments: Arguments, number: int, calls: int | None,
+    ) -> None:  # fmt: skip
+        """A forward pass, ended after ``calls`` calls of the stage's layers."""
+        left = [calls]
+
+        def count(path: str, x: Tensor, y: Tensor) -> None:
+            see(path, x, y)
+            if left[0] is not None:
+                left[0] -= 1
+                if left[0] == 0:
+                    raise _Enough
+
+        args, kwargs = arguments
+        with user_code("the model does not run on this batch", where=f"task.calibration, batch {number}"):
+            try:
+                with _seeing(model, stage, count), torch.no_grad():
+                    model(*args, **kwargs)
+            except _Enough:
+                pass
+
+
+@contextmanager
+def _seeing(model: nn.Module, paths: Sequence[str], see: Callable[[str, Tensor, Tensor], None]) -> Iterator[None]:
+    """Within, ``see(path, input, output)`` is called after each call of these layers."""
+    handles = [
+        module_at(model, path).register_forward_hook(
+            lambda _, args, kwargs, y, path=path: see(path, args[0] if args else kwargs["input"], y), with_kwargs=True
+        )
+        for path in paths
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _line(equations: NormalEquations, solution: Tensor) -> str:
+    before, after = equations.error(equations.weight), equations.error(solution)
+    unknowns = solution.shape[2]
+    return (
+        f"{unknowns} weights per output from {equations.rows} rows: relative squared error {before:.3g} -> {after:.3g}"
+    )

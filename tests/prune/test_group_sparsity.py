@@ -1,0 +1,185 @@
+import copy
+import gc
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+
+from tersor.core.apply import apply
+from tersor.core.edit import Mask
+from tersor.core.errors import InputError
+from tersor.core.place import ByName, TensorPlace
+from tersor.core.plan import Plan
+from tersor.core.step import Context
+from tersor.core.task import Task
+from tersor.prune import group_sparsity
+from tersor.prune.channels import PruneChannels
+from tersor.prune.group_sparsity import GroupSparsity, TaskLossWithGroupSparsity
+from tersor.train.finetune import Finetune
+from tersor.train.objective import TaskLoss
+from tersor.train.optimizer import Optimizer
+
+
+class Net(nn.Module):
+    """A block with a shortcut: the channels of conv1 and conv2 can only go together."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.norm = nn.Conv2d(1, 6, 3, padding=1), nn.BatchNorm2d(6)
+        self.conv2, self.fc = nn.Conv2d(6, 6, 3, padding=1), nn.Linear(6, 3)
+
+    def forward(self, x):
+        x = F.relu(self.norm(self.conv1(x)))
+        return self.fc((x + self.conv2(x)).mean((2, 3)))
+
+
+def make_task(**fields):
+    torch.manual_seed(0)
+    images = torch.randn(48, 1, 6, 6)
+    data = TensorDataset(images, (images.mean((1, 2, 3)) * 6).round().clamp(-1, 1).long() + 1)
+    train, held_out = DataLoader(data, 8, shuffle=True), DataLoader(data, 24)
+    return Task(**{"model": Net(), "train": train, "validation": held_out, "test": held_out, **fields}).complete()
+
+
+def slices(net):
+    """What is coupled to each unit of the only free group, written out: γ of the norm, rows and columns."""
+    rows = [net.conv1.weight, net.norm.weight[:, None], net.conv2.weight]
+    columns = [net.conv2.weight.transpose(0, 1), net.fc.weight.t()]
+    return torch.cat([part.reshape(6, -1) for part in rows + columns], 1)
+
+
+def test_the_gradient_is_each_slice_times_a_factor_that_grows_as_it_shrinks():
+    task = make_task()
+    net = task.model
+    with torch.no_grad():
+        nn.init.uniform_(net.norm.weight, 0.2, 1.5)
+        net.conv1.weight[2] *= 0.1
+    GroupSparsity(strength=0.3, alpha=3.0)(net, next(iter(task.train)), task).backward()
+    importance = slices(net).detach().square().sum(1)
+    factor = 2 ** (3.0 * (importance.max() - importance) / (importance.max() - importance.min()))
+    assert factor.min() == 1 and factor.max() == 8
+    by_hand = 0.3 * 0.5 * (factor * slices(net).square().sum(1)).sum()
+    expected = torch.autograd.grad(by_hand, [net.conv1.weight, net.norm.weight, net.conv2.weight, net.fc.weight])
+    got = [net.conv1.weight.grad, net.norm.weight.grad, net.conv2.weight.grad, net.fc.weight.grad]
+    assert all(torch.allclose(a, b, rtol=1e-5) for a, b in zip(got, expected, strict=True))
+    assert net.conv1.bias.grad is None and net.norm.bias.grad is None
+
+
+def test_equal_units_decay_alike():
+    net = nn.Sequential(nn.Linear(4, 5, bias=False), nn.ReLU(), nn.Linear(5, 2, bias=False))
+    for parameter in net.parameters():
+        nn.init.ones_(parameter)
+    task = Task(net, example_inputs=(torch.randn(2, 4),))
+    assert GroupSparsity(strength=1.0)(net, None, task).item() == pytest.approx(0.5 * (5 * 4 + 5 * 2))
+
+
+def test_training_shrinks_the_unimportant_units_faster_than_the_important_ones():
+    task = make_task()
+    with torch.no_grad():
+        task.model.conv1.weight[:3] *= 0.5
+    before = slices(task.model).detach().norm(dim=1)
+    weak = before.argsort()[:2]
+    strong = before.argsort()[-2:]
+    step = Finetune(epochs=10, objective=TaskLossWithGroupSparsity(0.01), optimizer=Optimizer(lr=0.05), keep="last")
+    left = slices(step.run(task.model, task, Context(1)).model).detach().norm(dim=1) / before
+    assert left[weak].max() < 0.5 * left[strong].min(), left
+    plain = Finetune(epochs=10, objective=TaskLoss(), optimizer=Optimizer(lr=0.05), keep="last")
+    without = slices(plain.run(task.model, task, Context(1)).model).detach().norm(dim=1) / before
+    assert without[weak].min() > left[weak].max()
+
+
+def test_the_sum_is_one_name_in_a_recipe():
+    task = make_task()
+    batch = next(iter(task.validation))
+    net = task.model.eval()
+    expected = (TaskLoss() + GroupSparsity(0.02, 2.0))(net, batch, task)
+    assert torch.allclose(TaskLossWithGroupSparsity(0.02, 2.0)(net, batch, task), expected)
+
+
+class Stopping:
+    """A loader that is interrupted in the middle of its second epoch, once."""
+
+    def __init__(self, loader):
+        self.loader, self.epochs, self.stops = loader, 0, True
+        self.generator = loader.generator
+
+    def __len__(self):
+        return len(self.loader)
+
+    def __iter__(self):
+        self.epochs += 1
+        for number, batch in enumerate(self.loader):
+            if self.stops and self.epochs == 2 and number == 2:
+                self.stops = False
+                raise KeyboardInterrupt
+            yield batch
+
+
+def test_an_interrupted_training_goes_on_to_the_same_weights(tmp_path):
+    task = make_task()
+    step = Finetune(epochs=3, objective=TaskLoss() + GroupSparsity(0.01), keep="last")
+    whole = step.run(task.model, task, Context(5, tmp_path / "whole")).model
+    stopping = make_task(train=Stopping(task.train))
+    with pytest.raises(KeyboardInterrupt):
+        step.run(stopping.model, stopping, Context(5, tmp_path / "killed"))
+    group_sparsity._FOUND.clear()  # another process
+    resumed = step.run(stopping.model, stopping, Context(5, tmp_path / "killed")).model
+    assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), resumed.state_dict().values()))
+
+
+def test_groups_are_found_once_for_each_model_and_again_after_surgery(monkeypatch):
+    task = make_task()
+    found = []
+    trace = group_sparsity.trace
+    monkeypatch.setattr(group_sparsity, "trace", lambda *args: found.append(args[0]) or trace(*args))
+    objective, batch = GroupSparsity(), next(iter(task.validation))
+    net = copy.deepcopy(task.model).train()
+    state, flags = torch.get_rng_state(), [module.training for module in net.modules()]
+    for _ in range(3):
+        objective(net, batch, task)
+    assert len(found) == 1 and torch.equal(state, torch.get_rng_state())
+    assert flags == [module.training for module in net.modules()]
+    plan = PruneChannels(0.5).plan(net, task)
+    apply(net, plan, in_place=True)
+    assert torch.isfinite(objective(net, batch, task)) and len(found) == 2
+    known = len(group_sparsity._FOUND)
+    del net
+    found.clear()
+    gc.collect()
+    assert len(group_sparsity._FOUND) == known - 1
+
+
+def test_mixed_precision_does_not_stand_in_the_graph():
+    task = make_task()
+    batch = next(iter(task.validation))
+    plain = GroupSparsity()(copy.deepcopy(task.model), batch, task)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = GroupSparsity()(copy.deepcopy(task.model), batch, task)
+    assert mixed.dtype == torch.float32 and torch.equal(plain, mixed)
+
+
+def test_only_the_groups_that_are_meant_decay():
+    net = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 5), nn.ReLU(), nn.Linear(5, 2))
+    task = Task(net, example_inputs=(torch.randn(2, 4),))
+    GroupSparsity(where=ByName("2"))(net, None, task).backward()
+    assert net[0].weight.grad is None and net[2].weight.grad is not None and net[4].weight.grad is not None
+
+
+def test_what_cannot_be_is_refused():
+    with pytest.raises(InputError, match="GroupSparsity.strength"):
+        GroupSparsity(strength=-1.0)
+    with pytest.raises(InputError, match="TaskLossWithGroupSparsity.alpha"):
+        TaskLossWithGroupSparsity(alpha=float("nan"))
+    net = nn.Linear(3, 2)
+    with pytest.raises(InputError, match="no example inputs"):
+        GroupSparsity()(net, None, Task(net))
+    with pytest.raises(InputError, match="no group of channels that could be pruned.*reaches the model's output"):
+        GroupSparsity()(net, None, Task(net, example_inputs=(torch.randn(2, 3),)))
+    masked = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    keep = torch.from_numpy(np.eye(4, 3) > 0)
+    masked = apply(masked, Plan("by hand", (Mask(TensorPlace("0", "weight"), keep),)))
+    with pytest.raises(InputError, match="no group of channels that could be pruned"):
+        GroupSparsity()(masked, None, Task(masked, example_inputs=(torch.randn(2, 3),)))
