@@ -6,6 +6,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import nn
+
 from tersor.core.edit import Attribute, Edit, Mask, Quantizer, Slice, Swap, Write
 from tersor.core.place import Place
 
@@ -23,7 +25,8 @@ class Plan:
     """The edits that ``method`` decided on, in the order in which they are applied, its skips, and a line per layer.
 
     ``lines``: human-readable (place, what happens) pairs, the body of a dry run. ``preserves``: the edited model must
-    compute what the model computes, which is verified when the plan is run.
+    compute what the model computes, which is verified when the plan is run. ``reference``: what it must compute
+    instead, called like the model.
     """
 
     method: str
@@ -31,6 +34,7 @@ class Plan:
     skips: tuple[Skip, ...] = ()
     lines: tuple[tuple[str, str], ...] = field(default=())
     preserves: bool = False
+    reference: nn.Module | None = field(default=None, repr=False, compare=False)
 
     def summary(self) -> dict[str, Any]:
         """Counts of edits by kind, the lines and the skips, as plain JSON values."""

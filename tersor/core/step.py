@@ -82,7 +82,7 @@ class Method(Step):
             context.progress.say(f"warning: {plan.method} found nothing to do ({len(plan.skips)} skipped)")
         edited = apply(model, plan)
         facts = {"verified": verify_edits(model, edited, plan, task)}
-        return Result(edited, (plan,), facts={k: v for k, v in facts.items() if v is not None})
+        return Result(edited, (replace(plan, reference=None),), facts={k: v for k, v in facts.items() if v is not None})
 
 
 @final

@@ -11,10 +11,8 @@ from scipy.sparse import csr_array
 from torch import Tensor, nn
 
 from tersor.core.place import TensorPlace, tensor_at
-from tersor.graph.flow import Axis, Flow, Refusal
-from tersor.graph.group import CoupledAxis, Group
-from tersor.graph.groups import _components
-from tersor.graph.rules import follow
+from tersor.graph.axis import positions, size_of
+from tersor.graph.group import Group, Groups
 from tersor.graph.trace import Call, Graph, Ref
 
 Kept = Mapping[Group, NDArray[np.bool_]]
@@ -39,11 +37,12 @@ class Cost:
     activations are left out). Bytes are those of the tensors that a checkpoint holds, without a file's header.
     """
 
-    def __init__(self, graph: Graph, model: nn.Module, groups: Sequence[Group]):
+    def __init__(self, whole: Groups, model: nn.Module, groups: Sequence[Group]):
+        graph = whole.graph
         self.groups = tuple(groups)
         self._sizes = _Sizes(self.groups)
         self.batch = next((shape[0] for shape in graph.inputs.values() if shape), 1)
-        values = _Values(graph, model, self.groups)
+        values = _Values(whole, self.groups)
         self._macs = self._products(
             [[self._sizes.add(*values.dim(*dim)) for dim in product] for product in products(graph)]
         )
@@ -160,39 +159,21 @@ def _stored(model: nn.Module) -> Iterator[tuple[Tensor, bool]]:
 
 
 class _Values:
-    """What of each dimension of a graph's values belongs to which group, from a walk of the graph."""
+    """What of each dimension of a graph's values belongs to which group."""
 
-    def __init__(self, graph: Graph, model: nn.Module, groups: Sequence[Group]):
-        self.graph, self.flow = graph, Flow(graph, model)
-        for call in graph.calls:
-            self.flow.put(call.name, follow(call, self.flow))
-        self.labels = _components(self.flow)
-        self.group_of = np.full(self.labels.max(initial=-1) + 1, -1, dtype=np.int64)
-        self.unit_of = np.zeros_like(self.group_of)
-        for number, group in enumerate(groups):
-            for axis in group.axes:
-                labels = self.labels[self._positions(axis)]
-                self.group_of[labels], self.unit_of[labels] = number, axis.units
-
-    def _positions(self, axis: CoupledAxis) -> NDArray[np.int64]:
-        return self.flow.tensors[axis.place][axis.dim][axis.positions]
+    def __init__(self, whole: Groups, groups: Sequence[Group]):
+        self.shapes, self.values = whole.graph.shapes, whole.values
+        self.numbers = {group.leaf: number for number, group in enumerate(groups)}
 
     def dim(self, ref: Ref, dim: int) -> tuple[int, tuple[_Span, ...]]:
         """The size of a value's dimension, and what of it belongs to groups."""
-        size = self.graph.shapes[ref][dim]
-        try:
-            axis: Axis = self.flow.axes(ref)[dim]
-        except Refusal:
-            return size, ()
-        if not isinstance(axis, np.ndarray):
-            return size, ()
-        labels = self.labels[axis]
-        groups = self.group_of[labels]
-        numbers = [int(number) for number in np.unique(groups) if number >= 0]
-        places = [np.flatnonzero(groups == number) for number in numbers]
-        return size, tuple(
-            _Span(number, where, self.unit_of[labels[where]]) for number, where in zip(numbers, places, strict=True)
-        )
+        if ref not in self.values:
+            return self.shapes[ref][dim], ()
+        axis = self.values[ref][dim]
+        spans = [
+            _Span(self.numbers[leaf], where, units) for leaf, where, units in positions(axis) if leaf in self.numbers
+        ]
+        return size_of(axis), tuple(spans)
 
 
 # Operators -----------------------------------------------------------------------------------------------------------

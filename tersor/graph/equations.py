@@ -245,7 +245,7 @@ def _ties(pending: list[_Equal], model: nn.Module) -> list[Tie]:
         tied = {symbol: power for symbol, power in powers if isinstance(symbol, Leaf)}
         if len(tied) == 1:
             (leaf,) = tied
-            freeze(leaf, f"has its size as a number in the forward at {equal.where}")
+            freeze(leaf, f"has its size as a literal in the forward at {equal.where}")
         elif tied:
             ties.append(Tie(tied, equal.where))
     return ties

@@ -110,6 +110,11 @@ class Flow:
         if refs and all(self.is_weight(ref) or ref in self.graph.constants for ref in refs):
             self._weights.add(call.name)
 
+    def values(self) -> dict[str, Axes]:
+        """Everything that is one tensor: name → axes."""
+        found = {name: axes for name, axes in self._values.items() if isinstance(axes, tuple)}
+        return found | {name: self.axes(name) for name in self._canonical}
+
     def value(self, function: str | None, index: int | str) -> Axes | None:
         """The axes of what a torch function gave, as ``Dim`` names it; None where the graph no longer has it."""
         name = self.graph.values.get((function, index))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -112,7 +113,8 @@ class Groups:
     ``unread``: modules with parameters that the captured forward never reads (heads that only training uses).
     ``unknown``: operators without a rule → how many calls. ``crossed``: leaf → leaves that own the same positions as
     another factor (heads and what is inside them). ``ties``: what the forward says of sizes. ``reads``: calls that sum
-    or take statistics over channels. ``grouped``: calls of group norm → their groups.
+    or take statistics over channels. ``grouped``: calls of group norm → their groups. ``values``: calls, inputs,
+    parameters and buffers → their axes.
     """
 
     groups: tuple[Group, ...]
@@ -122,6 +124,7 @@ class Groups:
     ties: tuple[Tie, ...]
     reads: tuple[Read, ...]
     grouped: Mapping[str, Axis]
+    values: Mapping[str, tuple[Axis, ...]]
     graph: Graph
 
     def __iter__(self) -> Iterator[Group]:
@@ -135,23 +138,21 @@ class Groups:
         return [str(group) for group in self.groups]
 
     def prunable(self, heads: Literal["whole", "inside"] = "whole") -> tuple[Group, ...]:
-        """The groups that may be pruned in one call, each with its ``share``; the others, frozen for a reason.
+        """The groups that may be pruned in one call, each with its ``share``, and those that are frozen for a reason.
 
-        Of groups that own the same positions one is chosen: whole heads, or what is inside heads; inside grouped
+        Of groups that own the same positions one is left: whole heads, or what is inside heads; inside grouped
         convolutions rather than whole groups.
         """
         order = _PREFERENCE[heads]
         chosen: dict[Leaf, Group] = {}
         reasons: dict[Leaf, str] = {}
         for group in sorted(self.groups, key=lambda group: order[group.kind]):
-            rival = next((chosen[leaf] for leaf in self.crossed.get(group.leaf, ()) if leaf in chosen), None)
+            crosses = any(leaf in chosen for leaf in self.crossed.get(group.leaf, ()))
             if group.frozen is not None:
                 reasons[group.leaf] = group.frozen
             elif group.units == 1:
                 reasons[group.leaf] = f"its {group.channels} channels can only go all together"
-            elif rival is not None:
-                reasons[group.leaf] = f"it crosses {rival.name}, which is pruned instead"
-            else:
+            elif not crosses:
                 chosen[group.leaf] = group
         shares = _shares(self.ties, chosen, reasons)
         return tuple(
@@ -159,6 +160,7 @@ class Groups:
             if group.leaf in chosen
             else replace(group, frozen=reasons[group.leaf])
             for group in self.groups
+            if group.leaf in chosen or group.leaf in reasons
         )
 
 
@@ -185,10 +187,9 @@ def _shares(ties: tuple[Tie, ...], chosen: dict[Leaf, Group], reasons: dict[Leaf
         return leaf
 
     for tie in ties:
-        first, *others = [leaf for leaf in tie.powers if leaf in chosen] or [None]
-        for other in others:
-            assert first is not None and other is not None
-            classes.setdefault(first, first)
+        free = [leaf for leaf in tie.powers if leaf in chosen]
+        for first, other in pairwise(free):
+            classes.setdefault(root(first), root(first))
             classes[root(other)] = root(first)
     numbers: dict[Leaf, int] = {}
     return {leaf: numbers.setdefault(root(leaf), len(numbers)) for leaf in [*classes] if leaf in chosen}

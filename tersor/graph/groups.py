@@ -63,7 +63,7 @@ class _Collection:
         flow = self.flow
         return Groups(
             tuple(sorted(groups, key=self._order)), flow.unread(), dict(flow.unknown), crossed,
-            tuple(self.solution.ties), tuple(flow.reads), dict(flow.grouped), flow.graph,
+            tuple(self.solution.ties), tuple(flow.reads), dict(flow.grouped), flow.values(), flow.graph,
         )  # fmt: skip
 
     def _counts(self, leaf: Leaf, draft: _Draft) -> bool:
@@ -96,13 +96,13 @@ class _Collection:
     def _group(self, leaf: Leaf, draft: _Draft) -> Group:
         main = draft.producer
         assert main is not None
-        kind: Kind = "group" if leaf.group else "channel"
-        if draft.crossed and not leaf.group:
+        kind: Kind = "group" if leaf.group and draft.crossed else "channel"
+        if draft.crossed and kind == "channel":
             kind = "head" if leaf.head and not leaf.inner else "inside" if leaf.inner or leaf.head else "channel"
-        if draft.crossed and any(other.group for other in draft.crossed) and not leaf.group:
+        if draft.crossed and any(other.group for other in draft.crossed) and kind != "group":
             kind = "inside"
         return Group(
-            name=_name(main, kind, bool(draft.crossed)),
+            name=_name(main, kind if not any(other.group for other in draft.crossed) else "channel"),
             kind=kind,
             units=leaf.size,
             axes=tuple(draft.axes),
@@ -112,15 +112,15 @@ class _Collection:
         )
 
 
-def _name(main: CoupledAxis, kind: Kind, crossed: bool) -> str:
+def _name(main: CoupledAxis, kind: Kind) -> str:
     name = main.place.module or str(main.place)
     first, last = int(main.positions.min()), int(main.positions.max()) + 1
     if len(main.positions) < main.size:
         name += f"[{first}:{last}]"
-    return f"{name}:{_SUFFIX[kind]}" if crossed else name
+    return name + _SUFFIX[kind]
 
 
-_SUFFIX: dict[Kind, str] = {"channel": "rows", "head": "heads", "inside": "inside", "group": "groups"}
+_SUFFIX: dict[Kind, str] = {"channel": "", "head": ":heads", "inside": ":inside", "group": ":groups"}
 
 
 def _size_attributes(solution: Solution, model: nn.Module) -> dict[Leaf, tuple[SizeAttribute, ...]]:

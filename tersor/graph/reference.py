@@ -24,7 +24,7 @@ _SHAPED = {"layer_norm", "rms_norm"}  # their second argument is the shape of wh
 
 
 class Masked(nn.Module):
-    """``model``'s graph with the units outside ``keep`` masked. Called like the model; it holds the model's own tensors.
+    """``model``'s graph with the units outside ``keep`` masked; called like the model, whose tensors it holds.
 
     ``keep``: group → bool [units].
     """
@@ -86,7 +86,7 @@ class _Interpreter(fx.Interpreter):
         self.lifted = self.signature.inputs_to_lifted_tensor_constants
         self.user_inputs = list(self.signature.user_inputs)
 
-    def run(self, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+    def run(self, *args: Any, **kwargs: Any) -> Any:
         """The model's outputs, without the buffers that it would update."""
         result = super().run()
         return result[len(self.signature.buffers_to_mutate) :]
@@ -105,8 +105,8 @@ class _Interpreter(fx.Interpreter):
             return torch.reshape(*self.fetch_args_kwargs_from_env(n)[0])
         if not reads:
             return super().run_node(n)
-        args, kwargs = self.fetch_args_kwargs_from_env(n)
-        args = list(args)
+        before, kwargs = self.fetch_args_kwargs_from_env(n)
+        args: list[Any] = list(before)
         for read, stays in reads:
             stays = stays.to(args[read.argument].device)
             if read.how == "zero":
@@ -117,7 +117,7 @@ class _Interpreter(fx.Interpreter):
         if kept:
             self._shrink_arguments(n, args, kept)
         result = self.call_function(n.target, tuple(args), kwargs)
-        return _put_back(result, kept, self.fetch_args_kwargs_from_env(n)[0])
+        return _put_back(result, kept, before)
 
     def _shrink_arguments(self, n: fx.Node, args: list[Any], kept: list[tuple[Read, Tensor]]) -> None:
         """What goes with the statistics: the shape that is normalised, scales and shifts, the number of groups."""
@@ -152,3 +152,10 @@ def _put_back(result: Any, kept: list[tuple[Read, Tensor]], before: Any) -> Any:
             shape[read.result] = before[read.argument].shape[read.dim]
             result = result.new_zeros(shape).index_copy(read.result, stays.to(result.device), result)
     return result
+
+
+def reference(groups: Groups, model: nn.Module, keep: Mapping[Group, NDArray[np.bool_]]) -> Masked | None:
+    """What the model must compute once all but ``keep`` is removed; None where zero columns in the weights that read
+    what is removed say it all, and no graph is needed."""
+    masked = Masked(groups, model, keep)
+    return masked if masked.reads else None

@@ -10,7 +10,7 @@ from __future__ import annotations
 import types
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 from unittest import mock
@@ -136,8 +136,8 @@ Said = tuple[tuple[Any, ...], dict[str, Any]]
 class Book:
     """What a capture wrote down.
 
-    ``calls``: torch function call → its positional and keyword arguments, tensors as ``Known`` or None. ``shapes``: (call, index of
-    the result) → shape. ``equal``: pairs of sources that the forward found equal.
+    ``calls``: torch function call → its positional and keyword arguments, tensors as ``Known`` or None. ``shapes``:
+    (call, index of the result) → shape. ``equal``: pairs of sources that the forward found equal.
     """
 
     calls: dict[str, Said] = field(default_factory=dict)
@@ -207,7 +207,7 @@ class _Watch(TorchFunctionMode):
         return value
 
 
-_SHAPE: Any = Tensor.shape.__get__
+_SHAPE: Any = Tensor.shape.__get__  # type: ignore[attr-defined]
 _SIZE: Any = Tensor.size
 _NUMEL: Any = Tensor.numel
 
@@ -256,7 +256,9 @@ def _seen_through() -> Iterator[None]:
     """torch.nn.functional hands whole Python functions (multi_head_attention_forward) to a mode; what they call inside
     is what counts here."""
     names = ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")
-    with mock.patch.multiple(torch.nn.functional, **{name: lambda *_: False for name in names}):
+    with ExitStack() as stack:
+        for name in names:
+            stack.enter_context(mock.patch.object(torch.nn.functional, name, lambda *_: False))
         yield
 
 

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -213,7 +213,7 @@ class _Reader:
         self.ordinals[module, base] += 1
         args, kwargs = self._value(tuple(node.args)), {key: self._value(value) for key, value in node.kwargs.items()}
         function = " ".join(node.meta.get("torch_fn", ()))
-        number = node.args[1] if node.target is operator.getitem else None
+        number = cast(int, node.args[1]) if node.target is operator.getitem else None
         self.made.setdefault(function, []).append((node.name, number))
         self.calls[node.name] = Call(
             node.name, base, str(node.target), args, kwargs, module, ordinal, shape, dtype,

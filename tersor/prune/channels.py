@@ -17,9 +17,10 @@ from tersor.core.plan import Plan, Skip
 from tersor.core.step import Method
 from tersor.core.task import Task
 from tersor.graph.cost import Cost, resolutions
-from tersor.graph.group import Group, removal
+from tersor.graph.group import Group, Groups, removal
 from tersor.graph.groups import find_groups
-from tersor.graph.trace import Graph, trace
+from tersor.graph.reference import reference
+from tersor.graph.trace import trace
 from tersor.prune.amount import Bloc, Budget, Choice, Keep, Scope, bloc, choose
 from tersor.prune.eligible import check_plain, explicit, open_groups
 from tersor.prune.scores import Magnitude, Score
@@ -80,7 +81,7 @@ class PruneChannels(Method):
         check_plain(model)
         chosen = select(model, self.where)
         whole = _Whole.of(model, task, self.heads)
-        skips = [Skip(path, _UNREAD) for path in whole.unread if path in chosen]
+        skips = [Skip(path, _UNREAD) for path in whole.found.unread if path in chosen]
         classes = open_groups(whole.groups, chosen, skips)
         given = self.relative_to == "given" or model is task.model
         original = whole if given else _Whole.of(task.model, task, self.heads)
@@ -88,14 +89,16 @@ class PruneChannels(Method):
         blocs, asked = self._blocs(model, task, classes, whole, original)
         while True:
             choice = choose(blocs, asked, self.scope, self.multiple_of, budget)
-            faulty = culprits(model, task, choice.kept(), skips)
+            faulty = culprits(model, task, whole.found, choice.kept(), skips)
             if not faulty:
                 break
             asked = [value for number, value in enumerate(asked) if number not in faulty]
             blocs = [member for number, member in enumerate(blocs) if number not in faulty]
         skips += [Skip(group.name, self._why_whole(group)) for group in choice.untouched()]
-        edits = removal({group: units for part in choice.kept() for group, units in part.items()})
-        return Plan("prune channels", edits, tuple(skips), tuple(_lines(choice, budget)))
+        kept = {group: units for part in choice.kept() for group, units in part.items()}
+        lines = tuple(_lines(choice, budget))
+        masked = reference(whole.found, model, kept)
+        return Plan("prune channels", removal(kept), tuple(skips), lines, reference=masked)
 
     def _blocs(
         self, model: nn.Module, task: Task, classes: Sequence[tuple[Group, ...]], whole: _Whole, original: _Whole
@@ -108,7 +111,9 @@ class PruneChannels(Method):
         meant = [(members, value) for members, value in zip(classes, wanted, strict=True) if value is not None]
         flat = [group for members, _ in meant for group in members]
         scores = dict(zip(flat, self.score.units(model, task, flat), strict=True)) if flat else {}
-        stages = dict(zip(flat, resolutions(whole.graph, model, flat), strict=True)) if self.scope == "stage" else {}
+        stages = (
+            dict(zip(flat, resolutions(whole.found.graph, model, flat), strict=True)) if self.scope == "stage" else {}
+        )
         before = original.units_of(whole, flat)
         limit = self.max_sparsity if self.scope != "layer" or self.keep is not None else None
         blocs = [
@@ -142,20 +147,18 @@ class _Whole:
     """A model with its graph and its groups, frozen where they may not go."""
 
     model: nn.Module
-    graph: Graph
+    found: Groups
     groups: tuple[Group, ...]
-    unread: tuple[str, ...]
 
     @classmethod
     def of(cls, model: nn.Module, task: Task, heads: Heads) -> _Whole:
         assert task.example_inputs is not None
-        graph = trace(model, task.example_inputs)
-        groups = find_groups(graph, model)
-        return cls(model, graph, tuple(groups), groups.unread)
+        found = find_groups(trace(model, task.example_inputs), model)
+        return cls(model, found, found.prunable(heads))
 
     def cost(self) -> Cost:
         """The cost of the model as a function of what its groups keep."""
-        return Cost(self.graph, self.model, self.groups)
+        return Cost(self.found, self.model, self.groups)
 
     def units_of(self, pruned: _Whole, meant: Sequence[Group]) -> dict[Group, int]:
         """How many units the groups that are ``meant`` of ``pruned``, this model after pruning, have here.

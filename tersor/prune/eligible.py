@@ -62,7 +62,7 @@ def open_groups(groups: Sequence[Group], chosen: Mapping[str, nn.Module], skips:
 
 
 def _shared(group: Group, other: Group) -> bool:
-    return False
+    return group.share is not None and group.share == other.share
 
 
 def _is_open(group: Group, chosen: Mapping[str, nn.Module], skips: list[Skip]) -> bool:

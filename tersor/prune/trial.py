@@ -11,42 +11,37 @@ from tersor.core.errors import VerificationError
 from tersor.core.plan import Plan, Skip
 from tersor.core.task import Task
 from tersor.core.verify import verify_edits
-from tersor.graph.group import removal
+from tersor.graph.group import Groups, removal
+from tersor.graph.reference import reference
 from tersor.prune.amount import Kept
 
 
-def culprits(model: nn.Module, task: Task, choices: Sequence[Kept], skips: list[Skip]) -> set[int]:
+def culprits(model: nn.Module, task: Task, groups: Groups, choices: Sequence[Kept], skips: list[Skip]) -> set[int]:
     """Numbers of the choices that the forward does not follow; each leaves a Skip.
 
-    All are tried at once, on one copy; only where that fails are halves tried, and their halves. A choice that flows
-    through no literal size and merely changes the numbers is no culprit: that is a wrong rule, and ``run`` raises.
+    All are tried at once, on one copy; only where that fails are halves tried, and their halves. A choice that
+    merely changes the numbers is no culprit: that is a wrong rule, and ``run`` raises.
     """
     found: set[int] = set()
-    _search(model, task, choices, [number for number, kept in enumerate(choices) if kept], found, skips)
+
+    def search(numbers: list[int]) -> None:
+        kept = {group: units for number in numbers for group, units in choices[number].items()}
+        objection = _objection(model, task, groups, kept) if kept else None
+        if objection is None:
+            return
+        if len(numbers) > 1:
+            search(numbers[: len(numbers) // 2])
+            search(numbers[len(numbers) // 2 :])
+        elif objection.__cause__:  # it does not run
+            found.add(numbers[0])
+            skips.extend(Skip(group.name, f"the forward fails without it: {objection.got}") for group in kept)
+
+    search([number for number, kept in enumerate(choices) if kept])
     return found
 
 
-def _search(
-    model: nn.Module, task: Task, choices: Sequence[Kept], numbers: list[int], found: set[int], skips: list[Skip]
-) -> None:
-    objection = _objection(model, task, [choices[number] for number in numbers]) if numbers else None
-    if objection is None:
-        return
-    if len(numbers) > 1:
-        half = len(numbers) // 2
-        _search(model, task, choices, numbers[:half], found, skips)
-        _search(model, task, choices, numbers[half:], found, skips)
-        return
-    literals = [literal for group in choices[numbers[0]] for literal in group.literals]
-    if literals or objection.__cause__:
-        found.add(numbers[0])
-        where = f"its size is a literal in the forward ({', '.join(literals[:3])})"
-        for group in choices[numbers[0]]:
-            skips.append(Skip(group.name, f"{where if literals else 'the forward fails without it'}: {objection.got}"))
-
-
-def _objection(model: nn.Module, task: Task, choices: Sequence[Kept]) -> VerificationError | None:
-    plan = Plan("trial", removal({group: kept for choice in choices for group, kept in choice.items()}))
+def _objection(model: nn.Module, task: Task, groups: Groups, kept: Kept) -> VerificationError | None:
+    plan = Plan("trial", removal(kept), reference=reference(groups, model, kept))
     try:
         verify_edits(model, apply(model, plan), plan, task)
     except VerificationError as error:

@@ -1,4 +1,4 @@
-"""Products of tensors: matmul, einsum and attention. Equal letters are equal axes; those that vanish are summed over."""
+"""Products of tensors: matmul, einsum, attention. Equal letters are equal axes; those that vanish are summed over."""
 
 from __future__ import annotations
 

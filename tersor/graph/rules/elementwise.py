@@ -50,7 +50,10 @@ def aligned(call: Call, flow: Flow, axes: list[Axis], size: int) -> Axis:
 @rule("copy")
 def copy(call: Call, flow: Flow) -> Axes:
     """Overwrites its first argument by its second, which may be stretched."""
-    return elementwise(call, flow)
+    operands = [flow.axes(ref) for ref in call.args[:2]]
+    for back in range(1, len(operands[1]) + 1):
+        aligned(call, flow, [operands[0][-back], operands[1][-back]], size_of(operands[0][-back]))
+    return operands[0]
 
 
 @rule("prelu")

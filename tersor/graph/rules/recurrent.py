@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import nn
 
 from tersor.graph.axis import Axis, DoesNotFit, fix, resolve, split_product, total
@@ -38,7 +40,7 @@ def recurrent(call: Call, flow: Flow) -> Many:
     return Many(((*x[:-1], read), *[state_axes] * len(states)))
 
 
-def _layer(call: Call, flow: Flow, own: list[str], read: Axis, hidden: Axis) -> None:
+def _layer(call: Call, flow: Flow, own: Sequence[str], read: Axis, hidden: Axis) -> None:
     flow.tie(flow.axes(own[0])[1], read, call)
     flow.role(own[0], 1, "consumer")
     flow.tie(flow.axes(own[1])[1], hidden, call)

@@ -58,8 +58,7 @@ def stated_sizes(call: Call, flow: Flow) -> list[Any]:
         other = args[1]
         given = [Size(n, Dim(other.function, other.index, d), flow.graph.book) for d, n in enumerate(call.shape)]
     elif name == "unflatten":
-        sizes = kwargs.get("sizes", args[2] if len(args) > 2 else ())
-        dim = kwargs.get("dim", args[1] if len(args) > 1 else 0)
+        dim, sizes = (*args[1:], *kwargs.values())[:2]
         dim = int(dim) % (len(call.shape) - len(sizes) + 1)
         given = [*automatic[:dim], *sizes, *automatic[dim + len(sizes) :]]
     fits = len(given) == len(call.shape) and all(
