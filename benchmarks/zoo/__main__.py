@@ -20,13 +20,15 @@ from typing import Any
 from benchmarks.zoo.catalogue import SUITES, Entry, catalogue, matching
 from benchmarks.zoo.limits import ROOT, watched
 from benchmarks.zoo.page import page
-from benchmarks.zoo.results import append, latest
+from benchmarks.zoo.results import append, fingerprint, latest
 from benchmarks.zoo.stages import read_notes
 from benchmarks.zoo.verdict import OK, is_wrong, peer_verdict, seconds, verdict
 from tersor.run.environment import environment
 
 RESULTS, PAGE = ROOT / "runs" / "zoo" / "results.jsonl", ROOT / "docs" / "coverage.md"
 LIBRARIES = ("torch", "torchvision", "timm", "transformers", "torch-pruning")
+# What a result of Tersor depends on; a result of other code is run again. Torch-Pruning's depends on its version.
+ENGINE = tuple(ROOT / "tersor" / package for package in ("tensor", "core", "graph", "prune", "measure", "export"))
 _writing = threading.Lock()
 
 
@@ -64,8 +66,12 @@ def _arguments() -> argparse.Namespace:
     add("--jobs", type=int, default=2)
     add("--no-peer", action="store_true", help="without Torch-Pruning beside it")
     add("--onnx", action="store_true", help="export and compare with ONNX Runtime too (slow)")
-    add("--again", action="store_true", help="run models that have a result, too")
-    add("--failed", action="store_true", help="run models again whose last result is not ok")
+    add("--again", action="store_true", help="run models that have a result of this code, too")
+    add(
+        "--failed",
+        action="store_true",
+        help="run those without a result and those whose last one is not ok, whatever code it is of",
+    )
     add("--limit", type=float, default=60.0, help="processor seconds for planning and surgery (default 60)")
     add("--wall", type=float, default=600.0, help="seconds by the clock for a process in all (default 600)")
     add("--memory", type=float, default=10.0, help="GiB for a process (default 10)")
@@ -77,17 +83,28 @@ def _arguments() -> argparse.Namespace:
 
 
 def _to_run(chosen: Sequence[Entry], results: dict[tuple[str, str], dict[str, Any]], arguments: argparse.Namespace):  # type: ignore[no-untyped-def]
+    code = _code()
     for model in chosen:
         for tool in ("tersor",) if arguments.no_peer else ("tersor", "torch-pruning"):
             last = results.get((model.key, tool))
-            again = arguments.again or (arguments.failed and tool == "tersor" and last and verdict(last) != OK)
-            if last is None or again:
+            if last is None or arguments.again:
                 yield model, tool
+            elif arguments.failed:
+                if tool == "tersor" and verdict(last) != OK:
+                    yield model, tool
+            elif last["code"] != code[tool]:
+                yield model, tool
+
+
+def _code() -> dict[str, str]:
+    """What the results of each tool depend on."""
+    return {"tersor": fingerprint(ENGINE), "torch-pruning": version("torch-pruning")}
 
 
 def _run(model: Entry, tool: str, arguments: argparse.Namespace) -> None:
     """One tool on one model, in a process; its result is filed and a line printed."""
     module = "benchmarks.zoo.worker" if tool == "tersor" else "benchmarks.zoo.peer"
+    code = _code()[tool]  # now: it may change while the model is being pruned
     options = ["--onnx"] if arguments.onnx and tool == "tersor" else []
     with tempfile.TemporaryDirectory(prefix="zoo-") as folder:
         notes = Path(folder) / "notes.jsonl"
@@ -96,7 +113,8 @@ def _run(model: Entry, tool: str, arguments: argparse.Namespace) -> None:
         facts = read_notes(notes) if notes.exists() else {}
     facts = {
         "key": model.key, "tool": tool, **facts, "stopped": outcome.stopped, "wall_s": outcome.seconds,
-        "peak_gib": max(outcome.peak_gib, facts.get("peak_gib", 0.0)), "commit": _commit(),
+        "peak_gib": max(outcome.peak_gib, facts.get("peak_gib", 0.0)), "code": code,
+        "commit": _commit(),
         "versions": {library: version(library) for library in LIBRARIES}, "at": time.strftime("%Y-%m-%d %H:%M:%S"),
     }  # fmt: skip
     if any(name.startswith("error_") for name in facts) or outcome.stopped:
@@ -145,7 +163,7 @@ def _write_page(target: Path, results: dict[tuple[str, str], dict[str, Any]]) ->
     facts = environment()
     libraries = ", ".join(f"{library} {version(library)}" for library in LIBRARIES)
     keys = [(model.key, model.note) for model in catalogue()]
-    target.write_text(page(keys, results, f"{facts['cpu']}, one thread for each model; {libraries}"))
+    target.write_text(page(keys, results, _code()["tersor"], f"{facts['cpu']}, one thread for each model; {libraries}"))
     print(f"wrote {target}")
 
 

@@ -11,21 +11,24 @@ Facts = Mapping[str, Any]
 Results = Mapping[tuple[str, str], Facts]
 # suite -> the target in words, and how many may be missing of how many
 TARGETS = {"torchvision": ("all", 0, 1), "timm": ("38 of 40", 2, 40), "transformers": ("all", 0, 1)}
+DEEPEST, DEEPEST_SECONDS = "torchvision/densenet201", 3.0  # a model of its own target, and that target
 HEADER = (
     "model", "input", "parameters", "groups pruned", "skips", "parameters left", "MACs left", "capture s",
     "planning + surgery s", "difference", "trains", "reloads", "ONNX", "verdict", "Torch-Pruning", "its s",
 )  # fmt: skip
 
 
-def page(keys: Sequence[tuple[str, str]], results: Results, machine: str) -> str:
-    """The whole page. ``keys``: (suite/name, note) of every model of the zoo, run or not."""
+def page(keys: Sequence[tuple[str, str]], results: Results, code: str, machine: str) -> str:
+    """The whole page. ``keys``: (suite/name, note) of every model, run or not. ``code``: this code's fingerprint."""
     suites = list(dict.fromkeys(key.partition("/")[0] for key, _ in keys))
-    parts = [
-        "# What structured pruning covers",
-        _INTRODUCTION,
-        _summary(suites, keys, results),
-        _missing(keys, results),
-    ]
+    parts = ["# What structured pruning covers", _INTRODUCTION, _summary(suites, keys, results)]
+    stale = sum((key, "tersor") in results and results[key, "tersor"]["code"] != code for key, _ in keys)
+    if stale:
+        parts.append(f"**{stale} of these results are of an earlier state of the code.**")
+    if deepest := results.get((DEEPEST, "tersor")):
+        parts.append(f"{DEEPEST.partition('/')[2]}: {seconds(deepest):.1f} s of planning and surgery beside "
+                     f"{deepest['capture_s']:.1f} s of capture; the target is {DEEPEST_SECONDS:.0f} s.")  # fmt: skip
+    parts.append(_missing(keys, results))
     for suite in suites:
         parts += [f"## {suite}", _models([pair for pair in keys if pair[0].startswith(f"{suite}/")], results)]
     return "\n\n".join([*parts, f"Measured on: {machine}. Written by `make zoo` (`benchmarks/zoo/`).", ""])
@@ -78,7 +81,7 @@ def _missing(keys: Sequence[tuple[str, str]], results: Results) -> str:
         facts = results.get((key, "tersor"))
         if facts is None or verdict(facts) == OK:
             continue
-        main = facts.get("reasons") or []
+        main = [reason for reason in facts.get("reasons") or [] if "the model's output" not in reason["example"]]
         why = f" Most kept by: {_cell(main[0]['example'])} ({main[0]['count']} ×)." if main else ""
         lines.append(f"* **{key}**: {_cell(verdict(facts))}.{why}")
     return "## Not done\n\n" + ("\n".join(lines) or "Nothing of what was run.")

@@ -16,15 +16,18 @@ LEAST = 0.1  # what a layer scale of 1e-6 or 0 becomes the middle of
 def randomise(model: nn.Module, inputs: tuple[Tensor, ...], seed: int) -> None:
     """Give constant parameters and running statistics random values, in place; leaves ``model`` in eval mode.
 
-    A parameter whose elements are all equal or negligible (the ones and zeros of norms, biases, layer scales, class tokens, gates
-    that start closed) is drawn anew around its value. Running statistics are first those of ``inputs``, so that
-    activations stay finite however deep the model, then scattered. Everything else keeps its fresh random value.
+    A parameter whose elements are all equal or negligible (the ones and zeros of norms, biases, layer scales, class
+    tokens, gates that start closed) is drawn anew around its value. Running statistics are first those of ``inputs``,
+    so that activations stay finite however deep the model, then scattered. Weak weights are scaled up; everything
+    else keeps its fresh value.
     """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.is_floating_point() and parameter.numel() and _is_constant(parameter):
                 parameter.copy_(_around(parameter, generator))
+            elif parameter.is_floating_point() and parameter.ndim >= 2:
+                _strengthen(parameter)
         _measure_statistics(model, inputs)
         for module in model.modules():
             if isinstance(module, _NormBase) and module.running_mean is not None and module.running_var is not None:
@@ -36,6 +39,15 @@ def _is_constant(parameter: Tensor) -> bool:
     """Whether all elements are equal, or those of a vector so small that nobody would notice them."""
     first = parameter.flatten()[0]
     return bool((parameter == first).all()) or (parameter.ndim == 1 and bool((parameter.abs() < TINY).all()))
+
+
+def _strengthen(weight: Tensor) -> None:
+    """Scale a weight up to a standard deviation of 1 / √fan-in where it starts weaker, as transformers' 0.02 does:
+    through many such layers a signal fades into what the comparison tolerates, and attention is uniform."""
+    spread = weight.std()
+    wanted = 1 / math.sqrt(math.prod(weight.shape[1:]))
+    if 0 < spread < wanted:
+        weight.mul_(wanted / spread)
 
 
 def _around(parameter: Tensor, generator: torch.Generator) -> Tensor:

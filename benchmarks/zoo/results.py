@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,3 +28,12 @@ def latest(path: Path) -> dict[tuple[str, str], dict[str, Any]]:
             continue
         found[record["key"], record["tool"]] = record
     return found
+
+
+def fingerprint(folders: Iterable[Path]) -> str:
+    """Twelve digits that change with any Python file in the folders: results of other code are not these."""
+    digest = hashlib.sha256()
+    for folder in folders:
+        for path in sorted(folder.rglob("*.py")):
+            digest.update(str(path.relative_to(folder)).encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:12]

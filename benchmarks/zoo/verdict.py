@@ -7,6 +7,7 @@ from typing import Any
 
 MACS_LEFT = 0.45  # at most, at sparsity 0.5
 DIFFERENCE = 1e-9  # at most, relative, in float64
+EFFECT = 1e-3  # at least: where half of the channels hardly change the output, equal outputs prove nothing
 ONNX_DIFFERENCE = 1e-4  # at most, relative, in float32
 SECONDS = 60.0  # at most, for planning and surgery beside capture
 STAGES = ("build", "plan", "apply", "measure", "verify", "reload", "train", "onnx")
@@ -27,6 +28,8 @@ def verdict(facts: Facts) -> str:
         return "nothing to prune"
     if facts["difference"] is None:
         return "nothing was compared with the masked model"
+    if facts["effect"] < EFFECT:
+        return f"removing the channels changes the output by {facts['effect']:.2g} only: nothing is proved"
     if not facts["reloads"]:
         return "the loaded artifact gives other outputs"
     if not facts["trains"]:

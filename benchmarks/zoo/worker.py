@@ -120,6 +120,7 @@ def _verify(given: Entry, task: Task, plan: Plan, edited: nn.Module, notes: Note
     start = time.process_time()
     difference = verify_edits(task.model, edited, plan, task, tolerance=math.inf)
     notes.add(difference=difference, verify_s=time.process_time() - start)
+    notes.add(effect=relative_difference(_output(edited, task), _output(task.model, task)))
 
 
 def _reload(given: Entry, task: Task, plan: Plan, edited: nn.Module, notes: Notes) -> None:

@@ -15,7 +15,8 @@ from tersor.graph.axis import positions, size_of
 from tersor.graph.group import Group, Groups
 from tersor.graph.trace import Call, Graph, Ref
 
-Kept = Mapping[Group, NDArray[np.bool_]]
+Flags = NDArray[np.bool_]
+Kept = Mapping[Group, Flags] | Flags
 Dim = tuple[Ref, int]  # a dimension of a value
 Product = tuple[Dim, ...]  # multiply-accumulates are the product of these sizes
 
@@ -32,9 +33,10 @@ class _Span:
 class Cost:
     """Multiply-accumulates per sample, parameters and bytes of a model of which each group keeps some units.
 
-    ``keep``: bool [units] for each group of which something goes; the others are whole. The counts are those of the
-    model after ``removal(keep)``: products of tensors only, as ``tersor.measure.macs`` has them (biases, norms and
-    activations are left out). Bytes are those of the tensors that a checkpoint holds, without a file's header.
+    ``keep``: bool [units] for each group of which something goes, the others are whole; or one array, the units of all
+    groups in order. The counts are those of the model after ``removal(keep)``: products of tensors only, as
+    ``tersor.measure.macs`` has them (biases, norms and activations are left out). Bytes are those of the tensors that a
+    checkpoint holds, without a file's header.
     """
 
     def __init__(self, whole: Groups, model: nn.Module, groups: Sequence[Group]):
@@ -67,6 +69,11 @@ class Cost:
         """Bytes of the parameters and buffers that are left."""
         return int((self._evaluate(self._parameters, keep) * self._width).sum())
 
+    def flat(self, keep: Mapping[Group, Flags]) -> Flags:
+        """What is kept as one array, the units of all groups in order."""
+        flags = [keep[group] if group in keep else np.ones(group.units, dtype=bool) for group in self.groups]
+        return np.concatenate([*flags, np.zeros(0, dtype=bool)])
+
     def _products(self, rows: Sequence[Sequence[int]]) -> NDArray[np.int64]:
         """Numbers of sizes, filled up with that of the size 1."""
         width = max(map(len, rows), default=0)
@@ -74,7 +81,8 @@ class Cost:
         return np.array(filled, dtype=np.int64).reshape(len(rows), width)
 
     def _evaluate(self, products_: NDArray[np.int64], keep: Kept) -> NDArray[np.int64]:
-        return self._sizes.left(keep)[products_].prod(axis=1)
+        flags = keep if isinstance(keep, np.ndarray) else self.flat(keep)
+        return self._sizes.left(~flags)[products_].prod(axis=1)
 
 
 class _Sizes:
@@ -98,17 +106,15 @@ class _Sizes:
             self.spans.append(tuple(spans))
         return self.numbers[key]
 
-    def left(self, keep: Kept) -> NDArray[np.int64]:
-        """Every size after removal, by number."""
+    def left(self, gone: Flags) -> NDArray[np.int64]:
+        """Every size, by number, when these units of all groups are gone."""
         if self._matrix is None:
             self._matrix = self._build()
-        gone = [~keep[group] if group in keep else np.zeros(group.units, dtype=bool) for group in self.groups]
-        lost = np.concatenate([*gone, np.zeros(0, dtype=bool)]).astype(np.int64)
-        sizes = np.array(self.full, dtype=np.int64) - self._matrix @ lost
+        sizes = np.array(self.full, dtype=np.int64) - self._matrix @ gone.astype(np.int64)
         for number in self._crossed:
             removed = np.zeros(self.full[number], dtype=bool)
             for span in self.spans[number]:
-                removed[span.positions[gone[span.number][span.units]]] = True
+                removed[span.positions[gone[self.offsets[span.number] + span.units]]] = True
             sizes[number] = self.full[number] - int(removed.sum())
         return sizes
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -30,8 +30,8 @@ class Branch:
 
     ``calls``: names of the calls that only this branch needs; without them ``add`` is ``start``. ``zeros``: calls whose
     result, were it zero, would make ``value`` zero; ``value`` first. ``modules``: paths of the topmost modules that
-    make none but such calls, as they are called. ``container``: path of the smallest module that holds them all and the
-    addition. ``weights``: elements of the parameters and buffers that the branch reads.
+    make none but such calls, as they are called. ``container``: path of the smallest module that holds the addition
+    and what leads to it from ``start``. ``weights``: elements of the parameters and buffers that the branch reads.
     """
 
     add: Call
@@ -92,6 +92,13 @@ class Residuals:
         """The names that ``module`` makes and others read, or the model returns."""
         inner = {call.name for call in self.inside(module)}
         return tuple(name for name in inner if any(reader not in inner for reader in self._readers[name]))
+
+    def starts_from(self, module: str, start: str) -> bool:
+        """Whether ``start`` is the one activation of its shape that ``module`` is given."""
+        inner = self.inside(module)
+        read = {self.root(ref) for call in inner for ref in call.refs()} - {call.name for call in inner}
+        shape = self.graph.shapes[start]
+        return {ref for ref in read - set(self._identity) if self.graph.shapes.get(ref) == shape} == {start}
 
     def readers(self, name: str) -> tuple[str, ...]:
         """The names of the calls that read ``name``; "the model's output" is one."""
@@ -187,7 +194,7 @@ class Residuals:
 
     def _branch(self, add: Call, start: str, value: str) -> Branch | Unremovable | None:
         calls = self._only_for(value, add.name)
-        container = common_module([add.module, *(self.by_name[name].module for name in calls)])
+        container = common_module([add.module, *self._way(start, calls or {value})])
         where = container or str(add.place)
         if not calls:
             others = self._say(name for name in self._readers[value] if name != add.name)
@@ -202,6 +209,14 @@ class Residuals:
         weights = sum(math.prod(self.graph.shapes[ref]) for ref in read.values())
         value = self.root(value)
         return Branch(add, start, value, calls, self._zeros(value), self._topmost(calls), container, weights)
+
+    def _way(self, start: str, calls: Collection[str]) -> list[str]:
+        """The modules of those ``calls`` that are computed from ``start``; a mask that only they read is not."""
+        known = {start}
+        for name in sorted(calls, key=self._order.__getitem__):
+            if any(self.root(ref) in known or ref in known for ref in self.by_name[name].refs()):
+                known.add(name)
+        return [self.by_name[name].module for name in known - {start}]
 
     def _zeros(self, value: str) -> tuple[Call, ...]:
         found = [self.by_name[value]]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from fractions import Fraction
 from typing import Literal
@@ -17,7 +17,8 @@ from tersor.graph.group import Group
 
 Scope = Literal["layer", "stage", "global"]
 Levels = NDArray[np.int64]  # kept levels of each bloc
-Kept = dict[Group, NDArray[np.bool_]]
+Flags = NDArray[np.bool_]
+Kept = dict[Group, Flags]
 TOLERANCE = 0.02  # relative, of a target; of all channels, when counts are aligned
 PREFERRED_MULTIPLE = 8
 FARTHEST = 8  # a count moves by at most this part (an eighth) of its group to become a multiple
@@ -60,10 +61,9 @@ class Keep:
         """The fraction or absolute number given."""
         return float(getattr(self, self.what))
 
-    def of(self, cost: Cost, kept: Kept) -> int:
-        """That cost of the model of which the groups keep ``kept``."""
-        count = {"macs": cost.macs, "parameters": cost.parameters, "bytes": cost.bytes}[self.what]
-        return count(kept)
+    def of(self, cost: Cost) -> Callable[[Mapping[Group, Flags] | Flags], int]:
+        """That cost as a function of what the groups keep."""
+        return {"macs": cost.macs, "parameters": cost.parameters, "bytes": cost.bytes}[self.what]
 
     def target(self, whole: int) -> float:
         """The absolute number to reach, where the original has ``whole``."""
@@ -212,13 +212,18 @@ class Budget:
         """The absolute number to reach."""
         return self.keep.target(self.whole)
 
-    def left(self, blocs: Sequence[Bloc], levels: Levels) -> int:
-        """The cost when the blocs keep these levels."""
-        return self.keep.of(self.cost, kept_units(blocs, levels))
-
-    def error(self, blocs: Sequence[Bloc], levels: Levels) -> float:
-        """By how much, relative to the target, more is left than was asked."""
-        return self.left(blocs, levels) / self.target - 1
+    def left(self, blocs: Sequence[Bloc]) -> Callable[[Levels], int]:
+        """The cost as a function of the levels that the blocs keep."""
+        starts = np.cumsum([0, *(group.units for group in self.cost.groups)])
+        start_of = dict(zip(self.cost.groups, starts.tolist(), strict=False))
+        rank = np.full(int(starts[-1]), -1, dtype=np.int64)  # what is in no bloc always stays
+        owner, factor = np.zeros_like(rank), np.ones_like(rank)
+        for number, member in enumerate(blocs):
+            for group, ranks in zip(member.groups, member.ranks, strict=True):
+                units = slice(start_of[group], start_of[group] + group.units)
+                rank[units], owner[units], factor[units] = ranks, number, group.units // member.levels
+        count = self.keep.of(self.cost)
+        return lambda levels: count(rank < levels[owner] * factor if len(blocs) else rank < 0)
 
     def text(self, count: float) -> str:
         """The number and what fraction of the original it is."""
@@ -235,11 +240,14 @@ class Budget:
 UNITS = {"macs": "MACs", "parameters": "parameters", "bytes": "bytes"}
 
 
-def solve(blocs: Sequence[Bloc], removals: Order, budget: Budget, shape: Callable[[Levels], Levels]) -> Levels:
+def solve(
+    blocs: Sequence[Bloc], removals: Order, budget: Budget, cost: Callable[[Levels], int],
+    shape: Callable[[Levels], Levels],
+) -> Levels:  # fmt: skip
     """The levels to keep so that the budget is met to within 2 %, from below where that is possible.
 
-    The shortest list of removals, by bisection with an exact count at each step. ``shape``: what is made of the levels
-    before they count.
+    The shortest list of removals, by bisection with an exact count at each step. ``cost``: of levels kept. ``shape``:
+    what is made of levels before they count.
 
     Raises InputError where no choice comes that near, with the nearest that do.
     """
@@ -248,7 +256,7 @@ def solve(blocs: Sequence[Bloc], removals: Order, budget: Budget, shape: Callabl
         return shape(removals.first(count, blocs))
 
     def left(count: int) -> int:
-        return budget.left(blocs, levels(count))
+        return cost(levels(count))
 
     low, high, target = 0, len(removals.owner), budget.target
     if left(low) <= target:
@@ -258,10 +266,22 @@ def solve(blocs: Sequence[Bloc], removals: Order, budget: Budget, shape: Callabl
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if left(middle) > target else (low, middle)
-    for count in (high, low):
-        if abs(left(count) - target) <= TOLERANCE * target:
-            return levels(count)
+    for state in (levels(high), levels(low), *_neighbours(blocs, levels(high), shape, 1),
+                  *_neighbours(blocs, levels(low), shape, -1)):  # fmt: skip
+        if abs(cost(state) - target) <= TOLERANCE * target:
+            return state
     raise budget.unreachable([left(high), left(low)], "Ask for one of these: the channels allow no finer choice")
+
+
+def _neighbours(blocs: Sequence[Bloc], levels: Levels, shape: Callable[[Levels], Levels], way: int) -> Iterator[Levels]:
+    """The same levels but for one bloc's, which keeps the next count more (``way`` 1) or less (−1) that is allowed."""
+    for number, member in enumerate(blocs):
+        for level in range(int(levels[number]) + way, member.levels + 1 if way > 0 else member.least - 1, way):
+            other = levels.copy()
+            other[number] = level
+            if (shaped := shape(other))[number] != levels[number]:
+                yield shaped
+                break
 
 
 def round_up(blocs: Sequence[Bloc], levels: Levels, multiple_of: int) -> Levels:
@@ -276,27 +296,46 @@ def align(
 ) -> tuple[Levels, list[str]]:
     """Kept counts moved to multiples where a group is wide enough and ``error`` (relative, signed) stays within 2 %.
 
-    The widest groups first; of the two neighbouring multiples the one that leaves the smaller error. Returns the levels
-    and, for each bloc, why it is not aligned ("" where it is, or where nothing goes).
+    The widest groups first; of the two neighbouring multiples the one that leaves the smaller error. Where all together
+    are too far in the end, the narrowest make up for it. Returns the levels and, for each bloc, why it is not aligned
+    ("" where it is, or where nothing goes).
     """
-    levels, whys = levels.copy(), [""] * len(blocs)
+    asked, levels, whys = levels, levels.copy(), [""] * len(blocs)
+    aligned: list[int] = []
     for number in sorted(range(len(blocs)), key=lambda n: -blocs[n].levels):
         member, level = blocs[number], int(levels[number])
         step = member.step(multiple_of)
         if level == member.levels or level % step == 0:
             continue
-        below = level // step * step
         tried: list[tuple[float, int]] = []
-        for candidate in (below, below + step):
+        for candidate in (level // step * step, level // step * step + step):
             if member.least <= candidate < member.levels and abs(candidate - level) * FARTHEST <= member.levels:
                 levels[number] = candidate
                 tried.append((abs(error(levels)), candidate))
-        best, candidate = min(tried, default=(math.inf, level))
-        levels[number] = candidate if best <= TOLERANCE else level
-        if best > TOLERANCE:
-            why = "leaves all groups together over 2 % from what is asked" if tried else "is too far from what is asked"
-            whys[number] = f"no multiple of {multiple_of}, the nearest {why}"
+        levels[number] = min(tried)[1] if tried else level
+        if tried:
+            aligned.append(number)
+        else:
+            whys[number] = f"no multiple of {multiple_of}: the nearest is too far from what is asked"
+    while aligned and abs(error(levels)) > TOLERANCE:
+        number = aligned.pop()
+        _even_out(blocs[number], number, int(asked[number]), levels, error)
+        whys[number] = f"no multiple of {multiple_of}: with it all groups together are over 2 % from what is asked"
     return levels, whys
+
+
+def _even_out(member: Bloc, number: int, asked: int, levels: Levels, error: Callable[[Levels], float]) -> None:
+    """Set the bloc's count, near what is asked of it, so that the error of all together is the smallest."""
+    reach = member.levels // FARTHEST
+    low, high = max(member.least, asked - reach), min(member.levels - 1, asked + reach)
+    while low < high:  # the error grows with what is kept
+        levels[number] = (low + high) // 2
+        low, high = (low, (low + high) // 2) if error(levels) >= 0 else ((low + high) // 2 + 1, high)
+    errors = []
+    for level in {max(low - 1, member.least), low}:
+        levels[number] = level
+        errors.append((abs(error(levels)), level))
+    levels[number] = min(errors)[1]
 
 
 @dataclass(frozen=True, eq=False)
@@ -329,11 +368,12 @@ def choose(
     if budget is None:
         levels = shape(removals.at(sparsity, blocs))
     else:
-        levels = solve(blocs, removals, budget, shape)
+        cost = budget.left(blocs)
+        levels = solve(blocs, removals, budget, cost, shape)
     if multiple_of is not None or not len(blocs):
         return Choice(tuple(blocs), levels, ("",) * len(blocs))
     if budget is not None:
-        levels, remarks = align(blocs, levels, PREFERRED_MULTIPLE, lambda levels: budget.error(blocs, levels))
+        levels, remarks = align(blocs, levels, PREFERRED_MULTIPLE, lambda levels: cost(levels) / budget.target - 1)
     else:
         channels = np.array([sum(b.channels(1, group) for group in b.groups) for b in blocs], dtype=np.int64)
         every = int(channels @ np.array([member.levels for member in blocs]))

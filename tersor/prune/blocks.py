@@ -74,7 +74,7 @@ class PruneBlocks(Method):
         skips = [skip for skip in candidates.skips if skip.place in chosen or skip.place not in known]
         trial = _Trial(model, task)
         meant = [block for block in candidates.blocks if block.name in chosen]
-        blocks = [found for block in meant if (found := trial.settled(block, skips)) is not None]
+        blocks = trial.settled(meant, skips)
         if not blocks and not skips:
             skips.append(Skip("the model", "has no residual block that where= means"))
         count = self._count(len(blocks), skips)
@@ -121,8 +121,16 @@ class _Trial:
         if isinstance(_outcome(sharing_copy(model), one, task), Tensor):
             self.inputs.append(one)
 
-    def settled(self, block: Block, skips: list[Skip]) -> Block | None:
-        """The block with the swaps with which the forward gives what it gives with the block switched off."""
+    def settled(self, blocks: Sequence[Block], skips: list[Skip]) -> list[Block]:
+        """The blocks without which the forward gives what it gives with them switched off, each with the swaps that do
+        it; why the others do not goes to ``skips``. All are tried at once, and one by one only if that fails."""
+        apart = [block for block in blocks if not any(block.within(other) for other in blocks)]
+        if len(apart) == len(blocks) > 1 and self._objection([s for b in blocks for s in b.swaps], blocks) is None:
+            return list(blocks)
+        return [found for block in blocks if (found := self._settled(block, skips)) is not None]
+
+    def _settled(self, block: Block, skips: list[Skip]) -> Block | None:
+        objection = None
         for swaps in (block.swaps, block.exact):
             objection = self._objection(swaps, [block])
             if objection is None:

@@ -14,7 +14,7 @@ from tersor.core.plan import Skip
 from tersor.graph.residual import Branch, Residuals, above
 from tersor.graph.trace import Call, Graph
 from tersor.observe.reach import unreachable
-from tersor.prune.gates import Passage, Skipped, Spot, Switch
+from tersor.prune.gates import Argument, Passage, Skipped, Spot, Switch
 from tersor.prune.placeholders import Seen, observe, placeholder
 
 Calls = Mapping[str, tuple[Seen, ...]]
@@ -159,10 +159,19 @@ class Candidates:
         if value is not None:
             return Passage(after, branch=value)
         start = self.residuals.by_name.get(branch.start)
-        before = self._reachable(start) if start is not None else None
+        before = (self._reachable(start) if start is not None else None) or self._argument(branch)
         if before is None:
             raise _Cannot(f"its result {branch.zeros[0].place} {self.spots[branch.zeros[0].place]}")
         return Passage(after, start=before)
+
+    def _argument(self, branch: Branch) -> Argument | None:
+        """A module of the branch that is given what the branch starts from, and nothing else of that shape."""
+        for path in branch.modules:
+            seen = self.calls.get(path, ())
+            sources = [source for source in seen[0].sources if source[2].shape == branch.add.shape] if seen else []
+            if len(seen) == 1 and len(sources) == 1 and self.residuals.starts_from(path, branch.start):
+                return Argument(path, sources[0][:2])
+        return None
 
     def _reachable(self, call: Call) -> Spot | None:
         return Spot(call.place) if self.spots[call.place] is None else None

@@ -129,7 +129,7 @@ class PruneChannels(Method):
         if self.keep is None:
             return None
         cost = whole.cost()
-        return Budget(self.keep, cost, self.keep.of(cost if original is whole else original.cost(), {}))
+        return Budget(self.keep, cost, self.keep.of(cost if original is whole else original.cost())({}))
 
     def _why_whole(self, group: Group) -> str:
         if group.units == 1:
@@ -225,7 +225,7 @@ def _lines(choice: Choice, budget: Budget | None) -> Iterator[tuple[str, str]]:
             text = _line(group, units)
             yield group.name, f"{text}; {remark}" if remark else text
     if budget is not None:
-        left = budget.text(budget.left(choice.blocs, choice.levels))
+        left = budget.text(budget.left(choice.blocs)(choice.levels))
         yield "<model>", f"keeps {left}; asked for {budget.target / budget.whole:.4g}"
 
 

@@ -27,6 +27,14 @@ class Spot:
 
 
 @dataclass(frozen=True)
+class Argument:
+    """The argument ``source`` (name, position) of a module."""
+
+    module: str
+    source: tuple[str, int]
+
+
+@dataclass(frozen=True)
 class Skipped:
     """A module that gives its argument ``source`` (name, position) back, in its result's place ``path``."""
 
@@ -55,9 +63,11 @@ def switched_off(model: nn.Module, switches: Collection[Switch]) -> nn.Module:
     return target
 
 
-def attach(model: nn.Module, spot: Spot, tap: Callable[[Tensor], Tensor]) -> None:
-    """Let ``tap`` replace what passes ``spot`` of ``model``."""
-    if isinstance(spot.place, ActivationPlace):
+def attach(model: nn.Module, spot: Spot | Argument, tap: Callable[[Tensor], Tensor]) -> None:
+    """Let ``tap`` replace what passes ``spot`` of ``model``; an Argument it only sees."""
+    if isinstance(spot, Argument):
+        module_at(model, spot.module).register_forward_pre_hook(_See(spot.source, tap), with_kwargs=True)
+    elif isinstance(spot.place, ActivationPlace):
         intercept_at(model, spot.place.module).add(spot.place.operator, spot.place.ordinal, _Tap(tap))
     else:
         module_at(model, spot.place).register_forward_hook(_Leave(spot.path, tap))
@@ -82,22 +92,35 @@ class _Leave:
 
 
 @dataclass(frozen=True)
+class _See:
+    source: tuple[str, int]
+    tap: Callable[[Tensor], Tensor]
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.tap(_argument(self.source, args, kwargs))
+
+
+@dataclass(frozen=True)
 class _Skip:
     what: Skipped
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        name, position = self.what.source
-        return replaced(output, self.what.path, kwargs[name] if name in kwargs else args[position])
+        return replaced(output, self.what.path, _argument(self.what.source, args, kwargs))
+
+
+def _argument(source: tuple[str, int], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    name, position = source
+    return kwargs[name] if name in kwargs else args[position]
 
 
 @dataclass(frozen=True)
 class Passage:
     """A block's ends. Its output passes ``after``; its input passes ``start``, or is the output less what passes
-    ``branch``, or the argument ``source`` (name, position) of the module ``after``: one of the three is given."""
+    ``branch``, or is the argument ``source`` (name, position) of the module ``after``: one of the three is given."""
 
     after: Spot
     branch: Spot | None = None
-    start: Spot | None = None
+    start: Spot | Argument | None = None
     source: tuple[str, int] | None = None
 
 
@@ -126,8 +149,7 @@ class _Ends:
     see: Callable[[int, Tensor, Tensor], None]
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        name, position = self.source
-        self.see(self.number, kwargs[name] if name in kwargs else args[position], at_path(output, self.path))
+        self.see(self.number, _argument(self.source, args, kwargs), at_path(output, self.path))
 
 
 class _TwoTaps:

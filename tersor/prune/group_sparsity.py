@@ -15,11 +15,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from tersor.core.errors import InputError
 from tersor.core.place import Everything, Selector, TensorPlace, module_at, select, tensor_at
+from tersor.core.plan import Skip
 from tersor.core.randomness import fixed_randomness
 from tersor.core.task import Task
 from tersor.graph.group import Group
 from tersor.graph.groups import find_groups
 from tersor.graph.trace import trace
+from tersor.prune.eligible import open_groups
 from tersor.train.objective import Forward, Objective
 from tersor.train.trainer import device_of
 
@@ -151,15 +153,12 @@ def _find(
     # In the middle of a training step: mixed precision would stand in the graph, and random numbers belong to training.
     with fixed_randomness(0), torch.autocast(device.type, enabled=False):
         groups = find_groups(trace(model, send_to_device(task.example_inputs, device)), model)
-    free = [
-        group for group in groups
-        if group.frozen is None and all(axis.place.module in chosen for axis in group.producers)
-    ]  # fmt: skip
+    skips: list[Skip] = []
+    free = [group for partners in open_groups(list(groups), chosen, skips) for group in partners]
     if not free:
-        reasons = dict.fromkeys(f"{group.name} {group.frozen}" for group in groups if group.frozen is not None)
         raise InputError(
             "there is no group of channels that could be pruned", where="GroupSparsity",
-            got="; ".join(list(reasons)[:3]) or f"{len(groups)} groups, none of them within where=",
+            got="; ".join(f"{skip.place}: {skip.reason}" for skip in skips[:3]) or "no layer that makes channels",
             expected="a group that is not frozen",
         )  # fmt: skip
     for group in free:

@@ -4,14 +4,14 @@ import pytest
 
 from benchmarks.zoo.page import HEADER, page, row
 from benchmarks.zoo.reasons import heaviest, kind_of, reasons
-from benchmarks.zoo.results import append, latest
+from benchmarks.zoo.results import append, fingerprint, latest
 from benchmarks.zoo.verdict import OK, is_wrong, peer_verdict, verdict
 from tersor.core.plan import Skip
 
 DONE = {
-    "key": "timm/a", "tool": "tersor", "stage": "done", "stopped": None, "inputs": ["2×3×64×64"], "parameters": 2e6,
-    "groups": 3, "skips": 1, "plan_s": 1.0, "apply_s": 0.5, "capture_s": 2.0, "parameters_left": 0.3, "macs_left": 0.3,
-    "difference": 1e-15, "reloads": True, "trains": True,
+    "key": "timm/a", "tool": "tersor", "code": "c0de", "stage": "done", "stopped": None, "inputs": ["2×3×64×64"],
+    "parameters": 2e6, "groups": 3, "skips": 1, "plan_s": 1.0, "apply_s": 0.5, "capture_s": 2.0, "parameters_left": 0.3,
+    "macs_left": 0.3, "difference": 1e-15, "effect": 0.5, "reloads": True, "trains": True,
 }  # fmt: skip
 
 
@@ -26,6 +26,7 @@ DONE = {
         ({"difference": 0.5, "error_train": "x", "macs_left": 0.9}, "wrong: differs from the masked model by 0.5"),
         ({"difference": None}, "nothing was compared with the masked model"),
         ({"groups": 0, "difference": None}, "nothing to prune"),
+        ({"effect": 1e-8}, "removing the channels changes the output by 1e-08 only: nothing is proved"),
         ({"reloads": False}, "the loaded artifact gives other outputs"),
         ({"trains": False}, "the training step gives no finite loss and gradients"),
         ({"onnx": 1e-3}, "ONNX differs by 0.001"),
@@ -105,19 +106,19 @@ def summary_row(text):
 def test_the_target_of_timm_allows_two_failures_in_forty(failures, met):
     keys = [(f"timm/m{n}", "") for n in range(40)]
     results = results_of(**{f"m{n}": {"trains": n >= failures} for n in range(40)})
-    cells = summary_row(page(keys, results, "a machine"))
+    cells = summary_row(page(keys, results, "c0de", "a machine"))
     assert cells[1:6] == ["40", "40", str(40 - failures), "38 of 40", met]
 
 
 def test_models_that_were_not_run_keep_the_target_from_being_met():
     keys = [("timm/a", "attention"), ("timm/b", "hybrid")]
-    text = page(keys, results_of(a={}), "a machine")
+    text = page(keys, results_of(a={}), "c0de", "a machine")
     assert summary_row(text)[1:6] == ["2", "1", "1", "38 of 40", "not met"]
     assert "| b | hybrid |" in text and "not run" in text
 
 
 def test_a_wrong_model_is_counted_and_listed_with_its_reason():
-    text = page([("timm/a", "")], results_of(a={"difference": 0.1, "reasons": []}), "a machine")
+    text = page([("timm/a", "")], results_of(a={"difference": 0.1, "reasons": []}), "c0de", "a machine")
     assert summary_row(text)[6] == "1"
     assert "* **timm/a**: wrong: differs from the masked model by 0.1." in text
 
@@ -130,3 +131,19 @@ def test_every_row_has_a_cell_for_each_column():
         assert len(row(f"timm/{name}", "note", results)) == len(HEADER)
     assert row("timm/a", "", results)[-2:] == ["30.0%", "1.0"]
     assert row("timm/c", "", results)[-3] == "train: a \\| b"
+
+
+def test_results_of_other_code_are_told_from_those_of_this():
+    results = results_of(a={}, b={"code": "old"})
+    assert "**1 of these results" in page([("timm/a", ""), ("timm/b", "")], results, "c0de", "a machine")
+    assert "earlier state" not in page([("timm/a", "")], results, "c0de", "a machine")
+
+
+def test_a_fingerprint_changes_with_what_files_say_and_are_called(tmp_path):
+    (tmp_path / "a.py").write_text("1")
+    first = fingerprint([tmp_path])
+    assert fingerprint([tmp_path]) == first
+    (tmp_path / "a.py").write_text("2")
+    second = fingerprint([tmp_path])
+    (tmp_path / "a.py").rename(tmp_path / "b.py")
+    assert len({first, second, fingerprint([tmp_path])}) == 3
