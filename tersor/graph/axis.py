@@ -2,7 +2,7 @@
 
 A *leaf* is a run of channels that can be removed one by one. A concatenation is a sum of what it joins; a linear
 layer's output that is viewed as heads × head size is a product, and position (h, d) is gone where h or d is. Two axes
-that must be the same are unified: leaves are bound to leaves, to sums and to products, as in the unification of terms. Every step
+that must be the same are unified: leaves are bound to leaves, to sums and to products, as terms are. Every step
 touches a leaf's binding once, so walking a graph is near-linear in its size.
 """
 

@@ -7,23 +7,24 @@ from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 
 from torch import nn
-from torch.nn.utils import parametrize, prune
+from torch.nn.utils import prune
 
 from tersor.core.errors import InputError
+from tersor.core.fake_quantize import FakeQuantize
 from tersor.core.intercept import Intercept
+from tersor.core.masked import Masked
 from tersor.core.plan import Skip
 from tersor.graph.group import Group
 
 
 def check_plain(model: nn.Module) -> None:
-    """Raise InputError where masks, quantisers or other parametrizations stand on the model, or it is quantised."""
+    """Raise InputError where masks or quantisers stand on the model, or it is quantised."""
     for path, module in model.named_modules():
-        if parametrize.is_parametrized(module) or isinstance(module, Intercept):
+        if isinstance(module, (Masked, FakeQuantize, Intercept)):
             raise InputError(
                 "channels cannot be removed under masks or quantisers", where=path or "<model>",
-                got=f"a parametrization or an activation quantiser in a {type(module).__name__}",
-                expected="a plain model",
-                do="Prune channels first, then mask or quantise; bake or remove other parametrizations (weight norm)",
+                got=f"a {type(module).__name__}", expected="a model without masks and quantisers",
+                do="Prune channels first, then mask or quantise",
             )  # fmt: skip
         if any(isinstance(hook, prune.BasePruningMethod) for hook in module._forward_pre_hooks.values()):
             raise InputError(

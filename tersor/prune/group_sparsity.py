@@ -154,7 +154,7 @@ def _find(
     with fixed_randomness(0), torch.autocast(device.type, enabled=False):
         groups = find_groups(trace(model, send_to_device(task.example_inputs, device)), model)
     skips: list[Skip] = []
-    free = [group for partners in open_groups(list(groups), chosen, skips) for group in partners]
+    free = [group for partners in open_groups(groups.prunable(), chosen, skips) for group in partners]
     if not free:
         raise InputError(
             "there is no group of channels that could be pruned", where="GroupSparsity",

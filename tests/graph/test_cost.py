@@ -84,7 +84,7 @@ def test_a_whole_model_costs_what_is_measured(model, shape):
 def cost_of(model, inputs):
     graph = trace(model, inputs)
     groups = find_groups(graph, model)
-    return Cost(graph, model, tuple(groups)), groups
+    return Cost(groups, model, tuple(groups)), groups
 
 
 def bytes_of(model):

@@ -105,9 +105,10 @@ def test_equal_parts_of_a_split_are_coupled_and_unequal_ones_freeze():
     layers = {"a": nn.Conv2d(3, 6, 1), "b": nn.Conv2d(3, 2, 1)}
     found = groups_of(Module(lambda net, x: net.b(net.a(x).chunk(2, 1)[0]), **layers))
     assert units(found["a"], "a.weight", 0) == [0, 1, 2, 0, 1, 2]
-    assert found["a"].literals == ("split at <model>",)
     found = groups_of(Module(lambda net, x: net.b(net.a(x).split([3, 2, 1], 1)[0]), **layers))
-    assert "cut into parts of [3, 2, 1]" in found["a"].frozen
+    assert "literal in the forward at <model>:split" in found["a[0:3]"].frozen
+    found = groups_of(Module(lambda net, x: net.b(net.a(x).split(3, 1)[0]), **layers))
+    assert "literal in the forward at <model>:split" in found["a"].frozen
 
 
 def test_a_channel_shuffle_is_followed_through_its_views():
@@ -159,13 +160,15 @@ def test_an_embedding_makes_channels():
             lambda x: x.median(1, keepdim=True).values + x,
             "passes through <model>:median[0], an operator without a rule",
         ),
-        (lambda x: F.layer_norm(x, x.shape[1:]), "normalised over by <model>:layer_norm[0]"),
+        (lambda x: F.layer_norm(x, x.shape[1:]), None),
+        (lambda x: F.layer_norm(x, (4, 5, 7)), "literal in the forward at <model>:layer_norm[0]"),
         (lambda x: x[:, [1, 0, 2, 3]], "read by position at <model>:index[0]"),
         (lambda x: torch.stack([x[:, 3 - i] for i in range(4)], 1), "read by position at <model>:select[0]"),
         (lambda x: x + torch.arange(4.0).reshape(1, 4, 1, 1), "meets what <model>:arange[0] makes"),
         (lambda x: torch.stack(list(x.unbind(1))[::-1], 1), "taken apart by <model>:unbind[0]"),
-        (lambda x: torch.einsum("bchw,bdhw->bchw", x, x), "multiplied with another computed tensor"),
-        (lambda x: x.view(2, 4, -1).transpose(1, 2).reshape(2, -1).view(2, 5, 7, 4).permute(0, 3, 1, 2), None),
+        (lambda x: torch.einsum("bchw,bdhw->bchw", x, x), "summed over by <model>:einsum[0]"),
+        (lambda x: x.view(2, 4, -1).view_as(x), "literal in the forward at <model>:view[0]"),
+        (lambda x: x.flatten(2).transpose(1, 2).reshape(2, -1).view(2, 5, 7, -1).permute(0, 3, 1, 2), None),
         (lambda x: x.transpose(1, 3).transpose(1, 3), None),
         (lambda x: F.pad(x, (0, 0, 0, 0, 1, -1)), "cropped or mirrored by <model>:"),
         (lambda x: x.softmax(3).amax(2, keepdim=True) * x, None),
@@ -177,13 +180,14 @@ def test_what_sees_channels_one_by_one_freezes_and_what_does_not_lets_them_go(be
     assert frozen is None if reason is None else reason in frozen
 
 
-def test_a_weight_that_the_forward_computes_freezes():
+def test_a_weight_that_the_forward_computes_is_followed():
     def forward(net, x):
         weight = net.b.weight
         return F.conv2d(net.a(x), (weight - weight.mean((1, 2, 3), keepdim=True)))
 
-    frozen = groups_of(Module(forward, a=nn.Conv2d(3, 4, 1), b=nn.Conv2d(4, 2, 1)))["a"].frozen
-    assert "a weight that the forward computes" in frozen
+    found = groups_of(Module(forward, a=nn.Conv2d(3, 4, 1), b=nn.Conv2d(4, 2, 1)))
+    assert found["a"].frozen is None and units(found["a"], "b.weight", 1) == [0, 1, 2, 3]
+    assert [str(axis) for axis in found["b"].producers] == ["b.weight[0]"]
 
 
 def test_an_addition_to_the_models_input_freezes():
@@ -199,8 +203,8 @@ def test_only_the_channels_that_leave_are_frozen():
 
     layers = {"a": nn.Conv2d(3, 4, 1), "b": nn.Conv2d(3, 4, 1), "c": nn.Conv2d(8, 2, 1)}
     found = groups_of(Module(forward, **layers))
-    assert found["a"].frozen == "reaches the model's output"  # equal halves are coupled, so b goes with a
-    assert str(found["a"]).startswith("a: 4 channels, together with b; frozen")
+    assert found["b"].frozen == "reaches the model's output"
+    assert "literal in the forward at <model>:slice[0]" in found["a"].frozen  # the 4 of [:, 4:]
     found = groups_of(Module(lambda net, x: (net.c(torch.cat([net.a(x), net.b(x)], 1)), net.b(x)), **layers))
     assert found["a"].frozen is None
     assert found["b"].frozen == "reaches the model's output"

@@ -117,8 +117,7 @@ def test_global_scope_takes_from_the_group_that_matters_least_up_to_the_cap():
 
 @pytest.mark.parametrize(
     "odd",
-    [lambda x: x.cumsum(1), lambda x: x.sort(dim=1).values, lambda x: torch.fft.fft(x, dim=1).real, lambda x: x @ x],
-    ids=["cumsum", "sort", "fft", "matmul"],
+    ids=["cumsum", "sort", "fft"],
 )
 def test_an_operator_that_is_not_followed_freezes_by_name(odd):
     net = Net(odd)
@@ -129,11 +128,12 @@ def test_an_operator_that_is_not_followed_freezes_by_name(odd):
     assert PruneChannels(score=Random()).run(net, task_of(net)).facts["verified"] < 1e-4
 
 
-def test_a_group_norm_and_a_mean_over_channels_freeze_by_name():
-    net = Net(lambda x: x)
-    net.norm = nn.GroupNorm(2, 8)
-    assert "normalised over by norm:group_norm[0]" in str(plan_of(net))
-    assert "reduced over by <model>:mean[0]" in str(plan_of(Net(lambda x: x * x.mean(1, keepdim=True))))
+def test_statistics_over_channels_are_taken_over_those_that_stay():
+    for between in (nn.GroupNorm(2, 8), nn.LayerNorm([8, 8, 8]), lambda x: x * x.mean(1, keepdim=True)):
+        net = Net(between)
+        result = PruneChannels(score=Random()).run(net, task_of(net))
+        assert result.model.conv1.out_channels == 4
+        assert result.facts["verified"] < 1e-5
 
 
 @pytest.mark.parametrize(

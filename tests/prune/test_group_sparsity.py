@@ -1,7 +1,6 @@
 import copy
 import gc
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -9,10 +8,8 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from tersor.core.apply import apply
-from tersor.core.edit import Mask
 from tersor.core.errors import InputError
-from tersor.core.place import ByName, TensorPlace
-from tersor.core.plan import Plan
+from tersor.core.place import ByName
 from tersor.core.step import Context
 from tersor.core.task import Task
 from tersor.prune import group_sparsity
@@ -178,8 +175,3 @@ def test_what_cannot_be_is_refused():
         GroupSparsity()(net, None, Task(net))
     with pytest.raises(InputError, match="no group of channels that could be pruned.*reaches the model's output"):
         GroupSparsity()(net, None, Task(net, example_inputs=(torch.randn(2, 3),)))
-    masked = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
-    keep = torch.from_numpy(np.eye(4, 3) > 0)
-    masked = apply(masked, Plan("by hand", (Mask(TensorPlace("0", "weight"), keep),)))
-    with pytest.raises(InputError, match="no group of channels that could be pruned"):
-        GroupSparsity()(masked, None, Task(masked, example_inputs=(torch.randn(2, 3),)))

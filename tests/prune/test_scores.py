@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from tersor.core.errors import InputError, TrainingError
 from tersor.core.place import TensorPlace
 from tersor.core.task import Task
+from tersor.graph.axis import Leaf
 from tersor.graph.group import CoupledAxis, Group
 from tersor.graph.groups import find_groups
 from tersor.graph.trace import trace
@@ -222,7 +223,7 @@ def test_units_of_several_positions_are_compared_as_wholes():
     layer = nn.Linear(3, 6, bias=False)
     positions, units = np.array([0, 1, 2, 3, 4, 5]), np.array([1, 0, 2, 0, 1, 2])
     axis = CoupledAxis(TensorPlace("", "weight"), 0, "producer", 6, positions, units)
-    group = Group("heads", 3, (axis,), (), None, ())
+    group = Group("heads", "head", 3, (axis,), (), None, Leaf(3))
     found = GeometricMedian(normalise=None).units(layer, Task(layer), [group])[0]
     rows = layer.weight.detach()
     wholes = [torch.cat([rows[1], rows[3]]), torch.cat([rows[0], rows[4]]), torch.cat([rows[2], rows[5]])]
@@ -323,7 +324,7 @@ def test_the_scale_of_a_layer_norm_counts_beside_the_makers():
         CoupledAxis(TensorPlace("1", "bias"), 0, "bystander", 4, every, every),
         CoupledAxis(TensorPlace("2", "weight"), 1, "consumer", 4, every, every),
     ]
-    group = Group("0", 4, tuple(axes), (), None, ())
+    group = Group("0", "channel", 4, tuple(axes), (), None, Leaf(4))
     for members in ("scaling", "all"):
         assert [str(axis.place) for axis in members_of(net, group, members)] == ["0.weight", "1.weight", "2.weight"]
 
