@@ -48,7 +48,7 @@ zoo: $(ZOO)
 # make bench-structured CIFAR="--model resnet56 --device cuda --epochs 60 --seeds 3"
 bench-structured: $(ZOO)
 	$(BIN)/python -m benchmarks.structured.grouping $(GROUPING)
-	$(BIN)/python -m benchmarks.structured.fashion $(FASHION)
+	$(BIN)/python -m benchmarks.structured.latency $(LATENCY)
 	$(BIN)/python -m benchmarks.structured.cifar $(CIFAR)
 
 clean:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from typing import TypeVar
 
 import torch
 import torch_pruning
@@ -21,6 +22,7 @@ from tersor.zoo.residual import ResidualNet
 
 DEPTHS = (50, 100, 200, 400)
 WIDTH = 16
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ def measure(model: nn.Module) -> Seconds:
     return Seconds(capture, grouping, built, groups)
 
 
-def _timed(call: Callable[[], object]) -> tuple[object, float]:
+def _timed(call: Callable[[], T]) -> tuple[T, float]:
     begun = time.process_time()
     result = call()
     return result, time.process_time() - begun
@@ -88,7 +90,7 @@ def _write(medians: dict[int, Seconds], repeats: int) -> None:
         ("Torch-Pruning: groups", lambda t: t.groups),
         ("Torch-Pruning: both", lambda t: t.graph + t.groups),
     ]
-    rows = [[str(depth), *(f"{of(times):.2f} s" for _, of in columns)] for depth, times in medians.items()]
+    rows = [[str(depth), *(f"{1e3 * of(times):,.0f} ms" for _, of in columns)] for depth, times in medians.items()]
     first, last = min(medians), max(medians)
     if first != last:
         grown = math.log(last / first)

@@ -6,6 +6,7 @@ python -m benchmarks.zoo --suite torchvision --only 'resnet*' --jobs 2 --no-peer
 from __future__ import annotations
 
 import argparse
+import signal
 import subprocess
 import sys
 import tempfile
@@ -29,7 +30,7 @@ RESULTS, PAGE = ROOT / "runs" / "zoo" / "results.jsonl", ROOT / "docs" / "covera
 LIBRARIES = ("torch", "torchvision", "timm", "transformers", "torch-pruning")
 # What a result of Tersor depends on; a result of other code is run again. Torch-Pruning's depends on its version.
 ENGINE = tuple(ROOT / "tersor" / package for package in ("tensor", "core", "graph", "prune", "measure", "export"))
-_writing = threading.Lock()
+_writing, _cancelled = threading.Lock(), threading.Event()
 
 
 def main() -> int:
@@ -45,8 +46,8 @@ def main() -> int:
     print(
         _LINE.format("model", "MACs", "params", "groups", "skips", "capture", "plan", "difference", "wall", "verdict")
     )
-    with ThreadPoolExecutor(arguments.jobs) as pool:
-        list(pool.map(lambda job: _run(*job, arguments), todo))
+    if not _all_run(todo, arguments):
+        return 130
     results = latest(arguments.results)
     if arguments.table:
         for model in chosen:
@@ -56,6 +57,21 @@ def main() -> int:
     if target:
         _write_page(target, results)
     return int(any(is_wrong(results[model.key, "tersor"]) for model in chosen if (model.key, "tersor") in results))
+
+
+def _all_run(jobs: Sequence[tuple[Entry, str]], arguments: argparse.Namespace) -> bool:
+    """Run the jobs side by side. Interrupted or terminated, it ends the processes, files no more and says False."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        try:
+            for done in [pool.submit(_run, *job, arguments) for job in jobs]:
+                done.result()
+        except KeyboardInterrupt:
+            _cancelled.set()
+            pool.shutdown(cancel_futures=True)
+            print("interrupted; what was finished is kept")
+            return False
+    return True
 
 
 def _arguments() -> argparse.Namespace:
@@ -109,7 +125,11 @@ def _run(model: Entry, tool: str, arguments: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory(prefix="zoo-") as folder:
         notes = Path(folder) / "notes.jsonl"
         given = [model.key, str(notes), "--limit", str(arguments.limit), *options]
-        outcome = watched(module, given, seconds=arguments.wall, gib=arguments.memory)
+        outcome = watched(
+            module, given, seconds=arguments.wall, gib=arguments.memory, cancelled=_cancelled.is_set
+        )  # fmt: skip
+        if _cancelled.is_set():
+            return
         facts = read_notes(notes) if notes.exists() else {}
     facts = {
         "key": model.key, "tool": tool, **facts, "stopped": outcome.stopped, "wall_s": outcome.seconds,

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ import psutil
 
 ROOT = Path(__file__).resolve().parents[2]
 GIB = 2**30
+CANCELLED = "cancelled"
 
 
 class OverBudget(BaseException):
@@ -62,8 +63,11 @@ class Outcome:
     stderr: str
 
 
-def watched(module: str, arguments: Sequence[str], *, seconds: float, gib: float) -> Outcome:
-    """Run ``python -m module arguments`` with one thread, at most ``seconds`` by the clock and ``gib`` of memory."""
+def watched(
+    module: str, arguments: Sequence[str], *, seconds: float, gib: float, cancelled: Callable[[], bool] = bool
+) -> Outcome:
+    """Run ``python -m module arguments`` with one thread, at most ``seconds`` by the clock and ``gib`` of memory,
+    until ``cancelled`` says so."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     command = [sys.executable, "-W", "ignore", "-m", module, *arguments]
     start, peak, stopped = time.monotonic(), 0.0, None
@@ -76,6 +80,8 @@ def watched(module: str, arguments: Sequence[str], *, seconds: float, gib: float
                 stopped = f"more than {gib:g} GiB"
             elif time.monotonic() - start > seconds:
                 stopped = f"more than {seconds:g} s in all"
+            elif cancelled():
+                stopped = CANCELLED
             if stopped:
                 process.kill()
                 break

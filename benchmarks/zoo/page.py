@@ -26,8 +26,10 @@ def page(keys: Sequence[tuple[str, str]], results: Results, code: str, machine: 
     if stale:
         parts.append(f"**{stale} of these results are of an earlier state of the code.**")
     if deepest := results.get((DEEPEST, "tersor")):
-        parts.append(f"{DEEPEST.partition('/')[2]}: {seconds(deepest):.1f} s of planning and surgery beside "
-                     f"{deepest['capture_s']:.1f} s of capture; the target is {DEEPEST_SECONDS:.0f} s.")  # fmt: skip
+        took = (
+            f"{seconds(deepest):.1f} s of planning and surgery beside {deepest.get('capture_s', 0.0):.1f} s of capture"
+        )
+        parts.append(f"{DEEPEST.partition('/')[2]}: {took}; the target is {DEEPEST_SECONDS:.0f} s.")
     parts.append(_missing(keys, results))
     for suite in suites:
         parts += [f"## {suite}", _models([pair for pair in keys if pair[0].startswith(f"{suite}/")], results)]
@@ -35,14 +37,15 @@ def page(keys: Sequence[tuple[str, str]], results: Results, code: str, machine: 
 
 
 _INTRODUCTION = f"""\
-Each model is built in float64 without pretrained weights, its affine parameters, layer scales and running statistics
-drawn at random, and pruned with `PruneChannels(sparsity=0.5, score=Magnitude())`, in a process of its own. It counts as
-done with at most {100 * MACS_LEFT:.0f} % of the multiply-accumulates left, an output within {DIFFERENCE:g} (relative)
-of the masked model's, a training step that runs, an artifact that a fresh original loads with identical outputs, and at
-most {SECONDS:.0f} s of planning and surgery. Seconds are processor seconds of one thread; capture is what
-`torch.export` takes.
-MACs are those of the small inputs given here. Torch-Pruning runs on the same models in float32, without hints for the
-model, within the same time and memory; what it gives is asked to run with the same output shape, no more."""
+Each model is built in float64 without pretrained weights; its affine parameters, layer scales and running statistics
+are drawn at random, and weak weights are scaled up until half of the channels matter to the output. It is pruned with
+`PruneChannels(sparsity=0.5, score=Magnitude())` in a process of its own, and counts as done with at most
+{100 * MACS_LEFT:.0f} % of the multiply-accumulates left, an output within {DIFFERENCE:g} (relative) of the masked
+model's, a training step that runs, an artifact that a fresh original loads with identical outputs, and at most
+{SECONDS:.0f} s of planning and surgery. Seconds are processor seconds of one thread; capture, apart, is what
+`torch.export` takes. MACs are those of the small inputs given here. Torch-Pruning runs on the same models in float32,
+without hints for the model, within the same time and memory; what it gives is asked to run with the same output
+shape, no more."""
 
 
 def _summary(suites: Sequence[str], keys: Sequence[tuple[str, str]], results: Results) -> str:

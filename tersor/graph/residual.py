@@ -91,7 +91,8 @@ class Residuals:
     def results(self, module: str) -> tuple[str, ...]:
         """The names that ``module`` makes and others read, or the model returns."""
         inner = {call.name for call in self.inside(module)}
-        return tuple(name for name in inner if any(reader not in inner for reader in self._readers[name]))
+        made = (call.name for call in self.inside(module))
+        return tuple(name for name in made if any(reader not in inner for reader in self._readers[name]))
 
     def starts_from(self, module: str, start: str) -> bool:
         """Whether ``start`` is the one activation of its shape that ``module`` is given."""
@@ -106,7 +107,8 @@ class Residuals:
 
     def tied(self, calls: frozenset[str]) -> str:
         """Which tensor that ``calls`` read other calls read too, and which calls; "" where there is none."""
-        for ref in dict.fromkeys(ref for name in calls for ref in self.by_name[name].refs() if ref in self._identity):
+        ordered = sorted(calls, key=self._order.__getitem__)
+        for ref in dict.fromkeys(ref for name in ordered for ref in self.by_name[name].refs() if ref in self._identity):
             others = self._tensor_readers[self._identity[ref]] - calls
             if others:
                 return f"{self.graph.tensors[ref]} is read elsewhere too (tied): by {self._say(others)}"
@@ -121,7 +123,10 @@ class Residuals:
         ends = {branch.add.name: branch for branch in branches}
         gone = {name for branch in ends.values() for name in branch.calls}
         left = [call for call in self.inside(module) if call.name not in gone]
+        own = {call.name for call in left}
         start = next((branch.start for branch in ends.values()), "")
+        while start in own and self.by_name[start].operator in _RESHAPES:
+            start = _first(self.by_name[start])
         same = {start}
         for call in left:
             source = ends[call.name].start if call.name in ends else _first(call)
@@ -130,7 +135,7 @@ class Residuals:
                 return False
             same.add(call.name)
         shapes = {self.graph.shapes[name] for name in self.results(module)}
-        return start not in {call.name for call in left} and shapes == {self.graph.shapes[start]}
+        return start not in own and shapes == {self.graph.shapes.get(start)}
 
     def root(self, ref: str) -> str:
         """The value that ``ref`` is, through operators that only pass it on."""
@@ -256,7 +261,8 @@ class Residuals:
         return {ref for ref in read if ref not in self.by_name or self.by_name[ref].dtype in _FLOATS}
 
     def _say(self, readers: Iterable[str]) -> str:
-        places = [str(self.by_name[name].place) if name in self.by_name else name for name in sorted(readers)]
+        readers = sorted(readers, key=lambda name: self._order.get(name, len(self._order)))
+        places = [str(self.by_name[name].place) if name in self.by_name else name for name in readers]
         return ", ".join(places[:3]) + (" …" if len(places) > 3 else "")
 
 

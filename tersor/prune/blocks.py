@@ -71,7 +71,8 @@ class PruneBlocks(Method):
         chosen = select(model, self.where)
         candidates = Candidates(trace(model, task.example_inputs), model, task.example_inputs, self.level)
         known = dict(model.named_modules())
-        skips = [skip for skip in candidates.skips if skip.place in chosen or skip.place not in known]
+        first = {skip.place: skip for skip in reversed(candidates.skips)}  # a reason for each place is enough
+        skips = [skip for skip in reversed(first.values()) if skip.place in chosen or skip.place not in known]
         trial = _Trial(model, task)
         meant = [block for block in candidates.blocks if block.name in chosen]
         blocks = trial.settled(meant, skips)

@@ -132,7 +132,12 @@ def test_notes_of_a_killed_process_are_what_it_had_written(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "options, stopped", [({"gib": 0.001}, "more than 0.001 GiB"), ({"seconds": 0.3}, "more than 0.3 s in all")]
+    "options, stopped",
+    [
+        ({"gib": 0.001}, "more than 0.001 GiB"),
+        ({"seconds": 0.3}, "more than 0.3 s in all"),
+        ({"cancelled": lambda: True}, "cancelled"),
+    ],
 )
 def test_a_process_over_its_limits_is_ended(options, stopped):
     outcome = watched(
