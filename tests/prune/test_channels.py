@@ -117,6 +117,7 @@ def test_global_scope_takes_from_the_group_that_matters_least_up_to_the_cap():
 
 @pytest.mark.parametrize(
     "odd",
+    [lambda x: x.cumsum(1), lambda x: x.sort(dim=1).values, lambda x: torch.fft.fft(x, dim=1).real],
     ids=["cumsum", "sort", "fft"],
 )
 def test_an_operator_that_is_not_followed_freezes_by_name(odd):
@@ -124,7 +125,7 @@ def test_an_operator_that_is_not_followed_freezes_by_name(odd):
     plan = plan_of(net)
     assert set(lines(plan)) == {"conv2"}
     reason = next(skip.reason for skip in plan.skips if skip.place == "conv1")
-    assert any(name in reason for name in ("cumsum", "sort", "fft_c2c", "fft", "matmul"))
+    assert any(name in reason for name in ("cumsum", "sort", "fft_c2c", "fft"))
     assert PruneChannels(score=Random()).run(net, task_of(net)).facts["verified"] < 1e-4
 
 
