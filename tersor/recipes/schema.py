@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import inspect
+import re
 import reprlib
 import types
 import typing
@@ -16,6 +17,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, cr
 
 from tersor.core.errors import InputError, TersorError
 from tersor.core.place import Both, ByName, ByType, Either, Everything, Not, Selector
+
+_UNION_BRANCH = re.compile(r"float|int|str|bool|(mapping|dict)\[.*\]", re.DOTALL)  # pydantic's names of branches
 
 
 class _Made(BaseModel):
@@ -149,8 +152,9 @@ def _selector_text(value: Selector) -> Any:
 
 def explain(error: ValidationError, path: str, model: type[BaseModel]) -> TersorError:
     """The first fault of a pydantic error as an InputError: path, what was got, what is allowed."""
-    fault = error.errors()[0]
-    where = path + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in fault["loc"])
+    fault = _deepest(error)
+    parts = [part for part in fault["loc"] if not _UNION_BRANCH.fullmatch(str(part)) or isinstance(part, int)]
+    where = path + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts)
     if fault["type"] == "extra_forbidden":
         parent = _field_model(model, fault["loc"][:-1])
         allowed = list(parent.model_fields) if parent is not None else []
@@ -161,6 +165,14 @@ def explain(error: ValidationError, path: str, model: type[BaseModel]) -> Tersor
         )
     message = fault["msg"].removeprefix("Value error, ")
     return InputError(message[:1].lower() + message[1:], where=where, got=reprlib.repr(fault["input"]))
+
+
+def _deepest(error: ValidationError) -> Any:
+    """The first fault, or where the value may be of several types, that of the type which fits the furthest."""
+    first, *others = error.errors()
+    beside = [fault for fault in others if fault["loc"][: len(first["loc"]) - 1] == first["loc"][:-1]]
+    branch = _UNION_BRANCH.fullmatch(str(first["loc"][-1])) if first["loc"] else None
+    return max([first, *beside], key=lambda fault: len(fault["loc"])) if branch else first
 
 
 def _field_model(model: type[BaseModel], loc: tuple[Any, ...]) -> type[BaseModel] | None:

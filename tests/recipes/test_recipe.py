@@ -5,6 +5,7 @@ from tersor.core.errors import InputError
 from tersor.core.place import ByName, ByType, Everything, Not
 from tersor.core.step import Pipeline, Step
 from tersor.distill.response import Distill
+from tersor.prune.amount import Keep
 from tersor.prune.channels import PruneChannels
 from tersor.recipes.recipe import BUILT_IN, parts_of, read_recipe, to_yaml
 from tersor.recipes.registry import STEPS
@@ -36,6 +37,23 @@ def test_settings_reach_the_dataclass():
 
 
 @pytest.mark.parametrize(
+    "given",
+    [
+        {"keep": {"macs": 0.45}, "scope": "stage"},
+        {"keep": {"bytes": 250000}, "relative_to": "original"},
+        {"sparsity": {"layer1.*": 0.3, "*": 0.5}, "heads": "inside", "multiple_of": 16},
+    ],
+)
+def test_amounts_survive_being_printed_and_read(given):
+    recipe = read_recipe(_recipe({"prune_channels": given}))
+    method = recipe.steps[0].step
+    assert STEPS.settings(method)["prune_channels"].items() >= {k: v for k, v in given.items() if k != "keep"}.items()
+    assert method.keep == (Keep(**given["keep"]) if "keep" in given else None)
+    assert (method.sparsity is None) == ("keep" in given)
+    assert read_recipe(yaml.safe_load(to_yaml(recipe))).steps == recipe.steps
+
+
+@pytest.mark.parametrize(
     ("data", "words"),
     [
         (_recipe({"prune_chanels": {}}), ["recipe.steps[0].parts[0]", "prune_chanels", "prune_channels", "quantize"]),
@@ -44,6 +62,12 @@ def test_settings_reach_the_dataclass():
             ["parts[0].prune_channels", "sparsty", "Did you mean 'sparsity'"],
         ),
         (_recipe({"prune_channels": {"sparsity": "much"}}), ["parts[0].prune_channels.sparsity", "much"]),
+        (_recipe({"prune_channels": {"sparsity": {"conv*": "much"}}}), ["prune_channels.sparsity.conv*: ", "much"]),
+        (_recipe({"prune_channels": {"sparsity": {"conv*": 1.5}}}), ["sparsity['conv*']", "1.5", "[0, 1)"]),
+        (_recipe({"prune_channels": {"keep": {"mac": 0.5}}}), ["keep.mac", "Did you mean 'macs'"]),
+        (_recipe({"prune_channels": {"keep": {"macs": 0.5, "bytes": 9}}}), ["parts[0]: Keep", "exactly one"]),
+        (_recipe({"prune_channels": {"sparsity": 0.5, "keep": {"macs": 0.5}}}), ["one of sparsity and keep"]),
+        (_recipe({"prune_channels": {"scope": "block"}}), ["prune_channels.scope", "block", "stage"]),
         (_recipe({"finetune": {"objective": {"distil": {}}}}), ["finetune.objective", "distil", "task_loss, distill"]),
         (_recipe({"finetune": {"objective": {"distill": {"temperature": -1}}}}), ["emperature", "-1"]),
         (_recipe({"finetune": {}, "quantize": {}}), ["parts[0]", "one key"]),
