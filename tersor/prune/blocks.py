@@ -13,13 +13,14 @@ from torch import Tensor, nn
 
 from tersor.core.apply import write
 from tersor.core.edit import Swap
-from tersor.core.errors import InputError, type_and_message
+from tersor.core.errors import InputError, VerificationError, type_and_message
 from tersor.core.place import Everything, Selector, select
 from tersor.core.plan import Plan, Skip
 from tersor.core.randomness import fixed_randomness
 from tersor.core.step import Method
 from tersor.core.task import Task
 from tersor.core.verify import TOLERANCE, relative_difference
+from tersor.graph.residual import above
 from tersor.graph.trace import trace
 from tersor.prune.block_scores import BlockScore, Similarity
 from tersor.prune.candidates import Block, Candidates
@@ -140,12 +141,20 @@ class _Trial:
         return None
 
     def best(self, swaps: tuple[Swap, ...], gone: Sequence[Block]) -> tuple[Swap, ...]:
-        """``swaps``, which take out whole modules where they can, or if the forward objects the blocks' own."""
+        """``swaps``, which take out whole modules where they can, or if the forward objects the blocks' own.
+
+        Raises VerificationError where it objects to both.
+        """
+        plain = {swap.module: swap for block in gone for swap in block.swaps}
+        own = tuple(swap for path, swap in plain.items() if not any(up in plain for up in above(path) if up != path))
         if self._objection(swaps, gone) is None:
             return swaps
-        plain = {swap.module: swap for block in gone for swap in block.swaps}
-        inner = [path for path in plain if any(path.startswith(f"{up}.") for up in plain)]
-        return tuple(swap for path, swap in plain.items() if path not in inner)
+        if (objection := self._objection(own, gone)) is not None:
+            raise VerificationError(
+                "the blocks can go one by one, but not together; the original is untouched", where="PruneBlocks",
+                got=objection, do="Leave blocks out with where= to find the one, and please report the architecture",
+            )  # fmt: skip
+        return own
 
     def _objection(self, swaps: Sequence[Swap], blocks: Sequence[Block]) -> str | None:
         without = sharing_copy(self.model)

@@ -78,7 +78,9 @@ class Candidates:
             whole = self._whole(container)
             if whole is not None and self.residuals.gives_back(container, inner):
                 found[container] = whole
-        return tuple(swap for path, swap in found.items() if not any(up in found for up in above(path) if up != path))
+        topmost = [path for path in found if not any(up in found for up in above(path) if up != path)]
+        order = {path: number for number, (path, _) in enumerate(self.model.named_modules())}
+        return tuple(found[path] for path in sorted(topmost, key=order.__getitem__))
 
     def _whole(self, path: str) -> Swap | None:
         """The module at ``path`` as its input given back, where it is plain which argument that is."""

@@ -23,8 +23,9 @@ class Fisher(Score):
     """½ · mean over samples of (Σ w · ∂L/∂w)²: half the empirical Fisher information of a unit's gate.
 
     Near a minimum the loss changes by ½ h when a factor in front of the unit goes from one to zero, h being its second
-    derivative; the Fisher information stands for h. Unlike ``Taylor`` the gradient is squared sample by sample, so it
-    does not vanish where training has converged. ``samples`` forward and backward passes of one sample each.
+    derivative; the Fisher information stands for h. Unlike ``Taylor`` the gradient is squared sample by sample, so that
+    samples do not cancel; where all of them are fitted perfectly it says as little. ``samples`` forward and backward
+    passes of one sample each.
     ``combine``: "gate" adds what all readers say before squaring; the others square each reader's own sum first.
 
     Raises InputError for samples < 1, unknown options, no calibration data, batches that cannot be divided and a loss
