@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import final
+from typing import Literal, final
 from weakref import WeakKeyDictionary
 
 import torch
@@ -36,9 +36,9 @@ class GroupSparsity(Objective):
     ``strength`` (γ = 1; the gradient is strength · γ · w, as weight decay's), the least at 2^α times that. Add it to an
     objective: ``TaskLoss() + GroupSparsity(5e-4)``; in a recipe ``group_sparsity`` is that sum.
 
-    The groups are those of the model being trained that ``where`` means and nothing freezes; they are found once, from
-    the task's example inputs, and again where the model or its shapes are others. Nothing else is remembered, so a
-    training that was interrupted goes on to the same weights.
+    The groups are those of the model being trained that ``where`` means and nothing freezes (of attention ``heads`` as
+    a whole, or equally inside them). They are found once, from the task's example inputs, and again where the model or
+    its shapes are others. Nothing else is remembered: a training that was interrupted goes on to the same weights.
 
     Raises InputError for a negative strength or alpha, for a task without example inputs, and where no group is free.
     Source: Fang et al. 2023, DepGraph (arXiv 2301.12900), section 3.4, equations 4 and 5.
@@ -47,6 +47,7 @@ class GroupSparsity(Objective):
     strength: float = 5e-4
     alpha: float = 4.0
     where: Selector = Everything()
+    heads: Literal["whole", "inside"] = "whole"
 
     def __post_init__(self) -> None:
         _check(type(self).__name__, self.strength, self.alpha)
@@ -55,24 +56,25 @@ class GroupSparsity(Objective):
         """The penalty of the weights as they stand: []. No pass through the model."""
         wrapped = forward.model
         model = wrapped.module if isinstance(wrapped, DistributedDataParallel) else wrapped
-        return self.strength * penalty(model, _units_of(model, forward.task, self.where), self.alpha)
+        return self.strength * penalty(model, _units_of(model, forward.task, self), self.alpha)
 
 
 @final
 @dataclass(frozen=True)
 class TaskLossWithGroupSparsity(Objective):
-    """``TaskLoss() + GroupSparsity(strength, alpha, where)`` as one name for recipes; see GroupSparsity."""
+    """``TaskLoss() + GroupSparsity(strength, alpha, where, heads)`` as one name for recipes; see GroupSparsity."""
 
     strength: float = 5e-4
     alpha: float = 4.0
     where: Selector = Everything()
+    heads: Literal["whole", "inside"] = "whole"
 
     def __post_init__(self) -> None:
         _check(type(self).__name__, self.strength, self.alpha)
 
     def of(self, forward: Forward) -> Tensor:
         """The sum for one forward pass: []."""
-        return forward.task_loss + GroupSparsity(self.strength, self.alpha, self.where).of(forward)
+        return forward.task_loss + GroupSparsity(self.strength, self.alpha, self.where, self.heads).of(forward)
 
 
 def _check(name: str, strength: float, alpha: float) -> None:
@@ -95,7 +97,7 @@ class Member:
 class _Found:
     """The members of each group, with the number of its units; and what they were found for."""
 
-    where: Selector
+    asked: tuple[object, ...]
     stood: tuple[object, ...]
     groups: tuple[tuple[int, tuple[Member, ...]], ...]
 
@@ -133,28 +135,30 @@ def shrinkage(importance: Tensor, alpha: float) -> Tensor:
     return torch.exp2(alpha * (high - importance) / span)
 
 
-def _units_of(model: nn.Module, task: Task, where: Selector) -> tuple[tuple[int, tuple[Member, ...]], ...]:
+def _units_of(model: nn.Module, task: Task, asked: GroupSparsity) -> tuple[tuple[int, tuple[Member, ...]], ...]:
     """The groups to shrink, from memory where the model's tensors still stand as they did."""
     device = device_of(model)
     stood = (device, *(parameter.shape for parameter in model.parameters()))
+    settings = (asked.where, asked.heads)
     found = _FOUND.get(model)
-    if found is None or found.stood != stood or found.where != where:
-        found = _Found(where, stood, tuple(_find(model, task, where, device)))
+    if found is None or found.stood != stood or found.asked != settings:
+        found = _Found(settings, stood, tuple(_find(model, task, asked, device)))
         _FOUND[model] = found
     return found.groups
 
 
 def _find(
-    model: nn.Module, task: Task, where: Selector, device: torch.device
+    model: nn.Module, task: Task, asked: GroupSparsity, device: torch.device
 ) -> Iterator[tuple[int, tuple[Member, ...]]]:
     if task.example_inputs is None:
         raise InputError("the task has no example inputs", where="GroupSparsity", do="Pass task.complete()")
-    chosen = select(model, where)
+    chosen = select(model, asked.where)
     # In the middle of a training step: mixed precision would stand in the graph, and random numbers belong to training.
     with fixed_randomness(0), torch.autocast(device.type, enabled=False):
-        groups = find_groups(trace(model, send_to_device(task.example_inputs, device)), model)
+        graph = trace(model, send_to_device(task.example_inputs, device))
+    groups = find_groups(graph, model).prunable(asked.heads)
     skips: list[Skip] = []
-    free = [group for partners in open_groups(groups.prunable(), chosen, skips) for group in partners]
+    free = [group for partners in open_groups(groups, chosen, skips) for group in partners]
     if not free:
         raise InputError(
             "there is no group of channels that could be pruned", where="GroupSparsity",

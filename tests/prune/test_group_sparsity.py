@@ -165,6 +165,45 @@ def test_only_the_groups_that_are_meant_decay():
     assert net[0].weight.grad is None and net[2].weight.grad is not None and net[4].weight.grad is not None
 
 
+class Attention(nn.Module):
+    """Two heads of four channels each, and a residual stream of six that a layer norm normalises."""
+
+    def __init__(self):
+        super().__init__()
+        self.heads, self.size = 2, 4
+        self.embed, self.norm = nn.Linear(5, 6), nn.LayerNorm(6)
+        self.q, self.k, self.v = (nn.Linear(6, 8) for _ in range(3))
+        self.out, self.fc = nn.Linear(8, 6), nn.Linear(6, 3)
+
+    def split(self, x):
+        return x.unflatten(-1, (self.heads, self.size)).transpose(1, 2)
+
+    def forward(self, x):
+        x = self.embed(x)
+        q, k, v = (self.split(layer(self.norm(x))) for layer in (self.q, self.k, self.v))
+        x = x + self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return self.fc(x.mean(1))
+
+
+@pytest.mark.parametrize("heads", ["whole", "inside"])
+def test_heads_decay_as_wholes_or_equally_inside(heads):
+    torch.manual_seed(0)
+    net = Attention()
+    task = Task(net, example_inputs=(torch.randn(3, 7, 5),))
+    GroupSparsity(1.0, where=ByName("[qkv]"), heads=heads)(net, None, task).backward()
+    q, k, v = (layer.weight.detach().view(2, 4, 6) for layer in (net.q, net.k, net.v))
+    read = net.out.weight.detach().view(6, 2, 4)
+    if heads == "whole":
+        sums = sum(part.square().sum((1, 2)) for part in (q, k, v)) + read.square().sum((0, 2))
+    else:  # what is inside values, and inside queries and keys, goes apart
+        sums = v.square().sum((0, 2)) + read.square().sum((0, 1))
+    factor = 2 ** (4 * (sums.max() - sums) / (sums.max() - sums.min()))
+    spread = factor.view(2, 1, 1) if heads == "whole" else factor.view(1, 4, 1)
+    assert torch.allclose(net.v.weight.grad.view(2, 4, 6), spread * v, rtol=1e-4)
+    assert torch.allclose(net.out.weight.grad.view(6, 2, 4), spread.view(1, *spread.shape[:2]) * read, rtol=1e-4)
+    assert net.embed.weight.grad is None and net.q.weight.grad is not None
+
+
 def test_what_cannot_be_is_refused():
     with pytest.raises(InputError, match="GroupSparsity.strength"):
         GroupSparsity(strength=-1.0)

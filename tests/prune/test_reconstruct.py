@@ -37,7 +37,7 @@ class DropEvery(Method):
     n: int = 2
 
     def plan(self, model, task):
-        groups = [g for g in find_groups(trace(model, task.example_inputs), model) if g.frozen is None]
+        groups = [g for g in find_groups(trace(model, task.example_inputs), model).prunable() if g.frozen is None]
         keep = {group: np.arange(group.units) % self.n != self.n - 1 for group in groups}
         return Plan("drop", removal(keep))
 
@@ -248,6 +248,36 @@ def test_the_repaired_model_is_saved_and_loaded(tmp_path):
     loaded = load_artifact(tmp_path, Branches())
     x = task.test[0][0]
     assert torch.equal(loaded.eval()(x), result.model.eval()(x))
+
+
+class Attention(nn.Module):
+    """A residual stream that a layer norm normalises, and two heads that read and write it."""
+
+    def __init__(self):
+        super().__init__()
+        self.heads, self.size = 2, 4
+        self.embed, self.norm, self.qkv = nn.Linear(6, 12), nn.LayerNorm(12), nn.Linear(12, 24)
+        self.out, self.fc = nn.Linear(8, 12), nn.Linear(12, 3)
+
+    def forward(self, x):
+        x = self.embed(x.flatten(1, 2))
+        qkv = self.qkv(self.norm(x)).unflatten(-1, (3, self.heads, self.size))
+        x = x + self.out(F.scaled_dot_product_attention(*qkv.permute(2, 0, 3, 1, 4)).transpose(1, 2).flatten(2))
+        return self.fc(x.mean(1))
+
+
+@pytest.mark.parametrize("heads", ["whole", "inside"])
+def test_what_reads_a_normalised_stream_or_heads_is_repaired_too(heads):
+    torch.manual_seed(5)
+    model = Attention()
+    task = task_of(model)
+    pruned = PruneChannels(0.5, heads=heads, multiple_of=1).run(model, task)
+    repaired, plan = repair(model, pruned, task)
+    assert [place for place, _ in plan.lines] == ["qkv", "out", "fc"] and not plan.skips
+    assert repaired.out.in_features == 4
+    x = torch.cat([x for x, _ in task.test])
+    with torch.no_grad():
+        assert F.mse_loss(repaired(x), model(x)) < 0.2 * F.mse_loss(pruned.model(x), model(x))
 
 
 class Odd(nn.Module):

@@ -59,7 +59,7 @@ def task(net):
 
 
 def groups_of(net, task):
-    return [group for group in find_groups(trace(net, task.example_inputs), net) if group.frozen is None]
+    return [group for group in find_groups(trace(net, task.example_inputs), net).prunable() if group.frozen is None]
 
 
 def test_taylor_is_the_squared_change_when_a_channel_is_masked_where_it_is_read(net, task):
@@ -286,18 +286,44 @@ def test_activation_weighted_says_whose_readers_cannot_be_seen(net, task):
     class Functional(nn.Module):
         def __init__(self):
             super().__init__()
-            self.made, self.read = nn.Linear(36, 5), nn.Linear(5, 3)
+            self.made, self.read = nn.Linear(36, 5, bias=False), nn.Linear(5, 3)
 
         def forward(self, x):
-            return F.linear(F.relu(self.made(x.flatten(1))), self.read.weight, self.read.bias)
+            return F.linear(F.relu(F.linear(x.flatten(1), self.made.weight)), self.read.weight, self.read.bias)
 
     model = Functional()
     task = Task(model, calibration=task.calibration, example_inputs=task.example_inputs)
-    with pytest.raises(InputError, match="made: nobody's inputs can be seen.*Got read.weight"):
+    with pytest.raises(InputError, match="made: nobody's inputs can be seen.*Got read.weight, made.weight"):
         ActivationWeighted().units(model, task, groups_of(model, task))
     with pytest.raises(InputError, match="input of conv1|input of conv2"):
         nan = [(torch.full((2, 1, 6, 6), float("nan")), torch.zeros(2, dtype=torch.long))]
         ActivationWeighted().units(net, Task(net, calibration=nan), groups_of(net, task))
+
+
+class Scores(nn.Module):
+    """Queries times keys: what is inside them is read by no weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.size = 4
+        self.q, self.k = nn.Linear(6, 8), nn.Linear(6, 8)
+
+    def forward(self, x):
+        q, k = (layer(x[:, 0]).unflatten(-1, (2, self.size)).transpose(1, 2) for layer in (self.q, self.k))
+        return (q @ k.transpose(-1, -2)).mean((1, 2, 3))[:, None].expand(-1, 3)
+
+
+def test_channels_that_no_weight_reads_are_scored_by_what_makes_them(task):
+    torch.manual_seed(0)
+    net = Scores().eval()
+    task = Task(net, calibration=task.calibration, example_inputs=task.example_inputs)
+    (group,) = [group for group in find_groups(trace(net, task.example_inputs), net) if group.kind == "inside"]
+    assert not group.with_role("consumer") and group.units == 4
+    (found,) = ActivationWeighted(combine="sum", normalise=None).units(net, task, [group])
+    size = torch.cat([x[:, 0] for x, _ in task.calibration]).double().square().mean((0, 1)).sqrt()
+    rows = [layer.weight.detach().double().abs() @ size for layer in (net.q, net.k)]
+    assert torch.allclose(found, sum(row.view(2, 4).sum(0) for row in rows), rtol=1e-5)
+    assert all(bool((score.units(net, task, [group])[0] > 0).all()) for score in (Taylor(), Fisher(), Magnitude()))
 
 
 def test_members_are_makers_scales_depthwise_filters_and_readers():

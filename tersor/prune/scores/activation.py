@@ -18,6 +18,7 @@ from tersor.core.loading import batches_of
 from tersor.core.place import module_at
 from tersor.core.randomness import seeded
 from tersor.core.task import Task
+from tersor.graph.flow import Role
 from tersor.graph.group import CoupledAxis, Group
 from tersor.prune.scores.coupling import Combine, Normalise, by_unit, check_coupling, combined
 from tersor.prune.scores.score import Score
@@ -31,11 +32,13 @@ class ActivationWeighted(Score):
     multiplied with, over ``batches`` calibration batches and all positions.
 
     The readers are the convolutions and linear layers whose inputs can be seen, that is, that are called as modules;
-    others (the projections inside ``nn.MultiheadAttention``) are left out as long as there is one. ``combine``,
-    ``normalise``: how several readers become one number (see ``combined``). Without gradients, in eval mode.
+    others (the projections inside ``nn.MultiheadAttention``) are left out as long as there is one. Where there is none
+    (the insides of queries and keys are read by each other) the weights that make the unit stand in for them, weighted
+    with what those read. ``combine``, ``normalise``: how several tensors become one number (see ``combined``). Without
+    gradients, in eval mode.
 
     Raises InputError for batches < 1, unknown options, no calibration data, an input that is not finite, and a group
-    none of whose readers can be seen, naming it.
+    none of whose readers and makers can be seen, naming it.
     Source: Sun et al. 2024, Wanda (arXiv 2306.11695), equation 1, summed over a unit.
     """
 
@@ -50,16 +53,18 @@ class ActivationWeighted(Score):
 
     def units(self, model: nn.Module, task: Task, groups: Sequence[Group]) -> list[Tensor]:
         """One float64 tensor [units] for each group."""
-        paths = {axis.place.module for group in groups for axis in _readers(model, group)}
+        axes = [axis for group in groups for role in _ROLES for axis in _layers(model, group, role)]
+        paths = {axis.place.module for axis in axes}
         sizes = _root_mean_squares(model, sorted(paths), task, self.batches)
         return [self._of(model, group, sizes) for group in groups]
 
     def _of(self, model: nn.Module, group: Group, sizes: dict[str, Tensor]) -> Tensor:
-        seen = [axis for axis in _readers(model, group) if axis.place.module in sizes]
-        if not seen:
-            readers = ", ".join(str(axis.place) for axis in group.with_role("consumer"))
+        found = ([axis for axis in _layers(model, group, role) if axis.place.module in sizes] for role in _ROLES)
+        seen = next(filter(None, found), None)
+        if seen is None:
+            others = ", ".join(str(axis.place) for role in _ROLES for axis in group.with_role(role))
             raise InputError(
-                "nobody's inputs can be seen who reads these channels", where=group.name, got=readers or "no reader",
+                "nobody's inputs can be seen who reads or makes these channels", where=group.name, got=others,
                 expected="a convolution or linear layer that the forward calls as a module",
                 do="Leave the layer out with where=, or take another score (magnitude)",
             )  # fmt: skip
@@ -70,10 +75,13 @@ class ActivationWeighted(Score):
         return combined(products, self.combine, self.normalise)
 
 
-def _readers(model: nn.Module, group: Group) -> list[CoupledAxis]:
+_ROLES: tuple[Role, ...] = ("consumer", "producer")  # in the order of preference
+
+
+def _layers(model: nn.Module, group: Group, role: Role) -> list[CoupledAxis]:
     return [
         axis
-        for axis in group.with_role("consumer")
+        for axis in group.with_role(role)
         if axis.place.tensor == "weight" and isinstance(module_at(model, axis.place.module), (_ConvNd, nn.Linear))
     ]
 
