@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tersor.core.apply import write
-from tersor.core.edit import Swap
+from tersor.core.edit import Edit, Swap
 from tersor.core.errors import InputError, VerificationError, type_and_message
 from tersor.core.place import Everything, Selector, select
 from tersor.core.plan import Plan, Skip
@@ -86,7 +86,9 @@ class PruneBlocks(Method):
             return Plan("prune blocks", (), tuple(skips))
         edits = trial.best(candidates.swaps(gone), gone)
         lines = tuple(_line(block, score) for block, score in zip(blocks, scores, strict=True) if block in gone)
-        return Plan("prune blocks", (*edits, *renumbered(model, edits)), tuple(skips), lines)
+        zeroed = switched_off(model, [switch for block in gone for switch in block.switch])
+        everything: tuple[Edit, ...] = (*edits, *renumbered(model, edits))
+        return Plan("prune blocks", everything, tuple(skips), lines, reference=zeroed)
 
     def _count(self, candidates: int, skips: list[Skip]) -> int:
         if isinstance(self.blocks, int):

@@ -1,8 +1,9 @@
 """Blocks taken out of nets of many shapes: what is left is the net whose branches end in zeros."""
 
 import copy
-import importlib
+import dataclasses
 import importlib.metadata
+import sys
 
 import pytest
 import torch
@@ -11,10 +12,12 @@ from torch.nn import functional as F
 
 from tersor.core.apply import apply
 from tersor.core.edit import Attribute, Swap
-from tersor.core.errors import InputError, TrainingError
+from tersor.core.errors import InputError, TrainingError, VerificationError
 from tersor.core.place import ByName
 from tersor.core.removed import Removed
+from tersor.core.step import Method
 from tersor.core.task import Task
+from tersor.core.verify import verify_edits
 from tersor.export.artifact import load_artifact, save_artifact
 from tersor.export.onnx import export_onnx
 from tersor.measure.compute import macs
@@ -489,15 +492,44 @@ def test_a_selector_that_means_no_block_is_said():
 # Together with the rest ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("level", ["branch", "layer"])
-@pytest.mark.parametrize("name", ["post-activation", "pre-norm", "post-norm"])
+@dataclasses.dataclass(frozen=True)
+class Unreferenced(Method):
+    """The method without its plans' references: no two modules are equal, which the contract asks of two plans."""
+
+    method: PruneBlocks
+
+    def plan(self, model, task):
+        return dataclasses.replace(self.method.plan(model, task), reference=None)
+
+
+@pytest.mark.parametrize(
+    ("name", "level"), [("post-activation", "branch"), ("pre-norm", "layer"), ("post-norm", "branch")]
+)
 def test_it_keeps_the_contract_of_a_method(name, level):
     make, inputs, _ = NETS[name]
-    net = prepared(make()).float()
-    x = inputs().float()
+    net, x = prepared(make()).float(), inputs().float()
     batches = TensorBatches(x, torch.arange(3) % 5, 3)
-    result = check_method(PruneBlocks(1, level=level), net, Task(net, batches, batches, batches, batches))
+    task = Task(net, batches, batches, batches, batches)
+    result = check_method(Unreferenced(PruneBlocks(1, level=level)), net, task)
     assert result.plans[0].edits
+
+
+@pytest.mark.parametrize("level", ["branch", "layer"])
+def test_a_run_is_verified_against_the_net_with_its_blocks_switched_off(level):
+    net, x = prepared(Transformer(Layer(8, post=True), Layer(8))), tokens()
+    result = PruneBlocks(1, level=level).run(net, task_of(net, x))
+    assert result.facts["verified"] < 1e-9 and result.plans[0].edits
+
+
+def test_a_wrong_placeholder_does_not_pass_verification():
+    net, x = prepared(Transformer(Layer(8), Layer(8))), tokens()
+    task = task_of(net, x)
+    plan = PruneBlocks(1, level="layer").plan(net, task)
+    zeros = {"output": {"tuple": [{"zeros": [None] * 3}]}}
+    twisted = [dataclasses.replace(edit, arguments={**edit.arguments, **zeros}) for edit in plan.edits]
+    wrong = dataclasses.replace(plan, edits=tuple(twisted))
+    with pytest.raises(VerificationError, match="differs"):
+        verify_edits(net, apply(net, wrong), wrong, task)
 
 
 @pytest.mark.parametrize("name", ["post-activation", "post-norm"])
@@ -530,17 +562,18 @@ def test_a_shallow_net_exports_to_onnx(name, tmp_path):
 LIBRARIES = []  # a library takes its operators along when it is collected
 
 
-def torchvision_models():
-    """torchvision's wheel for CUDA imports beside a CPU build of torch once two operators are declared."""
+def package(name):
+    """A package, or a skip. torchvision's wheel for CUDA, which transformers imports too, comes beside a CPU build of
+    torch once two operators are declared."""
     try:
         version = importlib.metadata.version("torchvision")
     except importlib.metadata.PackageNotFoundError:
-        pytest.skip("torchvision is not installed")
-    if torch.version.cuda is None and "+" not in version and not LIBRARIES:
-        LIBRARIES.append(torch.library.Library("torchvision", "DEF"))
+        version = "+none"
+    if torch.version.cuda is None and "+" not in version and not LIBRARIES and "torchvision" not in sys.modules:
+        LIBRARIES.append(torch.library.Library("torchvision", "FRAGMENT"))
         LIBRARIES[0].define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         LIBRARIES[0].define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    return importlib.import_module("torchvision.models")
+    return pytest.importorskip(name)
 
 
 @pytest.mark.slow
@@ -555,14 +588,14 @@ def torchvision_models():
     ],
 )
 def test_torchvision_models_lose_blocks(name, lasts):
-    net = prepared(getattr(torchvision_models(), name)(num_classes=5))
+    net = prepared(getattr(package("torchvision").models, name)(num_classes=5))
     x = images(32)
     shallow, _ = take_out(net, x, list(lasts))
     assert difference(shallow, zeroed(net, *(f"{path}.{last}" for path, last in lasts.items())), x) < 1e-9
 
 
 def transformer_of(kind):
-    transformers = pytest.importorskip("transformers")
+    transformers = package("transformers")
     sizes = {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 4, "num_attention_heads": 4}
     if kind == "llama":
         return prepared(
