@@ -18,9 +18,8 @@ from tersor.core.step import Method
 from tersor.core.task import Task
 from tersor.graph.cost import Cost, resolutions
 from tersor.graph.group import Group, Groups, removal
-from tersor.graph.groups import find_groups
+from tersor.graph.groups import groups_of
 from tersor.graph.reference import reference
-from tersor.graph.trace import trace
 from tersor.prune.amount import Bloc, Budget, Choice, Keep, Scope, bloc, choose
 from tersor.prune.eligible import check_plain, explicit, open_groups
 from tersor.prune.scores import Magnitude, Score
@@ -153,7 +152,7 @@ class _Whole:
     @classmethod
     def of(cls, model: nn.Module, task: Task, heads: Heads) -> _Whole:
         assert task.example_inputs is not None
-        found = find_groups(trace(model, task.example_inputs), model)
+        found = groups_of(model, task.example_inputs)
         return cls(model, found, found.prunable(heads))
 
     def cost(self) -> Cost:
@@ -234,4 +233,6 @@ def _line(group: Group, kept: NDArray[np.bool_]) -> str:
     left = int(kept[first.units].sum())
     others = [axis.place.module for axis in group.producers[1:]]
     text = f"{len(first.units)} -> {left} of out channels"
+    if group.kind in ("head", "group"):
+        text += f" ({group.units} -> {int(kept.sum())} {group.kind}s)"
     return f"{text}, with {', '.join(others)}" if others else text

@@ -32,7 +32,7 @@ def check_plain(model: nn.Module) -> None:
                 got=f"a mask of torch.nn.utils.prune in a {type(module).__name__}", expected="a plain model",
                 do="Call torch.nn.utils.prune.remove(module, name) first, or prune channels before masking",
             )  # fmt: skip
-        if ".quantized" in type(module).__module__:
+        if type(module).__module__.startswith("torch.ao.nn.") and ".quantized" in type(module).__module__:
             raise InputError(
                 "channels of quantised layers cannot be removed", where=path or "<model>",
                 got=f"{type(module).__module__}.{type(module).__name__}", expected="a model in floating point",

@@ -131,6 +131,22 @@ class Mixer(nn.Module):
         return self.head((x + self.mix(x)).mean(1))
 
 
+class Attention(nn.Module):
+    """Heads × head size: what is multiplied shrinks with both."""
+
+    def __init__(self):
+        super().__init__()
+        self.heads, self.size = 4, 6
+        self.embed, self.qkv = nn.Linear(5, 24), nn.Linear(24, 72)
+        self.out, self.fc = nn.Linear(24, 24), nn.Linear(24, 3)
+
+    def forward(self, x):
+        x = self.embed(x)
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, self.size)).permute(2, 0, 3, 1, 4)
+        y = (q @ k.transpose(-2, -1)).softmax(-1) @ v
+        return self.fc(x + self.out(y.transpose(1, 2).flatten(2)))
+
+
 def keep_at_random(groups, rng):
     keep = {}
     for group in groups:
@@ -141,7 +157,11 @@ def keep_at_random(groups, rng):
     return keep
 
 
-@pytest.mark.parametrize(("model", "shape"), [(Residual(), (3, 8, 8)), (Mixer(), (6, 5))], ids=["residual", "mixer"])
+@pytest.mark.parametrize(
+    ("model", "shape"),
+    [(Residual(), (3, 8, 8)), (Mixer(), (6, 5)), (Attention(), (7, 5))],
+    ids=["residual", "mixer", "attention"],
+)
 def test_what_groups_keep_costs_what_the_shrunk_model_costs(model, shape):
     inputs = (torch.randn(2, *shape),)
     cost, groups = cost_of(model.eval(), inputs)

@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils import prune
 
 from tersor.core.apply import apply
 from tersor.core.edit import Mask
@@ -198,6 +199,49 @@ def test_a_masked_model_is_refused():
         plan_of(masked)
 
 
+@pytest.mark.filterwarnings("ignore:torch.quantize:UserWarning")
+def test_masks_of_torchs_own_and_quantised_layers_are_refused():
+    net = Net()
+    prune.l1_unstructured(net.conv1, "weight", 0.5)
+    with pytest.raises(InputError, match=r"conv1.*torch.nn.utils.prune"):
+        plan_of(net)
+    net = Net()
+    net.fc = torch.ao.nn.quantized.dynamic.Linear(16, 4)
+    with pytest.raises(InputError, match=r"fc.*quantised layers"):
+        plan_of(net)
+
+
+def test_the_whole_choice_is_tried_on_one_copy_and_halves_only_where_it_fails(monkeypatch):
+    tried = []
+
+    def counted(model, plan, **options):
+        tried.append(plan.method)
+        return apply(model, plan, **options)
+
+    class Deep(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.Sequential(nn.Linear(3, 6), *(nn.Linear(6, 6) for _ in range(7)), nn.Linear(6, 2))
+            self.least = 0
+
+        def forward(self, x):
+            for number, layer in enumerate(self.layers):
+                x = layer(x)
+                assert number != 4 or x.shape[-1] >= self.least
+            return x
+
+    monkeypatch.setattr("tersor.prune.trial.apply", counted)
+    net = Deep()
+    task = Task(net, example_inputs=(torch.randn(2, 3),))
+    assert len(PruneChannels(score=Random()).plan(net, task).lines) == 8
+    assert tried == ["trial"]
+    net.least = 6
+    plan = PruneChannels(score=Random()).plan(net, task)
+    assert len(plan.lines) == 7
+    assert [skip.place for skip in plan.skips if "fails without it" in skip.reason] == ["layers.4"]
+    assert len(tried) == 1 + 7 + 1  # all; 3 pairs of halves; the others again
+
+
 def test_a_forward_that_cannot_be_captured_is_a_graph_error():
     with pytest.raises(GraphError):
         plan_of(Net(lambda x: x if x.sum() > 0 else -x))
@@ -209,3 +253,60 @@ def test_the_method_is_a_frozen_step_with_defaults():
     assert method == PruneChannels(where=Everything())
     with pytest.raises(AttributeError):
         method.sparsity = 0.1
+
+
+class Attention(nn.Module):
+    """Four heads of six; the width is their product, which the forward takes from its attributes."""
+
+    def __init__(self):
+        super().__init__()
+        self.heads, self.size = 4, 6
+        self.embed = nn.Linear(5, 24)
+        self.q, self.k, self.v = nn.Linear(24, 24), nn.Linear(24, 24), nn.Linear(24, 24)
+        self.out, self.norm, self.fc = nn.Linear(24, 24), nn.LayerNorm(24), nn.Linear(24, 3)
+
+    def forward(self, x):
+        x = self.embed(x)
+        q, k, v = (f(x).unflatten(-1, (self.heads, self.size)).transpose(1, 2) for f in (self.q, self.k, self.v))
+        y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        return self.fc(self.norm(x + self.out(y)))
+
+
+@pytest.mark.parametrize(("heads", "expected"), [("whole", (2, 6)), ("inside", (4, 3))])
+def test_attention_loses_whole_heads_or_channels_inside_each(heads, expected):
+    net = Attention()
+    task = Task(net, example_inputs=(torch.randn(2, 7, 5),))
+    method = PruneChannels(heads=heads, score=Random())
+    model = method.run(net, task).model
+    assert (model.heads, model.size) == expected
+    assert model.q.out_features == 12 and model.embed.out_features == 12
+    line = next(what for place, what in method.plan(net, task).lines if place.startswith("q"))
+    assert ("(4 -> 2 heads)" in line) == (heads == "whole")
+
+
+class Tied(Attention):
+    """The embedding's width is viewed as heads × head size: all three can only shrink in step."""
+
+    def forward(self, x):
+        x = self.embed(x)
+        b, t, width = x.shape
+        q, k, v = (f(x).view(b, t, self.heads, width // self.heads).transpose(1, 2) for f in (self.q, self.k, self.v))
+        y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, t, width)
+        return self.fc(self.norm(x + self.out(y)))
+
+
+def test_sizes_that_the_forward_ties_keep_the_same_fraction():
+    net = Tied()
+    task = Task(net, example_inputs=(torch.randn(2, 7, 5),))
+    for sparsity, heads, width in ((0.5, 2, 12), (0.3, 3, 18), (0.2, 4, 24)):
+        model = PruneChannels(sparsity, score=Random()).run(net, task).model
+        assert (model.heads, model.embed.out_features, model.q.out_features) == (heads, width, width)
+
+
+def test_a_layer_that_shares_its_fraction_with_one_that_stays_is_skipped_by_its_name():
+    net = Tied()
+    plan = PruneChannels(score=Random(), where=~ByName("embed")).plan(
+        net, Task(net, example_inputs=(torch.randn(2, 7, 5),))
+    )
+    assert not plan.edits
+    assert any("must keep the same fraction as embed" in skip.reason for skip in plan.skips), plan.skips
