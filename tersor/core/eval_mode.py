@@ -1,4 +1,4 @@
-"""Run a model in eval mode and leave every module's training flag as it was."""
+"""Run a model in one mode and leave every module's training flag as it was."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from torch import nn
 
 
 @contextmanager
-def eval_mode(model: nn.Module) -> Iterator[nn.Module]:
-    """``model`` in eval mode; at the end each module's own flag is put back."""
+def eval_mode(model: nn.Module, *, training: bool = False) -> Iterator[nn.Module]:
+    """``model`` in eval mode (or as it trains); at the end each module's own flag is put back."""
     flags = [(module, module.training) for module in model.modules()]
     try:
-        yield model.eval()
+        yield model.train(training)
     finally:
-        for module, training in flags:
-            module.training = training
+        for module, flag in flags:
+            module.training = flag

@@ -68,14 +68,17 @@ def aliases(model: nn.Module, place: TensorPlace) -> tuple[TensorPlace, ...]:
     """Every place that holds the very same tensor (tied weights), ``place`` included; masked and quantised ones too."""
     tensor_at(model, place)  # raises where there is none
     stored = _stored(module_at(model, place.module))[place.tensor]
-    found = [
-        TensorPlace(path, name)
-        for path, module in model.named_modules(remove_duplicate=False)
-        if not isinstance(module, parametrize.ParametrizationList)
-        for name, other in _stored(module).items()
-        if other is stored
-    ]
-    return tuple(found) or (place,)
+    return tied_places(model).get(id(stored), (place,))
+
+
+def tied_places(model: nn.Module) -> dict[int, tuple[TensorPlace, ...]]:
+    """Identity of each stored parameter or buffer → every place that holds it."""
+    found: dict[int, tuple[TensorPlace, ...]] = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        if not isinstance(module, parametrize.ParametrizationList) or not module.is_tensor:
+            for name, tensor in _stored(module).items():
+                found[id(tensor)] = (*found.get(id(tensor), ()), TensorPlace(path, name))
+    return found
 
 
 def _stored(module: nn.Module) -> dict[str, Tensor]:
@@ -83,7 +86,8 @@ def _stored(module: nn.Module) -> dict[str, Tensor]:
     found = {k: v for k, v in [*module._parameters.items(), *module._buffers.items()] if v is not None}
     if parametrize.is_parametrized(module):
         for name, entry in cast(nn.ModuleDict, module.parametrizations).items():
-            found[name] = cast(Tensor, entry.original)
+            # One that starts from several tensors (weight norm) has them as places of its own.
+            found[name] = cast(Tensor, entry.original if entry.is_tensor else getattr(module, name))
     return found
 
 

@@ -7,7 +7,7 @@ head size, whatever of them shrinks.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
@@ -165,9 +165,9 @@ class _Equal:
     where: str
 
 
-def solve(flow: Flow, model: nn.Module) -> Solution:
+def solve(flows: Sequence[Flow], model: nn.Module) -> Solution:
     """Solve what the forward says of sizes. Leaves whose size is a literal, or hangs on a sum, freeze."""
-    pending = list(_equations(flow))
+    pending = [equal for flow in flows for equal in _equations(flow)]
     known: dict[Held, Polynomial] = {}
     for exact in (True, False):  # attributes that are a size come before those that are a part of one
         progress = True

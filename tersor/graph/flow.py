@@ -62,11 +62,12 @@ class Flow:
     or reads channels (``role``), who sums over an axis (``reads``) and which sizes the forward states (``equations``).
     """
 
-    def __init__(self, graph: Graph, model: nn.Module):
+    def __init__(self, graph: Graph, model: nn.Module, beside: Flow | None = None):
+        """``beside``: a flow of another graph of the same model, with whose parameters this one goes on."""
         self.graph, self.model = graph, model
-        self.tensors: dict[TensorPlace, Axes] = {}
-        self.roles: dict[tuple[TensorPlace, int], list[Role]] = {}
-        self.made: list[Axis] = []
+        self.tensors: dict[TensorPlace, Axes] = {} if beside is None else beside.tensors
+        self.roles: dict[tuple[TensorPlace, int], list[Role]] = {} if beside is None else beside.roles
+        self.made: list[Axis] = [] if beside is None else beside.made
         self.reads: list[Read] = []
         self.equations: list[Equation] = []
         self.unknown: dict[str, int] = {}

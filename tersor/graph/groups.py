@@ -3,31 +3,54 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import nn
 
+from tersor.core.errors import GraphError
 from tersor.core.place import TensorPlace
 from tersor.graph.axis import Leaf, crossings, leaves, positions, size_of
 from tersor.graph.equations import Solution, solve, whole_value
 from tersor.graph.flow import Axes, Flow, Role
 from tersor.graph.group import CoupledAxis, Group, Groups, Kind, SizeAttribute
 from tersor.graph.rules import follow
-from tersor.graph.trace import Graph
+from tersor.graph.trace import Graph, trace
 
 
-def find_groups(graph: Graph, model: nn.Module) -> Groups:
+def find_groups(graph: Graph, model: nn.Module, training: Graph | None = None) -> Groups:
     """Which axes of which tensors of ``model`` move together. Reads no tensor's values.
 
-    A group is a leaf of the axes' algebra: channels that the same tensors hold and that go one by one.
+    A group is a leaf of the axes' algebra: channels that the same tensors hold and that go one by one. ``training``:
+    the forward as it trains, where that uses modules which the forward in eval mode does not (auxiliary heads).
     """
-    flow = Flow(graph, model)
-    for call in graph.calls:
+    flow = _walked(Flow(graph, model))
+    flows = [flow] if training is None else [flow, _walked(Flow(training, model, beside=flow))]
+    return _Collection(flow, model, solve(flows, model)).groups()
+
+
+def groups_of(model: nn.Module, example_inputs: tuple[Any, ...]) -> Groups:
+    """Capture a model and find its groups; captured as it trains too where that uses more of its modules.
+
+    Raises GraphError where the model cannot be captured.
+    """
+    graph = trace(model, example_inputs)
+    groups = find_groups(graph, model)
+    if not groups.unread:
+        return groups
+    try:
+        training = trace(model, example_inputs, training=True)
+    except GraphError:  # what eval mode does not use stays as it is, and is named
+        return groups
+    return find_groups(graph, model, training)
+
+
+def _walked(flow: Flow) -> Flow:
+    for call in flow.graph.calls:
         flow.put(call, follow(call, flow))
-    for name in graph.outputs:
+    for name in flow.graph.outputs:
         for axis in flow.everything(name):
             flow.freeze(axis, "reaches the model's output")
-    solution = solve(flow, model)
-    return _Collection(flow, model, solution).groups()
+    return flow
 
 
 @dataclass

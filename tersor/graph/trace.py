@@ -23,7 +23,10 @@ from tersor.core.place import ActivationPlace, TensorPlace
 from tersor.graph.sizes import Book, Said, watched
 
 _NOT_THE_USERS = (str(Path(torch.__file__).parent) + os.sep, str(Path(errors.__file__).parents[1]) + os.sep)
-_BATCH_NORM = {"native_batch_norm_legit_no_training", "native_batch_norm_legit", "native_batch_norm"}
+_BATCH_NORM = {
+    "native_batch_norm_legit_no_training", "native_batch_norm_legit", "native_batch_norm",
+    "native_batch_norm_legit_functional",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -107,13 +110,13 @@ class Graph:
         return {call.name: call for call in self.calls}
 
 
-def trace(model: nn.Module, example_inputs: tuple[Any, ...]) -> Graph:
-    """Capture ``model``'s forward in eval mode. The model is not changed.
+def trace(model: nn.Module, example_inputs: tuple[Any, ...], *, training: bool = False) -> Graph:
+    """Capture ``model``'s forward in eval mode, or as it trains. The model is not changed.
 
     Raises GraphError, saying where the capture stopped and the usual mend.
     """
     try:
-        with eval_mode(model), warnings.catch_warnings(), torch.no_grad():
+        with eval_mode(model, training=training), warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
             with watched(model) as book:
                 program = torch.export.export(model, example_inputs, strict=False)

@@ -14,8 +14,7 @@ from tersor.core.eval_mode import eval_mode
 from tersor.core.measurement import Measurement
 from tersor.core.progress import Progress
 from tersor.core.task import Task
-from tersor.graph.groups import find_groups
-from tersor.graph.trace import trace
+from tersor.graph.groups import groups_of
 from tersor.jobs.find_task import find_task
 from tersor.measure.compute import layer_table, macs
 from tersor.measure.redundancy import redundancy
@@ -62,7 +61,7 @@ def _inspect(model: nn.Module, complete: Task, groups: bool) -> Inspection:
     lines: tuple[str, ...] = ()
     if groups:
         try:
-            lines = tuple(find_groups(trace(model, complete.example_inputs), model).describe())
+            lines = tuple(groups_of(model, complete.example_inputs).describe())
         except GraphError as error:
             lines = (str(error),)
     return Inspection(totals, tuple(layers), lines)

@@ -164,6 +164,8 @@ class _Whole:
 
         Raises InputError where there is no such group.
         """
+        if pruned is self:
+            return {group: group.units for group in meant}
         numbered = dict(zip(pruned.groups, _identities(pruned.groups), strict=True))
         groups = {group: numbered[group] for group in meant}
         own = dict(zip(_identities(self.groups), (group.units for group in self.groups), strict=True))

@@ -19,8 +19,7 @@ from tersor.core.plan import Skip
 from tersor.core.randomness import fixed_randomness
 from tersor.core.task import Task
 from tersor.graph.group import Group
-from tersor.graph.groups import find_groups
-from tersor.graph.trace import trace
+from tersor.graph.groups import groups_of
 from tersor.prune.eligible import open_groups
 from tersor.train.objective import Forward, Objective
 from tersor.train.trainer import device_of
@@ -155,8 +154,7 @@ def _find(
     chosen = select(model, asked.where)
     # In the middle of a training step: mixed precision would stand in the graph, and random numbers belong to training.
     with fixed_randomness(0), torch.autocast(device.type, enabled=False):
-        graph = trace(model, send_to_device(task.example_inputs, device))
-    groups = find_groups(graph, model).prunable(asked.heads)
+        groups = groups_of(model, send_to_device(task.example_inputs, device)).prunable(asked.heads)
     skips: list[Skip] = []
     free = [group for partners in open_groups(groups, chosen, skips) for group in partners]
     if not free:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from tersor.graph.axis import ONE, Axis, size_of
-from tersor.graph.flow import Axes, Flow, fixed
+from tersor.graph.flow import Axes, Flow, Many, fixed
 from tersor.graph.rules.registry import rule
 from tersor.graph.trace import Call
 
@@ -45,6 +45,13 @@ def aligned(call: Call, flow: Flow, axes: list[Axis], size: int) -> Axis:
     if result is None:
         return ONE if size == 1 else fixed([size], f"what {call.place} gives")[0]
     return result
+
+
+@rule("native_dropout")
+def dropout(call: Call, flow: Flow) -> Many:
+    """The tensor, and which of its entries stay."""
+    x = flow.axes(call.args[0])
+    return Many((x, x))
 
 
 @rule("copy")
