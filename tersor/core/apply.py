@@ -16,12 +16,15 @@ from tersor.core.errors import InputError
 from tersor.core.fake_quantize import FakeQuantize
 from tersor.core.intercept import intercept_at, welcome
 from tersor.core.masked import Masked
-from tersor.core.place import TensorPlace, aliases, module_at, tensor_at
+from tersor.core.place import TensorPlace, aliases, module_at, tensor_at, tied_places
 from tersor.core.plan import Plan
 from tersor.core.removed import Removed
+from tersor.core.scattered import Scattered
 
 # Swap builds from these and nothing else, so that an artifact cannot name arbitrary code.
-CONSTRUCTORS: dict[str, Callable[..., nn.Module]] = {"Identity": nn.Identity, "Removed": Removed}
+CONSTRUCTORS: dict[str, Callable[..., nn.Module]] = {
+    "Identity": nn.Identity, "Removed": Removed, "Scattered": Scattered,
+}  # fmt: skip
 
 
 def apply(model: nn.Module, plan: Plan, *, in_place: bool = False) -> nn.Module:
@@ -134,6 +137,7 @@ def _quantizer(model: nn.Module, edit: Quantizer) -> None:
 def _slice(model: nn.Module, edit: Slice) -> None:
     new: dict[int, tuple[tuple[TensorPlace, ...], Tensor]] = {}
     done: dict[tuple[int, int], Tensor] = {}
+    tied = tied_places(model)
     for cut in edit.cuts:
         tensor = tensor_at(model, cut.place)
         _check_cut(model, cut, tensor)
@@ -142,7 +146,7 @@ def _slice(model: nn.Module, edit: Slice) -> None:
                 raise InputError(f"dimension {cut.dim} is to be cut in two different ways", where=str(cut.place))
             continue
         done[id(tensor), cut.dim] = cut.keep
-        places, value = new.get(id(tensor), (aliases(model, cut.place), tensor.detach()))
+        places, value = new.get(id(tensor), (tied[id(tensor)], tensor.detach()))
         new[id(tensor)] = places, value.index_select(cut.dim, cut.keep.to(value.device))
     for places, value in new.values():
         _replace(model, places, value)
