@@ -154,24 +154,26 @@ def _frozen_layers(graph: Graph, model: nn.Module, groups: Sequence[Group]) -> I
             width = graph.shapes[str(made[0].args[1])][0]
             returned = any(call.name in graph.outputs for call in made)
             gain = _gain(model, made, readers, width)
-            yield _Layer(
-                names[id(module_at(model, place.module))],
-                str(held[0].frozen),
-                width,
-                work[place] / total,
-                gain,
-                returned,
-            )
+            path = names[_owner(model, made[0], place)]
+            yield _Layer(path, str(held[0].frozen), width, work[place] / total, gain, returned)
+
+
+def _owner(model: nn.Module, call: Call, place: TensorPlace) -> int:
+    """The identity of the module whose weight a call reads; of tied ones, of the one that makes the call."""
+    caller = module_at(model, call.module)
+    owns = caller._parameters.get("weight") is tensor_at(model, place)
+    return id(caller if owns else module_at(model, place.module))
 
 
 def _others(model: nn.Module, groups: Sequence[Group], layers: Sequence[_Layer]) -> Iterator[Skip]:
     """What else makes frozen channels, once for each module."""
-    known, names = {id(module_at(model, layer.path)) for layer in layers}, _first_names(model)
+    names, modules = _first_names(model), [module_at(model, layer.path) for layer in layers]
+    known = {id(module) for module in modules} | {id(module.weight) for module in modules}
     for group in groups:
         for axis in group.producers if group.frozen is not None else ():
-            module = module_at(model, axis.place.module)
-            if id(module) not in known:
-                known.add(id(module))
+            module, tensor = module_at(model, axis.place.module), tensor_at(model, axis.place)
+            if known.isdisjoint((id(module), id(tensor))):
+                known |= {id(module), id(tensor)}
                 kind = type(module).__name__
                 reason = f"its channels are frozen ({group.frozen}), and a {kind} has no adapter"
                 yield Skip(names[id(module)], reason)
