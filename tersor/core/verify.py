@@ -47,11 +47,17 @@ def relative_difference(got: Tensor, expected: Tensor) -> float:
 
 
 def verify_edits(
-    original: nn.Module, edited: nn.Module, plan: Plan, task: Task, *, tolerance: float = TOLERANCE
+    original: nn.Module,
+    edited: nn.Module,
+    plan: Plan,
+    task: Task,
+    *,
+    tolerance: float = TOLERANCE,
+    draws: int = DRAWS,
 ) -> float | None:
     """The largest relative difference between ``edited`` and what it must equal: the plan's ``reference``, else the
     masked original where the plan slices, else the original where the plan ``preserves``. On the task's example inputs
-    and on noise like them: a channel that the few examples leave dead must not hide a wrong index.
+    and on ``draws`` of noise like them: a channel that the few examples leave dead must not hide a wrong index.
 
     Both run in eval mode, in the dtype they have (in half precision the tolerance is at least eight of its steps). None
     where neither holds. Raises VerificationError above ``tolerance``, or where the edited model does not run.
@@ -61,7 +67,7 @@ def verify_edits(
     assert task.example_inputs is not None, "a completed task has example inputs"
     reference = masked_reference(original, plan) if plan.reference is None else plan.reference
     edited = copy.deepcopy(edited)
-    probes = [task.example_inputs, *(_noise_like(task.example_inputs, seed) for seed in range(DRAWS))]
+    probes = [task.example_inputs, *(_noise_like(task.example_inputs, seed) for seed in range(draws))]
     expected = [_run(reference, probe, task) for probe in probes]
     # A model may overflow on noise; on the examples it may not.
     chosen = [n for n, outputs in enumerate(expected) if n == 0 or bool(torch.isfinite(outputs).all())]

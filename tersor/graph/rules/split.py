@@ -17,6 +17,8 @@ def getitem(call: Call, flow: Flow) -> Axes:
     assert call.shape is not None
     if many.parts is None:
         return fixed(call.shape, many.reason)
+    if call.args[1] >= len(many.parts):  # the statistics that a batch norm writes while it trains
+        return fixed(call.shape, f"a by-product, {call.place}")
     axes = many.parts[call.args[1]]
     pairs = zip(map(resolve, axes), call.shape, strict=True)
     return tuple(Fixed(size, axis.reason) if isinstance(axis, Fixed) else axis for axis, size in pairs)
