@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from tersor.core.step import Method, Step
 from tersor.distill.response import Distill
+from tersor.prune.adapter import PruneBehindAdapter
+from tersor.prune.block_scores import BlockScore, LossIncrease, RelativeNorm, Similarity
+from tersor.prune.blocks import PruneBlocks
 from tersor.prune.channels import PruneChannels
 from tersor.prune.group_sparsity import TaskLossWithGroupSparsity
 from tersor.prune.reconstruct import PruneAndReconstruct
@@ -32,6 +35,8 @@ STEPS = Registry(
         Step: {
             "prune_channels": PruneChannels,
             "prune_and_reconstruct": PruneAndReconstruct,
+            "prune_blocks": PruneBlocks,
+            "prune_behind_adapter": PruneBehindAdapter,
             "recalibrate_batch_norm": RecalibrateBatchNorm,
             "finetune": Finetune,
             "fold_batch_norm": FoldBatchNorm,
@@ -49,6 +54,7 @@ STEPS = Registry(
             "activation_weighted": ActivationWeighted,
             "random": Random,
         },
+        BlockScore: {"similarity": Similarity, "relative_norm": RelativeNorm, "loss_increase": LossIncrease},
         Range: {"min_max": MinMax, "percentile": Percentile, "mean_squared_error": MeanSquaredError},
         Schedule: {"cosine": Cosine, "one_cycle": OneCycle, "constant": Constant},
     }

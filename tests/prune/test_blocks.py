@@ -24,6 +24,7 @@ from tersor.measure.compute import macs
 from tersor.prune.block_scores import LossIncrease, RelativeNorm, Similarity
 from tersor.prune.blocks import PruneBlocks
 from tersor.prune.channels import PruneChannels
+from tersor.recipes.recipe import read_recipe
 from tersor.testing import check_method
 from tersor.zoo.batches import TensorBatches
 
@@ -490,6 +491,20 @@ def test_a_selector_that_means_no_block_is_said():
 
 
 # Together with the rest ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"blocks": 2, "level": "layer"}, PruneBlocks(2, level="layer")),
+        ({"blocks": 0.5, "score": {"loss_increase": {"batches": 2}}}, PruneBlocks(0.5, score=LossIncrease(2))),
+        ({"blocks": 1, "where": "layers.*"}, PruneBlocks(1, where=ByName("layers.*"))),
+    ],
+)
+def test_a_recipe_names_it(settings, expected):
+    data = {"name": "mine", "steps": [{"name": "one", "parts": [{"prune_blocks": settings}]}]}
+    (step,) = read_recipe(data).steps
+    assert step.step == expected and type(step.step.blocks) is type(expected.blocks)
 
 
 @dataclasses.dataclass(frozen=True)
