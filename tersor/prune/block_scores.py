@@ -37,7 +37,7 @@ class Similarity(BlockScore):
     The mean is over ``batches`` calibration batches and, for x of shape [batch, positions, features], over positions;
     for any other shape the cosine is of whole samples.
 
-    Source: Men et al. 2024, *ShortGPT* (arXiv 2403.03853), section 2.2, "block influence". Ours is of whole samples
+    Source: Men et al. 2024, *ShortGPT* (arXiv 2403.03853), "block influence". Ours is of whole samples
     where an image's channels, not its last dimension, are the features.
     """
 
