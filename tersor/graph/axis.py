@@ -277,18 +277,24 @@ def _split_factors(axis: Product, count: int) -> tuple[Axis, Axis]:
 
 
 def positions(axis: Axis) -> list[tuple[Leaf, NDArray[np.int64], NDArray[np.int64]]]:
-    """For each leaf of the axis: the positions that carry it, and which of its channels each carries."""
+    """For each leaf of the axis: the positions that carry it, and which of its channels each carries. A leaf comes
+    again where it is multiplied with itself: position (i, j) carries both of its channels i and j."""
     axis = resolve(axis)
-    found: dict[Leaf, NDArray[np.int64]] = {}
+    found: dict[Leaf, list[NDArray[np.int64]]] = {}
     _number(axis, np.arange(size_of(axis)), size_of(axis), found)
-    return [(leaf, np.flatnonzero(units >= 0), units[units >= 0]) for leaf, units in found.items()]
+    rows = [(leaf, units) for leaf, several in found.items() for units in several]
+    return [(leaf, np.flatnonzero(units >= 0), units[units >= 0]) for leaf, units in rows]
 
 
-def _number(axis: Axis, where: NDArray[np.int64], whole: int, found: dict[Leaf, NDArray[np.int64]]) -> None:
+def _number(axis: Axis, where: NDArray[np.int64], whole: int, found: dict[Leaf, list[NDArray[np.int64]]]) -> None:
     """Write into ``found`` which channel each position of ``where`` (rows of equal form, [..., size]) carries."""
     axis = resolve(axis)
     if isinstance(axis, Leaf):
-        units = found.setdefault(axis, np.full(whole, -1, dtype=np.int64))
+        several = found.setdefault(axis, [])
+        units = next((units for units in several if (units[where] < 0).all()), None)
+        if units is None:
+            units = np.full(whole, -1, dtype=np.int64)
+            several.append(units)
         units[where] = np.arange(axis.size)
     elif isinstance(axis, Product):
         grid = where.reshape(*where.shape[:-1], *map(size_of, axis.factors))
