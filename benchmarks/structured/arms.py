@@ -17,7 +17,9 @@ from tersor.core.task import Task
 from tersor.measure.compute import macs
 from tersor.prune.amount import Keep, Scope
 from tersor.prune.channels import PruneChannels
-from tersor.prune.scores import Magnitude, Score
+from tersor.prune.reconstruct import PruneAndReconstruct
+from tersor.prune.scores import ActivationWeighted, Score
+from tersor.train.recalibrate import RecalibrateBatchNorm
 
 TOLERANCE = 0.02  # of the target's MACs
 
@@ -43,40 +45,47 @@ class Arm(ABC):
 class TersorArm(Arm):
     """PruneChannels with its own target on MACs."""
 
-    score: Score = field(default_factory=Magnitude)
+    score: Score = field(default_factory=ActivationWeighted)
     scope: Scope = "global"
     max_sparsity: float = 0.9
+    repair: bool = True  # readers solved for by least squares, then batch norm's statistics: no training
 
     def __str__(self) -> str:
-        return f"Tersor {version('tersor')}: PruneChannels, {self.score}, {self.scope}"
+        repair = "; PruneAndReconstruct, RecalibrateBatchNorm" if self.repair else ""
+        return f"Tersor {version('tersor')}: PruneChannels, {self.score}, {self.scope}{repair}"
 
     def prune(self, task: Task, ratio: float) -> Pruned:
         begun = time.monotonic()
         method = PruneChannels(
             keep=Keep(macs=1 / ratio), score=self.score, scope=self.scope, max_sparsity=self.max_sparsity, multiple_of=1
         )
-        model = method.run(task.model, task, Context()).model
+        step = PruneAndReconstruct(method) if self.repair else method
+        model = step.run(task.model, task, Context()).model
+        if self.repair:
+            model = RecalibrateBatchNorm().run(model, task, Context()).model
         return _checked(model, task, ratio, time.monotonic() - begun)
 
 
 @dataclass(frozen=True)
 class TorchPruningArm(Arm):
-    """The loop of Torch-Pruning's own benchmark (reproduce/main.py): small global steps until the target is reached."""
+    """The loop of Torch-Pruning's own benchmark (reproduce/main.py): small steps until the target is reached."""
 
     importance: Callable[[], torch_pruning.importance.Importance]
     name: str
+    everywhere: bool = True  # all layers compete; else each loses the same fraction
     steps: int = 400
     batches: int = 2  # of gradients at each step, for an importance that reads them
 
     def __str__(self) -> str:
-        return f"Torch-Pruning {version('torch-pruning')}: {self.name}, global"
+        scope = "global" if self.everywhere else "layer"
+        return f"Torch-Pruning {version('torch-pruning')}: {self.name}, {scope}"
 
     def prune(self, task: Task, ratio: float) -> Pruned:
         begun = time.monotonic()
         model = copy.deepcopy(task.model).eval().requires_grad_(True)
         importance = self.importance()
         pruner = torch_pruning.pruner.GroupNormPruner(
-            model, task.example_inputs[0], importance=importance, global_pruning=True, pruning_ratio=1.0,
+            model, task.example_inputs[0], importance=importance, global_pruning=self.everywhere, pruning_ratio=1.0,
             iterative_steps=self.steps, ignored_layers=[module for module in model.modules() if _is_last(module)],
         )  # fmt: skip
         while _ratio(task, model) < ratio and pruner.current_step < self.steps:

@@ -43,11 +43,20 @@ class Entry:
     objective: Objective = TaskLoss()
 
 
-PEER = Entry(
-    "Torch-Pruning", TorchPruningArm(partial(torch_pruning.importance.GroupMagnitudeImportance, p=2), "group norm, p=2")
-)
-TERSOR = Entry("Tersor", TersorArm())
-DISTILLED = Entry("Tersor, distilled", TersorArm(), Distill())
+def _norm(normalizer: str, everywhere: bool) -> TorchPruningArm:
+    importance = partial(torch_pruning.importance.GroupMagnitudeImportance, p=2, normalizer=normalizer)
+    return TorchPruningArm(importance, f"GroupMagnitudeImportance(p=2, normalizer={normalizer!r})", everywhere)
+
+
+# Torch-Pruning by its own benchmark's methods `group_norm` and (without its regularised training) `group_sl`, and by
+# the same fraction in every layer, which is stronger where training is short.
+ENTRIES = {
+    "torch-pruning": Entry("Torch-Pruning", _norm("mean", True)),
+    "torch-pruning-max": Entry("Torch-Pruning, max", _norm("max", True)),
+    "torch-pruning-layer": Entry("Torch-Pruning, layer", _norm("mean", False)),
+    "tersor": Entry("Tersor", TersorArm()),
+    "tersor-distilled": Entry("Tersor, distilled", TersorArm(), Distill()),
+}
 
 
 def main() -> None:
@@ -61,7 +70,7 @@ def main() -> None:
     print(f"{args.model}: {mean_of(right):.2f} %", flush=True)
     log = Log(args.out / f"{args.model}.jsonl", {"model": args.model, "images": len(images), "device": device.type})
     task = task_of(original, training, test)
-    entries = [PEER, TERSOR] + ([] if args.same_loss_only else [DISTILLED])
+    entries = [ENTRIES[name] for name in args.arms]
     pruned = {(entry.arm, ratio): entry.arm.prune(task, ratio) for ratio in args.ratios for entry in entries}
     found: dict[tuple[str, float], list[Finished]] = {}
     for seed, ratio, entry in product(range(args.seeds), args.ratios, entries):
@@ -84,7 +93,8 @@ def main() -> None:
         )
     setting = Setting(args.model, len(images), budget, args.seeds, _name(device), "benchmarks/structured/cifar.py")
     said = {entry.name: f"{entry.arm}; then {entry.objective}" for entry in entries}
-    write_page(setting, mean_of(right), said, found)
+    ours = [ENTRIES[name].name for name in args.arms if name.startswith("tersor")]
+    write_page(setting, mean_of(right), said, ours, found)
 
 
 def _name(device: torch.device) -> str:
@@ -100,7 +110,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--ratios", type=float, nargs="+", default=(2.1, 2.5), help="times fewer MACs")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 …")
     parser.add_argument("--train-samples", type=int, default=None, help="fewer images, to try it out")
-    parser.add_argument("--same-loss-only", action="store_true", help="without the column of Tersor's own recipe")
+    parser.add_argument("--arms", nargs="+", choices=ENTRIES, default=tuple(ENTRIES))
     parser.add_argument("--out", type=Path, default=OUT)
     return parser.parse_args()
 

@@ -24,48 +24,52 @@ class Setting:
 
 
 def write_page(
-    setting: Setting, baseline: float, arms: Mapping[str, str], found: Mapping[tuple[str, float], Sequence[Finished]]
-) -> None:
-    """``baseline``: the original's accuracy in per cent. ``arms``: name → how it prunes and trains, the peer first.
+    setting: Setting, baseline: float, arms: Mapping[str, str], ours: Sequence[str],
+    found: Mapping[tuple[str, float], Sequence[Finished]],
+) -> None:  # fmt: skip
+    """``baseline``: the original's accuracy in per cent. ``arms``: name → how it prunes and trains; ``ours``: of these.
 
     ``found``: (name, ratio) → an entry for each seed.
     """
-    names = list(arms)
     ratios = sorted({ratio for _, ratio in found})
-    rows = [_row(names, ratio, found) for ratio in ratios]
-    header = ["fewer MACs", *names]
-    header += [f"{name} − {names[0]}" for name in names[1:]]
+    budget = setting.budget
     lines = [
-        f"{setting.model}, trained to {baseline:.2f} %; pruned to the given ratio; then {setting.budget.epochs} epochs "
-        f"of {setting.images:,} images in every arm, by one function: SGD with Nesterov momentum 0.9, one cycle up to "
-        f"{setting.budget.lr}, weight decay {setting.budget.weight_decay}, batches of {setting.budget.batch}, mirrored "
-        f"and moved by up to four pixels; the same order and augmentation for a seed. Seeds: {setting.seeds}. Test "
-        "accuracy of the last epoch (mean over seeds, per cent); nothing was chosen on the test set.",
-        table(header, rows),
-        "Differences in points, paired by seed and image, with their 95 % interval over test images"
-        + (" and, in brackets, over seeds." if setting.seeds >= FEWEST_SEEDS else ".")
-        + " Beside each accuracy stands the ratio that was reached.",
+        f"{setting.model}, trained to {baseline:.2f} %; pruned to the given ratio; then {budget.epochs} epochs of "
+        f"{setting.images:,} images in every arm, by one function: SGD with Nesterov momentum 0.9, one cycle up to "
+        f"{budget.lr}, weight decay {budget.weight_decay}, batches of {budget.batch}, mirrored and moved by up to four "
+        f"pixels; the same order and augmentation for a seed. Seeds: {setting.seeds}. Test accuracy of the last epoch "
+        "in per cent: the mean, each seed, the ratio that was reached. Nothing was chosen on the test set.",
+        table(["fewer MACs", *arms], [_accuracies(list(arms), ratio, found) for ratio in ratios]),
+        "Differences in points, paired by seed and image, with 95 % intervals: over test images (what other images "
+        f"would have given for these networks), and, from {FEWEST_SEEDS} seeds on, Student's over seeds.",
+        table(
+            ["fewer MACs", "", "minus", "points", "over images", "over seeds"],
+            [
+                _difference(one, other, ratio, found)
+                for ratio in ratios for one in ours for other in arms if other not in ours
+            ],
+        ),
         "\n".join(f"* {name}: {what}" for name, what in arms.items()),
-    ]
+    ]  # fmt: skip
     title = f"CIFAR-10, {setting.model}: pruned and trained on"
     write(f"structured-{setting.model}", title, "\n\n".join(lines), setting.source, setting.device)
 
 
-def _row(names: Sequence[str], ratio: float, found: Mapping[tuple[str, float], Sequence[Finished]]) -> list[str]:
+def _accuracies(names: Sequence[str], ratio: float, found: Mapping[tuple[str, float], Sequence[Finished]]) -> list[str]:
     cells = [f"{ratio:g}×"]
     for name in names:
         arm = found[name, ratio]
         each = ", ".join(f"{one.accuracy:.2f}" for one in arm)
         mean = sum(one.accuracy for one in arm) / len(arm)
         cells.append(f"{mean:.2f}" + (f" ({each})" if len(arm) > 1 else "") + f" at {arm[0].ratio:.2f}×")
-    peer = found[names[0], ratio]
-    for name in names[1:]:
-        arm = found[name, ratio]
-        seeds = over_seeds(arm, peer)
-        also = f" [{seeds.low:+.2f} to {seeds.high:+.2f}]" if seeds else ""
-        cells.append(_difference(over_images(arm, peer)) + also)
     return cells
 
 
-def _difference(found: Estimate) -> str:
-    return f"{found.value:+.2f} ({found.low:+.2f} to {found.high:+.2f})"
+def _difference(one: str, other: str, ratio: float, found: Mapping[tuple[str, float], Sequence[Finished]]) -> list[str]:
+    pair = found[one, ratio], found[other, ratio]
+    images, seeds = over_images(*pair), over_seeds(*pair)
+    return [f"{ratio:g}×", one, other, f"{images.value:+.2f}", _range(images), _range(seeds) if seeds else ""]
+
+
+def _range(found: Estimate) -> str:
+    return f"{found.low:+.2f} to {found.high:+.2f}"

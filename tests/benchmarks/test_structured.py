@@ -122,11 +122,16 @@ def test_the_accuracy_page_has_every_arm_and_the_differences_to_the_peer(tmp_pat
     monkeypatch.setattr(page, "DOCS", tmp_path)
     setting = report.Setting("resnet20", 100, training.Budget(3), 2, "", "cifar.py")
     peer, ours = [finished([1, 0] * 50)] * 2, [finished([1, 1, 1, 0] * 25)] * 2
-    report.write_page(setting, 91.25, {"Peer": "norm", "Tersor": "ours"}, {("Peer", 2.5): peer, ("Tersor", 2.5): ours})
+    arms, found = {"Peer": "norm", "Tersor": "ours"}, {("Peer", 2.5): peer, ("Tersor", 2.5): ours}
+    report.write_page(setting, 91.25, arms, ["Tersor"], found)
     text = (tmp_path / "structured-resnet20.md").read_text()
     assert text in capsys.readouterr().out
-    row = next(line for line in text.splitlines() if line.startswith("| 2.5×"))
-    assert "50.00 (50.00, 50.00) at 2.10×" in row and "75.00" in row and "+25.00 (+" in row
+    first, second = (line for line in text.splitlines() if line.startswith("| 2.5×"))
+    assert "| 50.00 (50.00, 50.00) at 2.10× | 75.00 (75.00, 75.00) at 2.10× |" in first
+    assert "| Tersor | Peer | +25.00 | +" in second and second.endswith("|  |")
+    three = {key: [*arm, arm[0]] for key, arm in found.items()}
+    report.write_page(setting, 91.25, arms, ["Tersor"], three)
+    assert "| +25.00 to +25.00 |" in (tmp_path / "structured-resnet20.md").read_text()
 
 
 def row(name, accuracy, drop, ms, faster):
