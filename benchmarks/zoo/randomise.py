@@ -80,6 +80,7 @@ def _measure_statistics(model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
 
 def _scatter(mean: Tensor, variance: Tensor, generator: torch.Generator) -> None:
     typical = variance.mean().clamp_min(1e-6)
-    variance.clamp_min_(0.05 * typical)  # two samples of one pixel can agree by chance
+    # Two samples of one pixel can agree by chance; divided by next to nothing, rounding errors grow with every layer.
+    variance.clamp_min_(typical)
     mean.add_(SPREAD * variance.sqrt() * _noise(mean, generator))
     variance.mul_(1 + SPREAD * _noise(variance, generator).clamp(-2, 2))
