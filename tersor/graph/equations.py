@@ -169,7 +169,7 @@ def solve(flows: Sequence[Flow], model: nn.Module) -> Solution:
     """Solve what the forward says of sizes. Leaves whose size is a literal, or hangs on a sum, freeze."""
     pending = [equal for flow in flows for equal in _equations(flow)]
     known: dict[Held, Polynomial] = {}
-    for exact in (True, False):  # attributes that are a size come before those that are a part of one
+    for find in (_alone, _in_a_product, _in_a_sum):  # attributes that are a size come before those that are a part
         progress = True
         while progress:
             progress = False
@@ -182,7 +182,7 @@ def solve(flows: Sequence[Flow], model: nn.Module) -> Solution:
                     continue
                 if equal.left == equal.right:
                     continue
-                solved = _solved(equal, exact)
+                solved = find(equal)
                 if solved is None:
                     rest.append(equal)
                 else:
@@ -211,14 +211,19 @@ def _equations(flow: Flow) -> Iterator[_Equal]:
             yield _Equal(left, right, "a comparison in the forward")
 
 
-def _solved(equal: _Equal, exact: bool) -> tuple[Held, Polynomial] | None:
-    """The attribute that the equation determines. ``exact``: only where one side is the attribute alone."""
+def _alone(equal: _Equal) -> tuple[Held, Polynomial] | None:
+    """The attribute that is one side of the equation."""
+    return _in_a_product(equal, alone=True)
+
+
+def _in_a_product(equal: _Equal, alone: bool = False) -> tuple[Held, Polynomial] | None:
+    """The attribute that is multiplied or divided by what is known."""
     for side, other in ((equal.left, equal.right), (equal.right, equal.left)):
         if len(side.terms) != 1 or any(isinstance(symbol, Held) for symbol in other.symbols()):
             continue
         ((powers, value),) = side.terms.items()
         held = [(symbol, power) for symbol, power in powers if isinstance(symbol, Held)]
-        if len(held) != 1 or abs(held[0][1]) != 1 or (exact and (len(powers) != 1 or value != 1)):
+        if len(held) != 1 or abs(held[0][1]) != 1 or (alone and (len(powers) != 1 or value != 1)):
             continue
         symbol, power = held[0]
         rest = Polynomial({powers - {held[0]}: value})
@@ -227,6 +232,20 @@ def _solved(equal: _Equal, exact: bool) -> tuple[Held, Polynomial] | None:
         except Unsolvable:
             continue
     return None
+
+
+def _in_a_sum(equal: _Equal) -> tuple[Held, Polynomial] | None:
+    """The attribute that is in one term of a sum of what is known: ``split([first, whole - first])``."""
+    difference = equal.left + equal.right.scaled(Fraction(-1))
+    found = [
+        (powers, symbol, power) for powers in difference.terms for symbol, power in powers if isinstance(symbol, Held)
+    ]
+    if len(found) != 1 or found[0][2] != 1:
+        return None
+    powers, symbol, power = found[0]
+    factor = Polynomial({powers - {(symbol, power)}: -difference.terms[powers]})
+    rest = Polynomial({other: value for other, value in difference.terms.items() if other != powers})
+    return symbol, rest * factor.inverse()
 
 
 def _ties(pending: list[_Equal], model: nn.Module) -> list[Tie]:
