@@ -20,6 +20,12 @@ _HOME = {
     "Everything": "tersor.core.place",
     "TersorError": "tersor.core.errors",
     "PruneChannels": "tersor.prune.channels",
+    "Keep": "tersor.prune.amount",
+    "prune_iteratively": "tersor.prune.iterative",
+    "PruneBlocks": "tersor.prune.blocks",
+    "PruneBehindAdapter": "tersor.prune.adapter",
+    "PruneAndReconstruct": "tersor.prune.reconstruct",
+    "GroupSparsity": "tersor.prune.group_sparsity",
     "FoldBatchNorm": "tersor.quantize.fold",
     "Quantize": "tersor.quantize.quantize",
     "Finetune": "tersor.train.finetune",
@@ -52,7 +58,13 @@ if TYPE_CHECKING:
     from tersor.jobs.dry_run import dry_run
     from tersor.jobs.inspect import inspect
     from tersor.jobs.load_check import load_check
+    from tersor.prune.adapter import PruneBehindAdapter
+    from tersor.prune.amount import Keep
+    from tersor.prune.blocks import PruneBlocks
     from tersor.prune.channels import PruneChannels
+    from tersor.prune.group_sparsity import GroupSparsity
+    from tersor.prune.iterative import prune_iteratively
+    from tersor.prune.reconstruct import PruneAndReconstruct
     from tersor.quantize.fold import FoldBatchNorm
     from tersor.quantize.quantize import Quantize
     from tersor.run.budgets import Budgets

@@ -196,11 +196,16 @@ def _swap(model: nn.Module, edit: Swap) -> None:
 def _attribute(model: nn.Module, edit: Attribute) -> None:
     module = module_at(model, edit.module)
     *path, name = edit.name.split(".")
-    if name.startswith("__") or edit.name in {*module._parameters, *module._buffers, *module._modules}:
+    taken = {*module._parameters, *module._buffers, *module._modules, *vars(nn.Module())}  # hooks, training, …
+    if name.startswith("__") or edit.name in taken:
         raise InputError("not a plain attribute", where=f"{edit.module}.{edit.name}")
     holder: Any = module
-    for part in path:
-        holder = vars(holder).get(part)
-    if holder is None or name not in vars(holder):
+    try:
+        for part in path:  # a config that the module holds
+            holder = vars(holder)[part]
+        known = name in vars(holder)
+    except (KeyError, TypeError):
+        known = False
+    if not known:
         raise InputError("no such attribute", where=f"{edit.module}.{edit.name}")
     setattr(holder, name, edit.value)

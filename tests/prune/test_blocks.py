@@ -15,7 +15,6 @@ from tersor.core.edit import Attribute, Swap
 from tersor.core.errors import InputError, TrainingError, VerificationError
 from tersor.core.place import ByName
 from tersor.core.removed import Removed
-from tersor.core.step import Method
 from tersor.core.task import Task
 from tersor.core.verify import verify_edits
 from tersor.export.artifact import load_artifact, save_artifact
@@ -507,16 +506,6 @@ def test_a_recipe_names_it(settings, expected):
     assert step.step == expected and type(step.step.blocks) is type(expected.blocks)
 
 
-@dataclasses.dataclass(frozen=True)
-class Unreferenced(Method):
-    """The method without its plans' references: no two modules are equal, which the contract asks of two plans."""
-
-    method: PruneBlocks
-
-    def plan(self, model, task):
-        return dataclasses.replace(self.method.plan(model, task), reference=None)
-
-
 @pytest.mark.parametrize(
     ("name", "level"), [("post-activation", "branch"), ("pre-norm", "layer"), ("post-norm", "branch")]
 )
@@ -525,7 +514,7 @@ def test_it_keeps_the_contract_of_a_method(name, level):
     net, x = prepared(make()).float(), inputs().float()
     batches = TensorBatches(x, torch.arange(3) % 5, 3)
     task = Task(net, batches, batches, batches, batches)
-    result = check_method(Unreferenced(PruneBlocks(1, level=level)), net, task)
+    result = check_method(PruneBlocks(1, level=level), net, task)
     assert result.plans[0].edits
 
 
