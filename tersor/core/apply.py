@@ -208,4 +208,7 @@ def _attribute(model: nn.Module, edit: Attribute) -> None:
         known = False
     if not known:
         raise InputError("no such attribute", where=f"{edit.module}.{edit.name}")
-    setattr(holder, name, edit.value)
+    if holder is module:
+        setattr(holder, name, edit.value)
+    else:
+        vars(holder)[name] = edit.value  # a config may be frozen, or rename what is set

@@ -68,15 +68,22 @@ def aliases(model: nn.Module, place: TensorPlace) -> tuple[TensorPlace, ...]:
     """Every place that holds the very same tensor (tied weights), ``place`` included; masked and quantised ones too."""
     tensor_at(model, place)  # raises where there is none
     stored = _stored(module_at(model, place.module))[place.tensor]
-    return tied_places(model).get(id(stored), (place,))
+    found = [
+        TensorPlace(path, name)
+        for path, module in model.named_modules(remove_duplicate=False)
+        if not isinstance(module, parametrize.ParametrizationList)
+        for name, other in _stored(module).items()
+        if other is stored
+    ]
+    return tuple(found) or (place,)
 
 
 def tied_places(model: nn.Module) -> dict[int, tuple[TensorPlace, ...]]:
-    """Identity of each stored parameter or buffer → every place that holds it."""
+    """Identity of each stored parameter or buffer → every place that holds it, a parametrized one's own among them."""
     found: dict[int, tuple[TensorPlace, ...]] = {}
     for path, module in model.named_modules(remove_duplicate=False):
-        if not isinstance(module, parametrize.ParametrizationList) or not module.is_tensor:
-            for name, tensor in _stored(module).items():
+        for name, tensor in [*module._parameters.items(), *module._buffers.items()]:
+            if tensor is not None:
                 found[id(tensor)] = (*found.get(id(tensor), ()), TensorPlace(path, name))
     return found
 

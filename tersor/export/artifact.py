@@ -293,7 +293,9 @@ def _expect_sane(model: nn.Module, edit: Edit) -> None:
                 if keep.ndim != 1 or bool((keep < 0).any()) or not 0 <= cut.dim:
                     raise ValueError(f"{cut.place}: not a list of indices")
         case Attribute():
-            own = getattr(module_at(model, edit.module), edit.name)
+            own: Any = module_at(model, edit.module)
+            for part in edit.name.split("."):
+                own = vars(own)[part]
             if not isinstance(own, _PLAIN) or not isinstance(edit.value, _PLAIN) or callable(own):
                 raise ValueError(f"{edit.module}.{edit.name} is no plain attribute")
 

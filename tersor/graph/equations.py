@@ -228,9 +228,11 @@ def _in_a_product(equal: _Equal, alone: bool = False) -> tuple[Held, Polynomial]
         symbol, power = held[0]
         rest = Polynomial({powers - {held[0]}: value})
         try:
-            return symbol, other * rest.inverse() if power == 1 else rest * other.inverse()
+            value_ = other * rest.inverse() if power == 1 else rest * other.inverse()
         except Unsolvable:
             continue
+        if all(power > 0 for powers in value_.terms for _, power in powers):  # a ratio of sizes stays a number
+            return symbol, value_
     return None
 
 

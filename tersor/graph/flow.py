@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from tersor.core.place import TensorPlace, module_at, tensor_at
+from tersor.core.place import TensorPlace, module_at, tensor_at, tied_places
 from tersor.graph.axis import Axis, Fixed, Leaf, freeze, leaves, resolve, size_of, unify
 from tersor.graph.sizes import Held, Known, Said, Source, source_of
 from tersor.graph.trace import Call, Graph, Ref
@@ -72,7 +72,7 @@ class Flow:
         self.equations: list[Equation] = []
         self.unknown: dict[str, int] = {}
         self.grouped: dict[str, Axis] = {}  # group norm → its groups
-        self._aliases = _aliases(model)
+        self._aliases = tied_places(model)
         self._canonical: dict[str, TensorPlace] = {}
         self._values: dict[str, Axes | Many] = {}
         self._weights: set[str] = set()
@@ -135,7 +135,7 @@ class Flow:
                 self.tensors[place] = tuple(Leaf(size) for size in self.graph.shapes[ref])
         return self._canonical[ref]
 
-    def _names_of(self, ref: str) -> list[TensorPlace]:
+    def _names_of(self, ref: str) -> tuple[TensorPlace, ...]:
         return self._aliases[id(tensor_at(self.model, self.graph.tensors[ref]))]
 
     def is_parameter(self, ref: Any) -> bool:
@@ -248,16 +248,6 @@ def _calls_of(graph: Graph) -> dict[str, list[tuple[str, Said]]]:
         if isinstance(first, Known) and (first.function, first.index) in graph.values:
             name = graph.values[first.function, first.index]
             found.setdefault(name, []).append((key.rpartition(".")[2], said))
-    return found
-
-
-def _aliases(model: nn.Module) -> dict[int, list[TensorPlace]]:
-    """Identity of a parameter or buffer → every place that holds it."""
-    found: dict[int, list[TensorPlace]] = {}
-    for path, module in model.named_modules(remove_duplicate=False):
-        for name, tensor in [*module._parameters.items(), *module._buffers.items()]:
-            if tensor is not None:
-                found.setdefault(id(tensor), []).append(TensorPlace(path, name))
     return found
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx, nn
+from torch.export.graph_signature import InputKind
 
 from tersor.core.edit import Cut, Slice
 from tersor.core.place import tensor_at
@@ -81,15 +82,16 @@ class _Interpreter(fx.Interpreter):
 
     def __init__(self, masked: Masked, leaves: list[Any]):
         super().__init__(masked.program.graph_module)
-        self.masked, self.leaves = masked, leaves
+        self.masked = masked
         self.signature = masked.program.graph_signature
         self.lifted = self.signature.inputs_to_lifted_tensor_constants
-        self.user_inputs = list(self.signature.user_inputs)
+        specs = [spec for spec in self.signature.input_specs if spec.kind is InputKind.USER_INPUT]
+        self.given = {getattr(spec.arg, "name", ""): leaf for spec, leaf in zip(specs, leaves, strict=True)}
 
     def run(self, *args: Any, **kwargs: Any) -> Any:
-        """The model's outputs, without the buffers that it would update."""
+        """The model's outputs, without the buffers and inputs that it would update."""
         result = super().run()
-        return result[len(self.signature.buffers_to_mutate) :]
+        return result[len(self.signature.buffers_to_mutate) + len(self.signature.user_inputs_to_mutate) :]
 
     def placeholder(self, target: Any, args: Any, kwargs: Any) -> Any:
         name = str(target)
@@ -97,7 +99,7 @@ class _Interpreter(fx.Interpreter):
             return self.masked.tensor(name)
         if name in self.masked.constants:
             return self.masked.constants[name]
-        return self.leaves[self.user_inputs.index(name)]
+        return self.given[name]
 
     def run_node(self, n: fx.Node) -> Any:
         reads = self.masked.reads.get(n.name)

@@ -7,6 +7,7 @@ what it will be once channels are gone.
 
 from __future__ import annotations
 
+import threading
 import types
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -186,13 +187,16 @@ class _Watch(TorchFunctionMode):
             self.book.calls[key] = self._plain(args), self._plain(kwargs)
             for index, item in enumerate(results):
                 if isinstance(item, Tensor):
-                    self.name(item, key, index)
-                    self.book.shapes[key, index] = tuple(int.__int__(size) for size in _shape(item))
+                    shape = _shape(item)
+                    if all(isinstance(size, int) for size in shape):  # not one that depends on the data
+                        self.book.shapes[key, index] = tuple(int.__int__(size) for size in shape)
+                    if id(item) not in self.names:  # ``contiguous`` may give the tensor itself
+                        self.name(item, key, index)
         return result
 
     def _sizes(self, tensor: Tensor, shape: Any) -> Any:
         function, index = self.names.get(id(tensor), (None, -1))
-        if index == -1 and function is None:
+        if (index == -1 and function is None) or not all(isinstance(size, int) for size in shape):
             return shape
         return torch.Size(Size(size, Dim(function, index, dim), self.book) for dim, size in enumerate(shape))
 
@@ -219,7 +223,32 @@ def _shape(tensor: Tensor) -> torch.Size:
 
 @contextmanager
 def watched(model: nn.Module) -> Iterator[Book]:
-    """While open, a call of ``model`` is written into the book. Its attributes are put back at the end."""
+    """While open, a call of ``model`` is written into the book.
+
+    At the end every attribute and buffer of its modules is what it was, whatever the forward did to them. One thread
+    at a time: others wait.
+    """
+    with _LOCK, _put_back(model):
+        yield from _watched(model)
+
+
+_LOCK = threading.RLock()
+
+
+@contextmanager
+def _put_back(model: nn.Module) -> Iterator[None]:
+    before = [(module, dict(vars(module)), dict(module._buffers)) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, attributes, buffers in before:
+            vars(module).clear()
+            vars(module).update(attributes)
+            module._buffers.clear()
+            module._buffers.update(buffers)
+
+
+def _watched(model: nn.Module) -> Iterator[Book]:
     book = Book()
     undo = _hold_sizes(model, book)
     live: list[_Watch] = []

@@ -125,7 +125,8 @@ def trace(model: nn.Module, example_inputs: tuple[Any, ...], *, training: bool =
         raise GraphError(
             "the graph cannot be captured", where=_where(error) or type(model).__name__,
             got=f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}",
-            do="Usual mend: no branching on tensor values in forward, and example inputs of the shape used in training",
+            do="Usual mend: no branching on tensor values in forward; example inputs of the shape used in training; "
+            "plain outputs (transformers: config.use_cache = False)",
         ) from error  # fmt: skip
     return _Reader(program, book).graph()
 
@@ -167,7 +168,7 @@ class _Reader:
             if node.op == "placeholder":
                 self._placeholder(node, shape)
             elif node.op == "output":
-                mutated = len(self.signature.buffers_to_mutate)
+                mutated = len(self.signature.buffers_to_mutate) + len(self.signature.user_inputs_to_mutate)
                 self.outputs = tuple(_refs(self._value(list(_nodes(node.args[0]))[mutated:])))
             elif node.op == "call_function":
                 self._call(node, shape)
@@ -246,7 +247,9 @@ def _base_name(target: Any) -> str:
 
 def _shape(node: fx.Node) -> tuple[int, ...] | None:
     value = node.meta.get("val")
-    return tuple(int(size) for size in value.shape) if isinstance(value, Tensor) else None
+    if not isinstance(value, Tensor) or not all(isinstance(size, int) for size in value.shape):
+        return None  # no tensor, or one whose shape depends on the data
+    return tuple(int(size) for size in value.shape)
 
 
 def _module(node: fx.Node) -> str:

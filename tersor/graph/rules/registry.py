@@ -32,6 +32,8 @@ def follow(call: Call, flow: Flow) -> Axes | Many:
     if call.operator not in RULES:
         flow.unknown[call.operator] = flow.unknown.get(call.operator, 0) + 1
         return flow.give_up(call, f"passes through {call.place}, an operator without a rule")
+    if call.shape is None and call.dtype is not None:
+        return flow.give_up(call, f"has a shape at {call.place} that depends on the data")
     try:
         return RULES[call.operator](call, flow)
     except Refusal as refusal:
