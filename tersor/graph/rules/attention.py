@@ -14,7 +14,7 @@ from tersor.graph.trace import Call
 Reads = Callable[[Call, int, int], None]
 
 
-@rule("matmul", "bmm", "mm", "mv", "dot")
+@rule("matmul", "bmm", "mm", "mv", "dot", "vdot")
 def matmul(call: Call, flow: Flow) -> Axes:
     """[…, m, k] · […, k, n] → […, m, n]; batch axes are stretched."""
     return _matmul(call, flow, 0, 1)

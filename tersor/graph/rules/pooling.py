@@ -36,19 +36,22 @@ def pad(call: Call, flow: Flow) -> Axes:
     """Amounts are given from the last axis on: [left, right, top, bottom, …]. New positions of a channel axis stay."""
     x = list(flow.axes(call.args[0]))
     amounts = argument(call, 1, "pad")
+    constant = call.operator == "constant_pad_nd" or (
+        call.operator == "pad" and argument(call, 2, "mode", "constant") == "constant"
+    )
     for number in range(len(amounts) // 2):
         before, after = amounts[2 * number], amounts[2 * number + 1]
         if before or after:
             dim = len(x) - 1 - number
-            x[dim] = _padded(call, flow, x[dim], before, after)
+            x[dim] = _padded(call, flow, x[dim], before, after, constant)
     return tuple(x)
 
 
-def _padded(call: Call, flow: Flow, axis: Axis, before: int, after: int) -> Axis:
+def _padded(call: Call, flow: Flow, axis: Axis, before: int, after: int, constant: bool) -> Axis:
     axis = resolve(axis)
     if isinstance(axis, Fixed):
         return Fixed(axis.size + before + after, axis.reason)
-    if before < 0 or after < 0 or not call.operator.startswith(("pad", "constant")):
+    if before < 0 or after < 0 or not constant:
         flow.freeze(axis, f"is cropped or mirrored by {call.place}")
         return Fixed(size_of(axis) + before + after, f"what {call.place} gives")
     added = f"added by {call.place}"
