@@ -91,6 +91,8 @@ def verify_edits(
             got=f"{type(error).__name__}: {error}",
             do="A size that the forward holds as a literal cannot follow the removal: leave that group out with where=",
         ) from error  # fmt: skip
+    if _slices(plan):
+        _expect_training(original, edited, plan, task)
     if expected[0].is_floating_point():
         tolerance = max(tolerance, 8 * torch.finfo(expected[0].dtype).eps)
     if difference > tolerance:
@@ -100,6 +102,23 @@ def verify_edits(
             do="Leave layers out with where= to find the one, and please report the architecture",
         )  # fmt: skip
     return difference
+
+
+def _expect_training(original: nn.Module, edited: nn.Module, plan: Plan, task: Task) -> None:
+    """The edited model runs as it trains where the original does. Raises VerificationError. ``edited``: a copy."""
+    assert task.example_inputs is not None
+    with torch.no_grad(), fixed_randomness(0):
+        try:
+            copy.deepcopy(original).train()(*copy.deepcopy(task.example_inputs))
+        except Exception:  # noqa: BLE001 – a batch of one, or a forward that wants targets: nothing to compare with
+            return
+        try:
+            edited.train()(*copy.deepcopy(task.example_inputs))
+        except Exception as error:  # noqa: BLE001
+            raise VerificationError(
+                "the shrunk model does not run as it trains; the original is untouched", where=plan.method,
+                got=f"{type(error).__name__}: {error}", do="Leave what only training uses out with where=",
+            ) from error  # fmt: skip
 
 
 def _slices(plan: Plan) -> bool:

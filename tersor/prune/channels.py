@@ -197,11 +197,16 @@ def _check_settings(method: PruneChannels) -> None:
     elif method.sparsity is not None:
         fractions["sparsity"] = method.sparsity
     for name, got in fractions.items():
-        if not 0 <= got < 1:
-            raise InputError("out of range", where=f"PruneChannels.{name}", got=got, expected="[0, 1)")
+        if isinstance(got, bool) or not isinstance(got, (int, float)) or not 0 <= got < 1:
+            raise InputError("not a fraction", where=f"PruneChannels.{name}", got=repr(got), expected="[0, 1)")
     for name, count in {"multiple_of": method.multiple_of, "minimum": method.minimum}.items():
-        if count is not None and count < 1:
-            raise InputError("out of range", where=f"PruneChannels.{name}", got=count, expected="1 or more")
+        if count is not None and (not isinstance(count, int) or count < 1):
+            raise InputError("out of range", where=f"PruneChannels.{name}", got=repr(count), expected="1 or more")
+    if not isinstance(method.where, Selector):
+        raise InputError(
+            "not a selector", where="PruneChannels.where", got=repr(method.where),
+            expected='ByName("layer1.*"), ByType("Conv2d") and what & | ~ make of them',
+        )  # fmt: skip
     choices = {"scope": ("layer", "stage", "global"), "heads": ("whole", "inside")}
     choices["relative_to"] = ("given", "original")
     for name, allowed in choices.items():

@@ -19,8 +19,8 @@ from tersor.prune.amount import Kept
 def culprits(model: nn.Module, task: Task, groups: Groups, choices: Sequence[Kept], skips: list[Skip]) -> set[int]:
     """Numbers of the choices that the forward does not follow; each leaves a Skip.
 
-    All are tried at once, on one copy; only where that fails are halves tried, and their halves. A choice that
-    merely changes the numbers is no culprit: that is a wrong rule, and ``run`` raises.
+    All are tried at once, on one copy; only where that fails are halves tried, and their halves. A choice that the
+    forward runs without but that is not the masked model (it computes with the channels' number) is a culprit too.
     """
     found: set[int] = set()
 
@@ -32,10 +32,13 @@ def culprits(model: nn.Module, task: Task, groups: Groups, choices: Sequence[Kep
         if len(numbers) > 1:
             search(numbers[: len(numbers) // 2])
             search(numbers[len(numbers) // 2 :])
-        elif objection.__cause__:  # it does not run
+        else:
             found.add(numbers[0])
-            skips.extend(Skip(group.name, f"the forward fails without it: {objection.got}") for group in kept)
+            why = "fails without it" if objection.__cause__ else "computes with its size: removing is not masking"
+            skips.extend(Skip(group.name, f"the forward {why}: {objection.got}") for group in kept)
 
+    if any(parameter.is_meta for parameter in model.parameters()):
+        return found  # a plan without weights: nothing can run
     search([number for number, kept in enumerate(choices) if kept])
     return found
 

@@ -9,7 +9,7 @@ from torch.nn.utils import prune
 
 from tersor.core.apply import apply
 from tersor.core.edit import Mask
-from tersor.core.errors import GraphError, InputError, VerificationError
+from tersor.core.errors import GraphError, InputError
 from tersor.core.place import ByName, ByType, Everything, TensorPlace
 from tersor.core.plan import Plan
 from tersor.core.step import Method
@@ -167,15 +167,29 @@ def test_sizes_taken_from_the_tensor_are_followed():
     assert lines(plan_of(Net(odd))) == {"conv1": "8 -> 4", "conv2": "16 -> 8"}
 
 
-def test_a_forward_that_breaks_only_when_shrunk_leaves_the_model_untouched():
+def test_a_forward_that_computes_with_the_number_of_channels_is_skipped_by_name():
     def odd(x):
         return x if x.shape[1] == 8 else x.flip(1)
 
     net = Net(odd)
-    before = copy.deepcopy(net.state_dict())
-    with pytest.raises(VerificationError, match="differs from the masked one"):
-        PruneChannels(score=Random()).run(net, task_of(net))
-    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    result = PruneChannels(score=Random()).run(net, task_of(net))
+    (reason,) = [skip.reason for skip in result.plans[0].skips if skip.place == "conv1"]
+    assert "computes with its size" in reason
+    assert (result.model.conv1.out_channels, result.model.conv2.out_channels) == (8, 8)
+
+
+def test_what_breaks_training_alone_is_skipped_by_name():
+    class Noisy(Net):
+        def forward(self, x):
+            x = torch.relu(self.norm(self.conv1(x)))
+            x = x + torch.randn(1, 8, 1, 1) if self.training else x
+            return self.fc(torch.relu(self.conv2(x)).mean((2, 3)))
+
+    net = Noisy()
+    result = PruneChannels(score=Random()).run(net, task_of(net))
+    (reason,) = [skip.reason for skip in result.plans[0].skips if skip.place == "conv1"]
+    assert "as it trains" in reason or "fails without it" in reason
+    result.model.train()(torch.randn(2, 3, 8, 8))
 
 
 @pytest.mark.parametrize(
