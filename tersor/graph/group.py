@@ -134,8 +134,26 @@ class Groups:
         return len(self.groups)
 
     def describe(self) -> list[str]:
-        """A line for each group: its channels, what else makes them, who reads them, or why they are frozen."""
-        return [str(group) for group in self.groups]
+        """A line for each group: its channels, what else makes them, who reads them, or why they are frozen. Then what
+        sizes hang together, and what is not followed."""
+        lines = [str(group) for group in self.groups]
+        lines += dict.fromkeys(line for line in map(self._tie, self.ties) if line)
+        if self.unknown:
+            calls = ", ".join(f"{name} ({count})" for name, count in sorted(self.unknown.items()))
+            lines.append(f"operators without a rule, which freeze what they read: {calls}")
+        if self.unread:
+            lines.append(f"not used by the forward: {_list(list(self.unread))}")
+        return lines
+
+    def _tie(self, tie: Tie) -> str:
+        """A tie in words: "embed = attn.qkv:heads × attn.qkv:inside", or "" where it is about no group."""
+        names = {group.leaf: group.name for group in self.groups}
+        if not all(leaf in names for leaf in tie.powers):
+            return ""
+        above = [names[leaf] for leaf, power in tie.powers.items() for _ in range(power)]
+        below = [names[leaf] for leaf, power in tie.powers.items() for _ in range(-power)]
+        left, right = sorted((above, below), key=len)
+        return f"sizes hang together: {' × '.join(left) or '1'} ~ {' × '.join(sorted(right))}"
 
     def prunable(self, heads: Literal["whole", "inside"] = "whole") -> tuple[Group, ...]:
         """The groups that may be pruned in one call, each with its ``share``, and those that are frozen for a reason.

@@ -21,8 +21,8 @@ from tersor.graph.group import Group, Groups, removal
 from tersor.graph.groups import groups_of
 from tersor.graph.reference import reference
 from tersor.prune.amount import Bloc, Budget, Choice, Keep, Scope, bloc, choose
-from tersor.prune.eligible import check_plain, explicit, open_groups
-from tersor.prune.scores import Magnitude, Score
+from tersor.prune.eligible import check_plain, explicit, makers, open_groups
+from tersor.prune.scores import Magnitude, Random, Score
 from tersor.prune.trial import culprits
 
 Heads = Literal["whole", "inside"]
@@ -78,6 +78,11 @@ class PruneChannels(Method):
         if task.example_inputs is None:
             raise InputError("the task has no example inputs", where="PruneChannels", do="Pass task.complete()")
         check_plain(model)
+        if any(parameter.is_meta for parameter in model.parameters()) and not isinstance(self.score, Random):
+            raise InputError(
+                "a model on the meta device has no weights to score", where="PruneChannels.score", got=self.score,
+                expected="Random()", do="Plan with score=Random(): counts and costs do not depend on it",
+            )  # fmt: skip
         chosen = select(model, self.where)
         whole = _Whole.of(model, task, self.heads)
         skips = [Skip(path, _UNREAD) for path in whole.found.unread if path in chosen]
@@ -238,7 +243,7 @@ def _lines(choice: Choice, budget: Budget | None) -> Iterator[tuple[str, str]]:
 def _line(group: Group, kept: NDArray[np.bool_]) -> str:
     first = group.producers[0]
     left = int(kept[first.units].sum())
-    others = [axis.place.module for axis in group.producers[1:]]
+    others = [maker for maker in makers(group) if maker != first.place.module]
     text = f"{len(first.units)} -> {left} of out channels"
     if group.kind in ("head", "group"):
         text += f" ({group.units} -> {int(kept.sum())} {group.kind}s)"

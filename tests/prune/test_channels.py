@@ -324,3 +324,12 @@ def test_a_layer_that_shares_its_fraction_with_one_that_stays_is_skipped_by_its_
     )
     assert not plan.edits
     assert any("must keep the same fraction as embed" in skip.reason for skip in plan.skips), plan.skips
+
+
+def test_a_model_without_weights_is_planned_on_the_meta_device():
+    with torch.device("meta"):
+        net, x = Net(), torch.empty(2, 3, 8, 8)
+    plan = PruneChannels(score=Random()).plan(net, Task(net, example_inputs=(x,)))
+    assert lines(plan) == {"conv1": "8 -> 4", "conv2": "16 -> 8"}
+    with pytest.raises(InputError, match="no weights to score"):
+        PruneChannels().plan(net, Task(net, example_inputs=(x,)))
