@@ -1,6 +1,6 @@
 """CIFAR-10: Tersor and Torch-Pruning prune the same ResNet to the same MACs and train on with the same budget.
 
-    python -m benchmarks.structured.cifar --epochs 6 --seeds 2
+    python -m benchmarks.structured.cifar --epochs 4 --seeds 2
     python -m benchmarks.structured.cifar --model resnet56 --device cuda --epochs 100 --seeds 3
 
 Each finished arm is a line of JSON under runs/bench-structured; what stands there is not trained again.
@@ -104,9 +104,9 @@ def _name(device: torch.device) -> str:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=("resnet20", "resnet56"), default="resnet20")
-    parser.add_argument("--epochs", type=int, default=6, help="of training after pruning, in every arm")
-    parser.add_argument("--lr", type=float, default=0.05, help="peak learning rate, in every arm")
-    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--epochs", type=int, default=4, help="of training after pruning, in every arm")
+    parser.add_argument("--lr", type=float, default=0.02, help="peak learning rate, in every arm")
+    parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--ratios", type=float, nargs="+", default=(2.1, 2.5), help="times fewer MACs")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 …")
     parser.add_argument("--train-samples", type=int, default=None, help="fewer images, to try it out")

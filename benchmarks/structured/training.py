@@ -26,7 +26,7 @@ class Budget:
     """SGD, Nesterov momentum 0.9, one cycle of the learning rate; in bfloat16 where the device multiplies in it."""
 
     epochs: int
-    lr: float = 0.05
+    lr: float = 0.02
     weight_decay: float = 5e-4
     batch: int = 128
 
