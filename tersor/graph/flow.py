@@ -30,8 +30,8 @@ class Read:
     """A call that sums over an axis of its argument, or takes statistics of it.
 
     Once positions are gone they must count as zero (``how="zero"``), or not count at all (``how="kept"``: the mean of a
-    layer norm). ``given``: dimension ``dim`` of positional argument ``argument``. ``result``: the dimension of the
-    result that the axis is, None where it vanishes.
+    layer norm). Dimension ``dim`` of positional argument ``argument`` (einsum's operands count from 1) is meant.
+    ``result``: the dimension of the result that the axis is, None where it vanishes.
     """
 
     call: str
@@ -198,7 +198,7 @@ class Flow:
         self._reads(call, argument, dim, "kept", result)
 
     def _reads(self, call: Call, argument: int, dim: int, how: Any, result: int | None) -> None:
-        axes = self.axes(call.args[argument])
+        axes = self.axes(call.args[1][argument - 1] if call.operator == "einsum" else call.args[argument])
         if any(True for _ in leaves(axes[dim])):
             self.reads.append(Read(call.name, argument, dim % len(axes), axes[dim], how, result))
 

@@ -108,6 +108,8 @@ class _Interpreter(fx.Interpreter):
         if not reads:
             return super().run_node(n)
         before, kwargs = self.fetch_args_kwargs_from_env(n)
+        spread = n.target is torch.ops.aten.einsum.default  # its operands are one list
+        before = (before[0], *before[1]) if spread else before
         args: list[Any] = list(before)
         for read, stays in reads:
             stays = stays.to(args[read.argument].device)
@@ -118,7 +120,7 @@ class _Interpreter(fx.Interpreter):
         kept = [(read, stays) for read, stays in reads if read.how == "kept"]
         if kept:
             self._shrink_arguments(n, args, kept)
-        result = self.call_function(n.target, tuple(args), kwargs)
+        result = self.call_function(n.target, (args[0], args[1:]) if spread else tuple(args), kwargs)
         return _put_back(result, kept, before)
 
     def _shrink_arguments(self, n: fx.Node, args: list[Any], kept: list[tuple[Read, Tensor]]) -> None:

@@ -53,7 +53,7 @@ def einsum(call: Call, flow: Flow) -> Axes:
     ranks = [len(flow.axes(ref)) - len(term.replace("...", "")) for ref, term in zip(operands, terms, strict=True)]
     dots = "".join(spare[: max(ranks, default=0)])
     terms = [term.replace("...", dots[len(dots) - rank :]) for term, rank in zip(terms, ranks, strict=True)]
-    return _contracted(call, flow, list(zip(operands, terms, strict=True)), output.replace("...", dots), None)
+    return _contracted(call, flow, list(zip(operands, terms, strict=True)), output.replace("...", dots))
 
 
 @rule("scaled_dot_product_attention")
@@ -85,7 +85,7 @@ def contract(
 ) -> Axes:
     """Tie the axes with equal letters of positional arguments; letters that ``result`` lacks are summed over."""
     arguments = [(call.args[number], letters) for number, letters in operands]
-    return _contracted(call, flow, arguments, result, [number for number, _ in operands], how)
+    return _contracted(call, flow, arguments, result, operands[0][0], how)
 
 
 def _contracted(
@@ -93,7 +93,7 @@ def _contracted(
     flow: Flow,
     operands: list[tuple[Any, str]],
     result: str,
-    numbers: list[int] | None,
+    first: int = 1,
     how: Reads | None = None,
 ) -> Axes:
     axes: dict[str, Axis] = {}
@@ -110,10 +110,7 @@ def _contracted(
             if weights[number] and not all(weights):
                 _weight_role(flow, ref, dim, made=letter in result and letter not in others, read=letter not in result)
             if letter not in result and not _zeroed(flow, operands, weights, letter):
-                if numbers is None:
-                    flow.freeze(axes[letter], f"is summed over by {call.place}")
-                else:
-                    (how or flow.sums)(call, numbers[number], dim)
+                (how or flow.sums)(call, first + number, dim)
     if not any(weights) and len(operands) == 2:
         shared = set(operands[0][1]) & set(operands[1][1]) & set(result)
         _mark([axes[c] for c in shared], [axis for letter, axis in axes.items() if letter not in shared])
