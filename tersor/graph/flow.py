@@ -224,11 +224,11 @@ class Flow:
     def unread(self) -> tuple[str, ...]:
         """Modules that hold parameters of which no call was seen to read one."""
         read = {id(tensor_at(self.model, place)) for place in self.tensors}
-        return tuple(
-            path
+        held = {
+            path: [id(parameter) for parameter in module._parameters.values() if parameter is not None]
             for path, module in self.model.named_modules()
-            if module._parameters and all(id(p) not in read for p in module._parameters.values() if p is not None)
-        )
+        }
+        return tuple(path for path, names in held.items() if names and read.isdisjoint(names))
 
     def give_up(self, call: Call, reason: str) -> Axes | Many:
         """Freeze everything that the call reads; what it gives is fixed."""

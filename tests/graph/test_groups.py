@@ -166,7 +166,7 @@ def test_an_embedding_makes_channels():
         (lambda x: torch.stack([x[:, 3 - i] for i in range(4)], 1), "read by position at <model>:select[0]"),
         (lambda x: x + torch.arange(4.0).reshape(1, 4, 1, 1), "meets what <model>:arange[0] makes"),
         (lambda x: torch.stack(list(x.unbind(1))[::-1], 1), "taken apart by <model>:unbind[0]"),
-        (lambda x: torch.einsum("bchw,bdhw->bchw", x, x), "summed over by <model>:einsum[0]"),
+        (lambda x: torch.einsum("bchw,bdhw->bchw", x, x), None),
         (lambda x: x.view(2, 4, -1).view_as(x), "literal in the forward at <model>:view[0]"),
         (lambda x: x.flatten(2).transpose(1, 2).reshape(2, -1).view(2, 5, 7, -1).permute(0, 3, 1, 2), None),
         (lambda x: x.transpose(1, 3).transpose(1, 3), None),

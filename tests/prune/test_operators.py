@@ -206,6 +206,13 @@ class Biased(nn.Module):
         return self.out((scores.softmax(-1) @ v).transpose(1, 2).reshape(b, t, -1))
 
 
+def overwritten(net, x):
+    """The first half of the channels set to zero, in place."""
+    y = x.clone()
+    y[..., : y.shape[-1] // 2] = 0.0
+    return y
+
+
 def recurrent(kind, **more):
     layer = getattr(nn, kind)(8, 8, batch_first=True, **more)
     width = 16 if more.get("bidirectional") else 8
@@ -245,6 +252,33 @@ OPERATORS = {
         ),
         h=2, q=nn.Linear(8, 8), k=nn.Linear(8, 8), v=nn.Linear(8, 8), o=nn.Linear(8, 8),
     ),
+    "low-rank weight": lambda: flat(
+        lambda net, x: F.linear(x, net.v @ net.w), w=nn.Parameter(torch.randn(4, 8)), v=nn.Parameter(torch.randn(8, 4))
+    ),
+    "weights made of activations": lambda: between(
+        lambda net, x: F.conv2d(
+            x.reshape(1, -1, 8, 8), net.k(x.mean((2, 3))).reshape(-1, 1, 3, 3), groups=x.shape[0] * x.shape[1],
+            padding=1,
+        ).view_as(x),
+        k=nn.Linear(8, 72),
+    ),
+    "space to depth": lambda: between(
+        lambda net, x: net.c(torch.cat([x[..., i::2, j::2] for i in (0, 1) for j in (0, 1)], 1)), c=conv(32, 8)
+    ),
+    "overwritten range": lambda: flat(overwritten),
+    "folded patches": lambda: between(
+        lambda net, x: F.fold(net.c(F.unfold(x, 2, stride=2).mT).mT, (8, 8), 2, stride=2), c=nn.Linear(32, 32)
+    ),
+    "gram matrix": lambda: flat(lambda net, x: (x.mT @ x).flatten(1)[:, None], 64),
+    "global response norm": lambda: between(
+        lambda net, x: x + net.g * x * (y := x.norm(dim=(2, 3), keepdim=True)) / (y.mean(1, keepdim=True) + 1e-6),
+        g=nn.Parameter(torch.ones(1, 8, 1, 1)),
+    ),
+    "statistics of everything": lambda: flat(lambda net, x: (x - x.mean()) / x.std() + x / x.abs().max()),
+    "hidden states of lstms": lambda: flat(
+        lambda net, x: net.l(x)[1][0].transpose(0, 1).flatten(1)[:, None], 32,
+        l=nn.LSTM(8, 8, 2, batch_first=True, bidirectional=True),
+    ),
     "einsum with dots": lambda: flat(
         lambda net, x: torch.einsum("...c,...c->...", x, net.c(x))[..., None] * x, c=nn.Linear(8, 8)
     ),
@@ -259,6 +293,10 @@ OPERATORS = {
     "group norm": lambda: between(lambda net, x: net.n(x), n=nn.GroupNorm(2, 8)),
     "group norm of one group": lambda: between(lambda net, x: net.n(x), n=nn.GroupNorm(1, 8)),
     "instance norm": lambda: between(lambda net, x: net.n(x), n=nn.InstanceNorm2d(8, affine=True)),
+    "norms without scales": lambda: between(
+        lambda net, x: net.l(net.n(net.i(x)).permute(0, 2, 3, 1)).permute(0, 3, 1, 2),
+        i=nn.InstanceNorm2d(8), n=nn.BatchNorm2d(8, affine=False), l=nn.LayerNorm(8, elementwise_affine=False),
+    ),
     "RMS norm": lambda: flat(lambda net, x: net.n(x), n=nn.RMSNorm(8)),
     "RMS norm by hand": lambda: flat(
         lambda net, x: net.s * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6), s=nn.Parameter(torch.ones(8))
