@@ -139,11 +139,13 @@ class Book:
 
     ``calls``: torch function call → its positional and keyword arguments, tensors as ``Known`` or None. ``shapes``:
     (call, index of the result) → shape. ``equal``: pairs of sources that the forward found equal.
+    ``same``: results that are one of the tensors given (in place, or ``contiguous`` of what is) → its name before.
     """
 
     calls: dict[str, Said] = field(default_factory=dict)
     shapes: dict[tuple[str, int], tuple[int, ...]] = field(default_factory=dict)
     equal: list[tuple[Source, Source]] = field(default_factory=list)
+    same: dict[tuple[str, int], tuple[str | None, int | str]] = field(default_factory=dict)
 
 
 def function_key(function: Any, number: int) -> str:
@@ -190,8 +192,9 @@ class _Watch(TorchFunctionMode):
                     shape = _shape(item)
                     if all(isinstance(size, int) for size in shape):  # not one that depends on the data
                         self.book.shapes[key, index] = tuple(int.__int__(size) for size in shape)
-                    if id(item) not in self.names:  # ``contiguous`` may give the tensor itself
-                        self.name(item, key, index)
+                    if id(item) in self.names:
+                        self.book.same[key, index] = self.names[id(item)]
+                    self.name(item, key, index)
         return result
 
     def _sizes(self, tensor: Tensor, shape: Any) -> Any:

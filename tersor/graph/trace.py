@@ -187,6 +187,8 @@ class _Reader:
             exact = [name for name, number in nodes if number == index]
             if exact or nodes:
                 found[function, index] = exact[-1] if exact else nodes[-1][0]
+            elif self.book.same.get((function, index)) in found:
+                found[function, index] = found[self.book.same[function, index]]
         return found
 
     def _placeholder(self, node: fx.Node, shape: tuple[int, ...] | None) -> None:
