@@ -169,6 +169,15 @@ def solve(flows: Sequence[Flow], model: nn.Module) -> Solution:
     """Solve what the forward says of sizes. Leaves whose size is a literal, or hangs on a sum, freeze."""
     pending = [equal for flow in flows for equal in _equations(flow)]
     known: dict[Held, Polynomial] = {}
+    pending = _reduced(pending, known)
+    while counts := _counts(pending, model):
+        known.update(counts)
+        pending = _reduced(pending, known)
+    return Solution({held: value for held, value in known.items() if any(value.symbols())}, _ties(pending, model))
+
+
+def _reduced(pending: list[_Equal], known: dict[Held, Polynomial]) -> list[_Equal]:
+    """Solve for attributes, into ``known``, as long as one can be; returns the equations that are left."""
     for find in (_alone, _in_a_product, _in_a_sum):  # attributes that are a size come before those that are a part
         progress = True
         while progress:
@@ -189,7 +198,18 @@ def solve(flows: Sequence[Flow], model: nn.Module) -> Solution:
                     known[solved[0]] = solved[1]
                     progress = True
             pending = rest
-    return Solution({held: value for held, value in known.items() if any(value.symbols())}, _ties(pending, model))
+    return pending
+
+
+def _counts(pending: list[_Equal], model: nn.Module) -> dict[Held, Polynomial]:
+    """Of the first equation with several attributes (``self.channels // self.paths``), all but the largest as the
+    numbers that they are: they count something else."""
+    for equal in pending:
+        held = {symbol for side in (equal.left, equal.right) for symbol in side.symbols() if isinstance(symbol, Held)}
+        if len(held) > 1:
+            *others, _ = sorted(held, key=lambda symbol: (_number(model, symbol), str(symbol)))
+            return {symbol: constant(_number(model, symbol)) for symbol in others}
+    return {}
 
 
 def _equations(flow: Flow) -> Iterator[_Equal]:
