@@ -17,9 +17,10 @@ def declare() -> None:
     Plain PyPI's torchvision is built for CUDA; beside a CPU build of torch its extension is passed over. A torchvision
     of the CPU index says so in its version, brings the operators along and is left alone.
     """
-    if _declared or torch.version.cuda is not None or "+" in importlib.metadata.version("torchvision"):
+    known = any(schema.name == "torchvision::nms" for schema in torch._C._jit_get_all_schemas())
+    if known or torch.version.cuda is not None or "+" in importlib.metadata.version("torchvision"):
         return
-    library = torch.library.Library("torchvision", "DEF")
+    library = torch.library.Library("torchvision", "FRAGMENT")
     for operator in _OPERATORS:
         library.define(operator)
     _declared.append(library)

@@ -18,7 +18,7 @@ from unittest import mock
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack, _pop_mode
 
 Operation = Literal["+", "-", "*", "//"]
 
@@ -273,10 +273,13 @@ def _watched(model: nn.Module) -> Iterator[Book]:
         model.register_forward_pre_hook(enter, with_kwargs=True, prepend=True),
         model.register_forward_hook(leave, always_call=True),
     ]
+    depth = len(_get_current_function_mode_stack())
     try:
         with _seen_through():
             yield book
     finally:
+        while len(_get_current_function_mode_stack()) > depth:  # an interrupt in the forward passes by its hooks
+            _pop_mode()
         for handle in handles:
             handle.remove()
         for put_back in reversed(undo):

@@ -573,7 +573,8 @@ def package(name):
         version = importlib.metadata.version("torchvision")
     except importlib.metadata.PackageNotFoundError:
         version = "+none"
-    if torch.version.cuda is None and "+" not in version and not LIBRARIES and "torchvision" not in sys.modules:
+    missing = not any(schema.name == "torchvision::nms" for schema in torch._C._jit_get_all_schemas())
+    if torch.version.cuda is None and "+" not in version and missing and "torchvision" not in sys.modules:
         LIBRARIES.append(torch.library.Library("torchvision", "FRAGMENT"))
         LIBRARIES[0].define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         LIBRARIES[0].define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")

@@ -130,8 +130,8 @@ def test_an_interrupted_training_goes_on_to_the_same_weights(tmp_path):
 def test_groups_are_found_once_for_each_model_and_again_after_surgery(monkeypatch):
     task = make_task()
     found = []
-    trace = group_sparsity.trace
-    monkeypatch.setattr(group_sparsity, "trace", lambda *args: found.append(args[0]) or trace(*args))
+    groups_of = group_sparsity.groups_of
+    monkeypatch.setattr(group_sparsity, "groups_of", lambda *args: found.append(args[0]) or groups_of(*args))
     objective, batch = GroupSparsity(), next(iter(task.validation))
     net = copy.deepcopy(task.model).train()
     state, flags = torch.get_rng_state(), [module.training for module in net.modules()]
