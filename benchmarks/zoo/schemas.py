@@ -17,8 +17,12 @@ def declare() -> None:
     Plain PyPI's torchvision is built for CUDA; beside a CPU build of torch its extension is passed over. A torchvision
     of the CPU index says so in its version, brings the operators along and is left alone.
     """
+    try:
+        version = importlib.metadata.version("torchvision")
+    except importlib.metadata.PackageNotFoundError:
+        return
     known = any(schema.name == "torchvision::nms" for schema in torch._C._jit_get_all_schemas())
-    if known or torch.version.cuda is not None or "+" in importlib.metadata.version("torchvision"):
+    if known or torch.version.cuda is not None or "+" in version:
         return
     library = torch.library.Library("torchvision", "FRAGMENT")
     for operator in _OPERATORS:

@@ -186,7 +186,7 @@ def test_ctrl_c_keeps_what_is_finished(tmp_path):
         TASKS / "quick.yaml",
     ]
     process = subprocess.Popen(
-        [*map(str, command), "--timing-seconds", "0.1"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        [*map(str, command), "--timing-seconds", "1"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
     end = time.monotonic() + 120
     while not (out / "records.jsonl").exists() and time.monotonic() < end and process.poll() is None:
@@ -194,7 +194,7 @@ def test_ctrl_c_keeps_what_is_finished(tmp_path):
     for _ in range(10):  # Python loses an interrupt that arrives while it collects garbage: people press again
         os.kill(process.pid, signal.SIGINT)
         try:
-            _, said = process.communicate(timeout=5)
+            _, said = process.communicate(timeout=4)
             break
         except subprocess.TimeoutExpired:
             continue
