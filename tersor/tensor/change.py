@@ -34,7 +34,7 @@ def change(original: Array, changed: Array) -> Change:
     >>> import numpy as np
     >>> found = change(np.array([3.0, -4.0, 0.0, 1.0]), np.array([3.0, -4.0, 0.0, 0.0]))
     >>> found.mean_error, found.mean_relative_error, round(found.norm_kept, 4), round(found.quality, 4)
-    (0.25, 0.3333333333333333, 0.9806, 0.8581)
+    (0.25, 0.3333333333333333, 0.9806, 0.858)
     """
     if tuple(original.shape) != tuple(changed.shape):
         raise ValueError(f"shapes {tuple(original.shape)} and {tuple(changed.shape)}: expected one shape")
