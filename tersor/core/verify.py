@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tersor.core.edit import Cut, Slice
+from tersor.core.edit import Slice
 from tersor.core.errors import VerificationError
 from tersor.core.place import tensor_at
 from tersor.core.plan import Plan
@@ -30,14 +30,16 @@ def masked_reference(model: nn.Module, plan: Plan) -> nn.Module:
             if isinstance(edit, Slice):
                 for cut in edit.cuts:
                     if cut.role == "consumer":
-                        _zero_removed(tensor_at(reference, cut.place), cut)
+                        weight = tensor_at(reference, cut.place)
+                        weight.copy_(only(weight, cut.dim, cut.keep))
     return reference
 
 
-def _zero_removed(tensor: Tensor, cut: Cut) -> None:
-    removed = torch.ones(tensor.shape[cut.dim], dtype=torch.bool)
-    removed[cut.keep] = False
-    tensor.index_fill_(cut.dim, removed.nonzero().flatten().to(tensor.device), 0.0)
+def only(tensor: Tensor, dim: int, stays: Tensor) -> Tensor:
+    """The tensor with every position of ``dim`` zero but those that stay (their numbers)."""
+    removed = torch.ones(tensor.shape[dim], dtype=torch.bool)
+    removed[stays.cpu()] = False
+    return tensor.index_fill(dim, removed.nonzero().flatten().to(tensor.device), 0.0)
 
 
 def relative_difference(got: Tensor, expected: Tensor) -> float:

@@ -62,6 +62,9 @@ ONE = Fixed(1, "a single position")
 class DoesNotFit(Exception):
     """Two axes cannot be brought into one form: one is cut where the other is whole."""
 
+    def __str__(self) -> str:
+        return "cuts channels where other layers hold them whole"
+
 
 def size_of(axis: Axis) -> int:
     """How many positions an axis has."""

@@ -164,6 +164,20 @@ class _Equal:
     right: Polynomial
     where: str
 
+    def symbols(self) -> set[Symbol]:
+        return {symbol for side in (self.left, self.right) for symbol in side.symbols()}
+
+    def held(self) -> set[Held]:
+        return {symbol for symbol in self.symbols() if isinstance(symbol, Held)}
+
+    def replaced(self, known: Mapping[Held, Polynomial]) -> _Equal:
+        return _Equal(self.left.replaced(known), self.right.replaced(known), self.where)
+
+    def freeze(self, reason: str) -> None:
+        for symbol in self.symbols():
+            if isinstance(symbol, Leaf):
+                freeze(symbol, reason)
+
 
 def solve(flows: Sequence[Flow], model: nn.Module) -> Solution:
     """Solve what the forward says of sizes. Leaves whose size is a literal, or hangs on a sum, freeze."""
@@ -185,9 +199,9 @@ def _reduced(pending: list[_Equal], known: dict[Held, Polynomial]) -> list[_Equa
             rest = []
             for equal in pending:
                 try:
-                    equal = _Equal(equal.left.replaced(known), equal.right.replaced(known), equal.where)
+                    equal = equal.replaced(known)
                 except Unsolvable as error:
-                    _freeze_all(equal, f"has a size at {equal.where} that {error}")
+                    equal.freeze(f"has a size at {equal.where} that {error}")
                     continue
                 if equal.left == equal.right:
                     continue
@@ -205,8 +219,7 @@ def _counts(pending: list[_Equal], model: nn.Module) -> dict[Held, Polynomial]:
     """Of the first equation with several attributes (``self.channels // self.paths``), all but the largest as the
     numbers that they are: they count something else."""
     for equal in pending:
-        held = {symbol for side in (equal.left, equal.right) for symbol in side.symbols() if isinstance(symbol, Held)}
-        if len(held) > 1:
+        if len(held := equal.held()) > 1:
             *others, _ = sorted(held, key=lambda symbol: (_number(model, symbol), str(symbol)))
             return {symbol: constant(_number(model, symbol)) for symbol in others}
     return {}
@@ -274,15 +287,13 @@ def _ties(pending: list[_Equal], model: nn.Module) -> list[Tie]:
     """Attributes that nothing determines are numbers; what is left ties leaves to each other, or to a number."""
     ties = []
     for equal in pending:
-        held = {symbol for side in (equal.left, equal.right) for symbol in side.symbols() if isinstance(symbol, Held)}
-        numbers = {symbol: constant(_number(model, symbol)) for symbol in held}
-        left, right = equal.left.replaced(numbers), equal.right.replaced(numbers)
-        if left == right:
+        equal = equal.replaced({symbol: constant(_number(model, symbol)) for symbol in equal.held()})
+        if equal.left == equal.right:
             continue
-        if len(left.terms) != 1 or len(right.terms) != 1:
-            _freeze_all(equal, f"is part of a size at {equal.where} that hangs on a sum")
+        if len(equal.left.terms) != 1 or len(equal.right.terms) != 1:
+            equal.freeze(f"is part of a size at {equal.where} that hangs on a sum")
             continue
-        ((powers, _),) = (left * right.inverse()).terms.items()
+        ((powers, _),) = (equal.left * equal.right.inverse()).terms.items()
         tied = {symbol: power for symbol, power in powers if isinstance(symbol, Leaf)}
         if len(tied) == 1:
             (leaf,) = tied
@@ -290,13 +301,6 @@ def _ties(pending: list[_Equal], model: nn.Module) -> list[Tie]:
         elif tied:
             ties.append(Tie(tied, equal.where))
     return ties
-
-
-def _freeze_all(equal: _Equal, reason: str) -> None:
-    for side in (equal.left, equal.right):
-        for symbol in side.symbols():
-            if isinstance(symbol, Leaf):
-                freeze(symbol, reason)
 
 
 def whole_value(model: nn.Module, held: Held) -> Any:

@@ -189,6 +189,11 @@ class Flow:
         """These channels may not go. ``reason`` completes the sentence "is frozen: it …"."""
         freeze(axis, reason)
 
+    def freeze_space(self, call: Call, axes: Axes) -> None:
+        """Height, width and the like do not shrink."""
+        for axis in axes:
+            self.freeze(axis, f"is height or width for {call.place}")
+
     def sums(self, call: Call, argument: int, dim: int, result: int | None = None) -> None:
         """The call sums over this dimension of an argument: removed positions are zero."""
         self._reads(call, argument, dim, "zero", result)

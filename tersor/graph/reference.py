@@ -17,6 +17,7 @@ from torch.export.graph_signature import InputKind
 
 from tersor.core.edit import Cut, Slice
 from tersor.core.place import tensor_at
+from tersor.core.verify import only
 from tersor.graph.axis import Axis, Leaf, positions, size_of
 from tersor.graph.flow import Read
 from tersor.graph.group import Group, Groups, removal
@@ -56,10 +57,8 @@ class Masked(nn.Module):
     def tensor(self, name: str) -> Tensor:
         """A parameter or buffer, its removed columns zero."""
         value = self.tensors[name]
-        for cut in self._zeroed.get(id(self.tensors[name]), ()):
-            gone = torch.ones(value.shape[cut.dim], dtype=torch.bool)
-            gone[cut.keep] = False
-            value = value.detach().index_fill(cut.dim, gone.nonzero().flatten().to(value.device), 0)
+        for cut in self._zeroed.get(id(value), ()):
+            value = only(value.detach(), cut.dim, cut.keep)
         return value
 
 
@@ -84,7 +83,6 @@ class _Interpreter(fx.Interpreter):
         super().__init__(masked.program.graph_module)
         self.masked = masked
         self.signature = masked.program.graph_signature
-        self.lifted = self.signature.inputs_to_lifted_tensor_constants
         specs = [spec for spec in self.signature.input_specs if spec.kind is InputKind.USER_INPUT]
         self.given = {getattr(spec.arg, "name", ""): leaf for spec, leaf in zip(specs, leaves, strict=True)}
 
@@ -114,7 +112,7 @@ class _Interpreter(fx.Interpreter):
         for read, stays in reads:
             stays = stays.to(args[read.argument].device)
             if read.how == "zero":
-                args[read.argument] = _only(args[read.argument], read.dim, stays)
+                args[read.argument] = only(args[read.argument], read.dim, stays)
             else:
                 args[read.argument] = args[read.argument].index_select(read.dim, stays)
         kept = [(read, stays) for read, stays in reads if read.how == "kept"]
@@ -137,13 +135,6 @@ class _Interpreter(fx.Interpreter):
         elif "group_norm" in name:
             args[1] = self.masked.groups_left.get(n.name, args[1])
             args[2:4] = [a.index_select(0, kept[0][1]) if isinstance(a, Tensor) else a for a in args[2:4]]
-
-
-def _only(value: Tensor, dim: int, stays: Tensor) -> Tensor:
-    """The tensor with all positions of ``dim`` zero but those that stay."""
-    gone = torch.ones(value.shape[dim], dtype=torch.bool, device=value.device)
-    gone[stays] = False
-    return value.index_fill(dim, gone.nonzero().flatten(), 0)
 
 
 def _put_back(result: Any, kept: list[tuple[Read, Tensor]], before: Any) -> Any:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import types
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -232,7 +232,8 @@ def watched(model: nn.Module) -> Iterator[Book]:
     at a time: others wait.
     """
     with _LOCK, _put_back(model):
-        yield from _watched(model)
+        _hold_sizes(model, book := Book())
+        yield from _watched(model, book)
 
 
 _LOCK = threading.RLock()
@@ -240,20 +241,18 @@ _LOCK = threading.RLock()
 
 @contextmanager
 def _put_back(model: nn.Module) -> Iterator[None]:
-    before = [(module, dict(vars(module)), dict(module._buffers)) for module in model.modules()]
+    holders = [holder for module in model.modules() for holder in (vars(module), module._buffers)]
+    holders += [vars(config) for _, _, config in _configs(model)]
+    before = [(holder, dict(holder)) for holder in holders]
     try:
         yield
     finally:
-        for module, attributes, buffers in before:
-            vars(module).clear()
-            vars(module).update(attributes)
-            module._buffers.clear()
-            module._buffers.update(buffers)
+        for holder, items in before:
+            holder.clear()
+            holder.update(items)
 
 
-def _watched(model: nn.Module) -> Iterator[Book]:
-    book = Book()
-    undo = _hold_sizes(model, book)
+def _watched(model: nn.Module, book: Book) -> Iterator[Book]:
     live: list[_Watch] = []
 
     def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -282,8 +281,6 @@ def _watched(model: nn.Module) -> Iterator[Book]:
             _pop_mode()
         for handle in handles:
             handle.remove()
-        for put_back in reversed(undo):
-            put_back()
 
 
 @contextmanager
@@ -301,17 +298,23 @@ def _tensors_in(value: Any) -> list[Tensor]:
     return [leaf for leaf in torch.utils._pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
 
 
-def _hold_sizes(model: nn.Module, book: Book) -> list[Callable[[], None]]:
-    """Replace the integers that modules and their configs hold by Sizes; returns what undoes it."""
-    undo: list[Callable[[], None]] = []
-    seen: set[int] = set()
+def _hold_sizes(model: nn.Module, book: Book) -> None:
+    """Replace the integers that modules and their configs hold by Sizes."""
     for path, module in model.named_modules():
-        _replace_in(vars(module), path, "", book, undo)
-        for name, value in list(vars(module).items()):
-            if _is_config(value) and id(value) not in seen:
-                seen.add(id(value))
-                _replace_in(vars(value), path, f"{name}.", book, undo)
-    return undo
+        _replace_in(vars(module), path, "", book)
+    for path, name, config in _configs(model):
+        _replace_in(vars(config), path, f"{name}.", book)
+
+
+def _configs(model: nn.Module) -> list[tuple[str, str, Any]]:
+    """(path of the module, name of the attribute, config), each config once."""
+    found = {
+        id(value): (path, name, value)
+        for path, module in reversed(list(model.named_modules()))
+        for name, value in reversed(vars(module).items())
+        if _is_config(value)
+    }
+    return list(found.values())
 
 
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
@@ -319,27 +322,19 @@ _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 
 def _is_config(value: Any) -> bool:
     """A plain object of the user's that may hold sizes."""
-    kind = type(value)
     if isinstance(value, (nn.Module, Tensor, type, types.FunctionType, types.MethodType, types.ModuleType)):
         return False
-    return "__dict__" in dir(kind) and kind.__module__.split(".")[0] not in {"torch", "builtins", "functools"}
+    library = type(value).__module__.split(".")[0]
+    return library not in {"torch", "builtins", "functools"} and isinstance(getattr(value, "__dict__", None), dict)
 
 
-def _replace_in(holder: dict[str, Any], path: str, prefix: str, book: Book, undo: list[Callable[[], None]]) -> None:
+def _replace_in(holder: dict[str, Any], path: str, prefix: str, book: Book) -> None:
     for name, value in list(holder.items()):
         if name in _OF_EVERY_MODULE or name.startswith("__"):
             continue
         size = _held(value, path, prefix + name, book)
         if size is not None:
             holder[name] = size
-            undo.append(_putting_back(holder, name, value))
-
-
-def _putting_back(holder: dict[str, Any], name: str, value: Any) -> Callable[[], None]:
-    def put_back() -> None:
-        holder[name] = value
-
-    return put_back
 
 
 def _held(value: Any, path: str, name: str, book: Book) -> Any:

@@ -6,8 +6,8 @@ from typing import Any
 
 from torch.nn.modules.conv import _ConvNd
 
-from tersor.graph.axis import Axis, DoesNotFit, fix, leaves, product, resolve, size_of, split_product
-from tersor.graph.flow import Axes, Flow, Refusal, argument, fixed, stated
+from tersor.graph.axis import Axis, fix, leaves, product, resolve, size_of, split_product
+from tersor.graph.flow import Axes, Flow, argument, fixed, stated
 from tersor.graph.rules.linear import reads_weight
 from tersor.graph.rules.registry import rule
 from tersor.graph.trace import Call
@@ -58,10 +58,7 @@ def transposed(call: Call, flow: Flow) -> Axes:
 
 def _by_group(call: Call, flow: Flow, axis: Axis, groups: int) -> tuple[Axis, Axis]:
     """Channels as groups × channels of a group; the number of groups is the layer's attribute, or the user's own."""
-    try:
-        rows, inner = split_product(axis, groups)
-    except DoesNotFit:
-        raise Refusal("cuts groups of channels where other layers hold them whole") from None
+    rows, inner = split_product(axis, groups)
     number = stated(call, 6, "groups")
     flow.needs(rows, number if number is not None else groups, call)
     return rows, inner
@@ -87,6 +84,5 @@ def _sizes(call: Call, flow: Flow, ref: Any, channels: Axis, made: Axis) -> None
 
 def _result(call: Call, flow: Flow, x: Axes, made: Axis, spatial: int) -> Axes:
     assert call.shape is not None
-    for axis in x[len(x) - spatial :]:
-        flow.freeze(axis, f"is height or width for {call.place}")
+    flow.freeze_space(call, x[len(x) - spatial :])
     return (*x[: len(x) - spatial - 1], made, *fixed(call.shape[len(x) - spatial :], "height and width"))

@@ -7,8 +7,8 @@ from typing import Any
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from tersor.graph.axis import DoesNotFit, leaves, size_of, split_product
-from tersor.graph.flow import Axes, Flow, Many, Refusal, argument, stated, tensors_in
+from tersor.graph.axis import leaves, size_of, split_product
+from tersor.graph.flow import Axes, Flow, Many, argument, stated, tensors_in
 from tersor.graph.rules.registry import rule
 from tersor.graph.trace import Call
 
@@ -49,10 +49,7 @@ def group_norm(call: Call, flow: Flow) -> Axes:
     """Axis 1 shares its statistics within each group, with the axes after it; groups stay alike."""
     x = flow.axes(call.args[0])
     count = argument(call, 1, "num_groups")
-    try:
-        groups, inner = split_product(x[1], count)
-    except DoesNotFit:
-        raise Refusal("normalises groups of channels that other layers cut") from None
+    groups, inner = split_product(x[1], count)
     if size_of(inner) > 1:
         for leaf in leaves(groups):
             leaf.group = True

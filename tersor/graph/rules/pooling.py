@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from tersor.graph.axis import Axis, DoesNotFit, Fixed, fix, product, resolve, size_of, split_product, total
-from tersor.graph.flow import Axes, Flow, Many, Refusal, argument, fixed
+from tersor.graph.axis import Axis, Fixed, fix, product, resolve, size_of, split_product, total
+from tersor.graph.flow import Axes, Flow, Many, argument, fixed
 from tersor.graph.rules.registry import rule
 from tersor.graph.trace import Call
 
@@ -22,8 +22,7 @@ def pool(call: Call, flow: Flow) -> Axes | Many:
     """The operator's name says how many last axes it works on."""
     x = flow.axes(call.args[0])
     spatial = int(next((letter for letter in call.operator if letter.isdigit()), "2"))
-    for axis in x[len(x) - spatial :]:
-        flow.freeze(axis, f"is height or width for {call.place}")
+    flow.freeze_space(call, x[len(x) - spatial :])
     leading = x[: len(x) - spatial]
     if call.shape is None:  # values and indices
         many = (*leading, *fixed([0] * spatial, "height and width"))
@@ -63,8 +62,7 @@ def im2col(call: Call, flow: Flow) -> Axes:
     """[batch, c, h, w] → [batch, c · kernel, patches]."""
     assert call.shape is not None
     x = flow.axes(call.args[0])
-    for axis in x[-2:]:
-        flow.freeze(axis, f"is height or width for {call.place}")
+    flow.freeze_space(call, x[-2:])
     kernel = call.shape[-2] // size_of(x[-3])
     made = product([resolve(x[-3]), Fixed(kernel, "positions of a patch")])
     return (*x[:-3], made, Fixed(call.shape[-1], "patches"))
@@ -75,10 +73,7 @@ def col2im(call: Call, flow: Flow) -> Axes:
     """[batch, c · kernel, patches] → [batch, c, h, w]."""
     assert call.shape is not None
     x = flow.axes(call.args[0])
-    try:
-        channels, kernel = split_product(x[-2], call.shape[-3])
-    except DoesNotFit:
-        raise Refusal("takes channels and patches apart where other layers hold them whole") from None
+    channels, kernel = split_product(x[-2], call.shape[-3])
     fix(kernel, f"a position of a patch for {call.place}")
     flow.freeze(x[-1], f"counts patches for {call.place}")
     return (*x[:-2], channels, *fixed(call.shape[-2:], "height and width"))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from tersor.graph.axis import Axis, DoesNotFit, fix, resolve, split_product, total
+from tersor.graph.axis import Axis, fix, resolve, split_product, total
 from tersor.graph.flow import Flow, Many, Refusal, argument, tensors_in
 from tersor.graph.rules.registry import rule
 from tersor.graph.trace import Call
@@ -46,10 +46,7 @@ def _layer(call: Call, flow: Flow, own: Sequence[str], read: Axis, hidden: Axis)
     flow.tie(flow.axes(own[1])[1], hidden, call)
     flow.role(own[1], 1, "consumer")
     for number, ref in enumerate(own):
-        try:
-            gates, made = split_product(flow.axes(ref)[0], _GATES[call.operator])
-        except DoesNotFit:
-            raise Refusal("cuts gates where other layers hold them whole") from None
+        gates, made = split_product(flow.axes(ref)[0], _GATES[call.operator])
         fix(gates, f"a gate of {call.place}")
         flow.tie(made, hidden, call)
         if number < 2:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from tersor.graph.axis import DoesNotFit
 from tersor.graph.flow import Axes, Flow, Many, Refusal
 from tersor.graph.trace import Call
 
@@ -36,5 +37,5 @@ def follow(call: Call, flow: Flow) -> Axes | Many:
         return flow.give_up(call, f"has a shape at {call.place} that depends on the data")
     try:
         return RULES[call.operator](call, flow)
-    except Refusal as refusal:
+    except (Refusal, DoesNotFit) as refusal:
         return flow.give_up(call, f"passes through {call.place}, which {refusal}")

@@ -181,7 +181,7 @@ def repeat_interleave(call: Call, flow: Flow) -> Axes:
 def channel_shuffle(call: Call, flow: Flow) -> Axes:
     """[batch, g·c, …]: channel k of group i moves to k·g + i; the groups keep equally many."""
     x = flow.axes(call.args[0])
-    rows, inner = _split(call, x[1], argument(call, 1, "groups"))
+    rows, inner = split_product(x[1], argument(call, 1, "groups"))
     fix(rows, f"a number of groups in {call.place}")
     return (x[0], product([resolve(inner), resolve(rows)]), *x[2:])
 
@@ -191,9 +191,8 @@ def pixel_shuffle(call: Call, flow: Flow) -> Axes:
     """[…, c·r², h, w] → […, c, h·r, w·r]: the r² channels of a new one go together."""
     assert call.shape is not None
     x = flow.axes(call.args[0])
-    for axis in x[-2:]:
-        flow.freeze(axis, f"is height or width for {call.place}")
-    made, inner = _split(call, x[-3], call.shape[-3])
+    flow.freeze_space(call, x[-2:])
+    made, inner = split_product(x[-3], call.shape[-3])
     flow.freeze(inner, f"becomes a position at {call.place}")
     return (*x[:-3], made, *fixed(call.shape[-2:], "height and width"))
 
@@ -203,14 +202,6 @@ def pixel_unshuffle(call: Call, flow: Flow) -> Axes:
     """[…, c, h·r, w·r] → […, c·r², h, w]."""
     assert call.shape is not None
     x = flow.axes(call.args[0])
-    for axis in x[-2:]:
-        flow.freeze(axis, f"is height or width for {call.place}")
+    flow.freeze_space(call, x[-2:])
     inner = Fixed(call.shape[-3] // size_of(x[-3]), f"positions of {call.place}")
     return (*x[:-3], product([resolve(x[-3]), inner]), *fixed(call.shape[-2:], "height and width"))
-
-
-def _split(call: Call, axis: Axis, count: int) -> tuple[Axis, Axis]:
-    try:
-        return split_product(axis, count)
-    except DoesNotFit:
-        raise Refusal("cuts groups of channels where other layers hold them whole") from None

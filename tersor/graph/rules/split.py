@@ -29,11 +29,7 @@ def split(call: Call, flow: Flow) -> Many:
     """Parts in order. Parts of one stated size keep equally many: position i of all parts goes together."""
     x = flow.axes(call.args[0])
     dim = argument(call, 2, "dim", 0) % len(x)
-    try:
-        parts = _parts(call, flow, x[dim])
-    except DoesNotFit:
-        raise Refusal("cuts channels where other layers hold them whole") from None
-    return Many(tuple((*x[:dim], part, *x[dim + 1 :]) for part in parts))
+    return Many(tuple((*x[:dim], part, *x[dim + 1 :]) for part in _parts(call, flow, x[dim])))
 
 
 def _parts(call: Call, flow: Flow, axis: Axis) -> list[Axis]:
@@ -114,10 +110,7 @@ def slice_(call: Call, flow: Flow) -> Axes:
     if call.operator == "narrow":
         end = start + end
     taken = range(size_of(x[dim]))[slice(start, end, step)]
-    try:
-        return (*x[:dim], _range(call, flow, x[dim], taken), *x[dim + 1 :])
-    except DoesNotFit:
-        raise Refusal("cuts channels where other layers hold them whole") from None
+    return (*x[:dim], _range(call, flow, x[dim], taken), *x[dim + 1 :])
 
 
 def _range(call: Call, flow: Flow, axis: Axis, taken: range) -> Axis:
@@ -223,10 +216,7 @@ def scatter(call: Call, flow: Flow) -> Axes:
         flow.freeze(x[dim], f"is written by position at {call.place}")
     else:
         start, end, step = argument(call, 3, "start"), argument(call, 4, "end"), argument(call, 5, "step", 1)
-        try:
-            part = _range(call, flow, x[dim], range(size_of(x[dim]))[slice(start, end, step)])
-        except DoesNotFit:
-            raise Refusal("overwrites channels that other layers hold whole") from None
+        part = _range(call, flow, x[dim], range(size_of(x[dim]))[slice(start, end, step)])
         flow.tie(source[dim], part, call)
         source = _without(source, dim)
     others = iter(source)
@@ -238,9 +228,6 @@ def glu(call: Call, flow: Flow) -> Axes:
     """a · σ(b) of two halves: they are the same channels."""
     x = flow.axes(call.args[0])
     dim = argument(call, 1, "dim", -1) % len(x)
-    try:
-        rows, part = split_product(x[dim], 2)
-    except DoesNotFit:
-        raise Refusal("halves channels where other layers hold them whole") from None
+    rows, part = split_product(x[dim], 2)
     fix(rows, f"a number of parts in {call.place}")
     return (*x[:dim], part, *x[dim + 1 :])
