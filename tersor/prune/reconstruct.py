@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any, final
 
 import torch
-from accelerate.utils import send_to_device
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from tersor.core.apply import apply
 from tersor.core.edit import Cut, Slice, Write
-from tersor.core.errors import InputError, user_code
-from tersor.core.loading import batches_of
+from tersor.core.errors import InputError
 from tersor.core.place import TensorPlace, aliases, module_at
 from tersor.core.plan import Plan, Skip
 from tersor.core.progress import Progress
-from tersor.core.randomness import fixed_randomness, seeded
 from tersor.core.step import Context, Method, Result, Step, derive_seed
 from tersor.core.task import Arguments, Task
+from tersor.prune.layerwise import calibration_arguments, expect_finite, pass_through, stages_of
 from tersor.prune.least_squares import (
     NormalEquations,
     drawn_rows,
@@ -32,7 +28,6 @@ from tersor.prune.least_squares import (
     output_rows,
     written,
 )
-from tersor.train.trainer import device_of
 
 Indices = Mapping[tuple[TensorPlace, int], Tensor]
 MOST = 12_288  # unknowns of one output: their normal equations take 1.2 GB
@@ -99,14 +94,14 @@ def reconstruction(
     """
     readers, skips = _readers(pruned, plans)
     both = _Both(copy.deepcopy(original).eval(), copy.deepcopy(pruned).eval(), surviving(plans), rows, seed)
-    stages = _stages(both.repaired, readers, task)
-    called = {path for stage in stages for path in stage}
+    stages = stages_of(both.repaired, readers, task)
+    called = {path for stage in stages for path in stage.paths}
     skips += [Skip(path, "the forward does not call it as a module") for path in readers if path not in called]
-    data = _calibration(both.repaired, task, batches, seed) if stages else []
+    data = calibration_arguments(both.repaired, task, batches, seed, "PruneAndReconstruct") if stages else []
     edits: list[Write] = []
     lines: list[tuple[str, str]] = []
     for stage in (progress or Progress()).track(stages, "reconstructing", len(stages)):
-        for path, equations in both.equations(stage, data).items():
+        for path, equations in both.equations(stage.paths, data).items():
             solution = equations.solve(ridge)
             values = written(module_at(both.repaired, path), solution)
             new = [Write(TensorPlace(path, name), value) for name, value in values.items()]
@@ -158,44 +153,6 @@ def _why_not(pruned: nn.Module, cut: Cut) -> str | None:
     return f"{unknowns} weights of one output are more than {MOST}" if unknowns > MOST else None
 
 
-def _stages(model: nn.Module, readers: Sequence[str], task: Task) -> list[list[str]]:
-    """The readers in the order of the forward; those that read one and the same tensor together."""
-    if not readers:
-        return []
-    assert task.example_inputs is not None, "a completed task has example inputs"
-    read: list[tuple[Tensor, list[str]]] = []
-
-    def see(path: str, x: Tensor, _: Tensor) -> None:
-        if not any(path in paths for _, paths in read):
-            together = next((paths for other, paths in read if other is x), None)
-            if together is None:
-                read.append((x, [path]))
-            else:
-                together.append(path)
-
-    with _seeing(model, readers, see), torch.no_grad(), fixed_randomness(0):
-        model(*send_to_device(task.example_inputs, device_of(model)))
-    return [paths for _, paths in read]
-
-
-def _calibration(model: nn.Module, task: Task, batches: int, seed: int) -> list[Arguments]:
-    """The models' arguments for each calibration batch."""
-    if task.calibration is None:
-        raise InputError("the task has no calibration data", where="PruneAndReconstruct", do="Pass task.complete()")
-    with seeded(seed, task.calibration):
-        found = [
-            task.inputs(send_to_device(batch, device_of(model)), model)
-            for batch in islice(batches_of(task.calibration, "task.calibration"), batches)
-        ]
-    if not found:
-        raise InputError("the loader is empty", where="task.calibration", got="no batch")
-    return found
-
-
-class _Enough(BaseException):
-    """Ends a forward pass of which nothing more is needed. No Exception: a forward that catches those lets it pass."""
-
-
 @dataclass(frozen=True, eq=False)
 class _Both:
     """The model given, and the pruned one as far as it is repaired; both in eval mode and not the user's own."""
@@ -217,13 +174,9 @@ class _Both:
                 rows, y = next(calls[path])
                 found[path].add(input_rows(module_at(self.repaired, path), x, rows), y)
 
-            self._run(self.repaired, stage, read, arguments, number, sum(map(len, targets.values())))
+            pass_through(self.repaired, stage, read, arguments, number, sum(map(len, targets.values())))
         for path, equations in found.items():
-            if not bool(torch.isfinite(equations.G).all() and torch.isfinite(equations.C).all()):
-                raise InputError(
-                    "a calibration batch makes a value that is not finite", where=path, expected="finite numbers",
-                    do="Look for NaN or overflow in the calibration data",
-                )  # fmt: skip
+            expect_finite(path, equations.G, equations.C)
         return found
 
     def _targets(
@@ -239,46 +192,8 @@ class _Both:
             channels = self.kept.get((TensorPlace(path, "weight"), 0))
             found[path].append((rows, output_rows(layer, y, rows, channels, len(equations[path].weight))))
 
-        self._run(self.original, stage, keep, arguments, number, None)
+        pass_through(self.original, stage, keep, arguments, number)
         return found
-
-    def _run(
-        self, model: nn.Module, stage: Sequence[str], see: Callable[[str, Tensor, Tensor], None],
-        arguments: Arguments, number: int, calls: int | None,
-    ) -> None:  # fmt: skip
-        """A forward pass, ended after ``calls`` calls of the stage's layers."""
-        left = [calls]
-
-        def count(path: str, x: Tensor, y: Tensor) -> None:
-            see(path, x, y)
-            if left[0] is not None:
-                left[0] -= 1
-                if left[0] == 0:
-                    raise _Enough
-
-        args, kwargs = arguments
-        with user_code("the model does not run on this batch", where=f"task.calibration, batch {number}"):
-            try:
-                with _seeing(model, stage, count), torch.no_grad():
-                    model(*args, **kwargs)
-            except _Enough:
-                pass
-
-
-@contextmanager
-def _seeing(model: nn.Module, paths: Sequence[str], see: Callable[[str, Tensor, Tensor], None]) -> Iterator[None]:
-    """Within, ``see(path, input, output)`` is called after each call of these layers."""
-    handles = [
-        module_at(model, path).register_forward_hook(
-            lambda _, args, kwargs, y, path=path: see(path, args[0] if args else kwargs["input"], y), with_kwargs=True
-        )
-        for path in paths
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _line(equations: NormalEquations, solution: Tensor) -> str:

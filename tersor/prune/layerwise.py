@@ -1,0 +1,122 @@
+"""Layer by layer on calibration data: which layers come when, and what they read and give, pass by pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+
+import torch
+from accelerate.utils import send_to_device
+from torch import Tensor, nn
+
+from tersor.core.errors import InputError, user_code
+from tersor.core.loading import batches_of
+from tersor.core.place import module_at
+from tersor.core.randomness import fixed_randomness, seeded
+from tersor.core.task import Arguments, Task
+from tersor.train.trainer import device_of
+
+See = Callable[[str, Tensor, Tensor], None]  # path of a layer, its input, its output
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Layers that read one and the same tensor, in the order of their calls; ``calls``: of all of them in a forward."""
+
+    paths: tuple[str, ...]
+    calls: int
+
+
+def stages_of(model: nn.Module, paths: Sequence[str], task: Task) -> list[Stage]:
+    """The layers at ``paths`` in the order in which the forward calls them first; those never called are left out."""
+    if not paths:
+        return []
+    assert task.example_inputs is not None, "a completed task has example inputs"
+    read: list[tuple[Tensor, list[str]]] = []
+    calls: dict[str, int] = {}
+
+    def see(path: str, x: Tensor, _: Tensor) -> None:
+        calls[path] = calls.get(path, 0) + 1
+        if calls[path] == 1:
+            together = next((paths for other, paths in read if other is x), None)
+            if together is None:
+                read.append((x, [path]))
+            else:
+                together.append(path)
+
+    with seeing(model, paths, see), torch.no_grad(), fixed_randomness(0):
+        model(*send_to_device(task.example_inputs, device_of(model)))
+    return [Stage(tuple(found), sum(calls[path] for path in found)) for _, found in read]
+
+
+def calibration_arguments(model: nn.Module, task: Task, batches: int, seed: int, who: str) -> list[Arguments]:
+    """The model's arguments for each of the first ``batches`` calibration batches, on its device.
+
+    Raises InputError, naming ``who`` asks, where there is no calibration data.
+    """
+    if task.calibration is None:
+        raise InputError("the task has no calibration data", where=who, do="Pass task.complete()")
+    with seeded(seed, task.calibration):
+        found = [
+            task.inputs(send_to_device(batch, device_of(model)), model)
+            for batch in islice(batches_of(task.calibration, "task.calibration"), batches)
+        ]
+    if not found:
+        raise InputError("the loader is empty", where="task.calibration", got="no batch")
+    return found
+
+
+class _Enough(BaseException):
+    """Ends a forward pass of which nothing more is needed. No Exception: a forward that catches those lets it pass."""
+
+
+def pass_through(
+    model: nn.Module, paths: Iterable[str], see: See, arguments: Arguments, number: int, calls: int | None = None
+) -> None:
+    """A forward pass without gradients in which ``see`` is told each call of the layers; ended after ``calls`` calls.
+
+    ``number``: of the calibration batch, for the InputError where the model does not run on it.
+    """
+    left = [calls]
+
+    def count(path: str, x: Tensor, y: Tensor) -> None:
+        see(path, x, y)
+        if left[0] is not None:
+            left[0] -= 1
+            if left[0] == 0:
+                raise _Enough
+
+    args, kwargs = arguments
+    with user_code("the model does not run on this batch", where=f"task.calibration, batch {number}"):
+        try:
+            with seeing(model, paths, count), torch.no_grad():
+                model(*args, **kwargs)
+        except _Enough:
+            pass
+
+
+@contextmanager
+def seeing(model: nn.Module, paths: Iterable[str], see: See) -> Iterator[None]:
+    """Within, ``see(path, input, output)`` is called after each call of these layers."""
+    handles = [
+        module_at(model, path).register_forward_hook(
+            lambda _, args, kwargs, y, path=path: see(path, args[0] if args else kwargs["input"], y), with_kwargs=True
+        )
+        for path in paths
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def expect_finite(path: str, *sums: Tensor) -> None:
+    """Raise InputError, naming the layer, where sums over calibration data are not finite."""
+    if not all(bool(torch.isfinite(value).all()) for value in sums):
+        raise InputError(
+            "a calibration batch makes a value that is not finite", where=path, expected="finite numbers",
+            do="Look for NaN or overflow in the calibration data",
+        )  # fmt: skip
