@@ -15,7 +15,7 @@ from tersor.core.edit import Attribute, Cut, Edit, Mask, Quantizer, Slice, Swap,
 from tersor.core.errors import InputError
 from tersor.core.fake_quantize import FakeQuantize
 from tersor.core.intercept import intercept_at, welcome
-from tersor.core.masked import Masked
+from tersor.core.masked import Masked, standing_mask
 from tersor.core.place import TensorPlace, aliases, module_at, tensor_at, tied_places
 from tersor.core.plan import Plan
 from tersor.core.removed import Removed
@@ -73,7 +73,7 @@ def _mask(model: nn.Module, edit: Mask) -> None:
     _expect_shape(edit.place, edit.keep.shape, tensor.shape)
     for place in aliases(model, edit.place):
         module = module_at(model, place.module)
-        standing = _standing_mask(module, place.tensor)
+        standing = standing_mask(module, place.tensor)
         keep = edit.keep.to(tensor.device)
         if standing is None:
             _parametrize(model, module, place.tensor, Masked(keep))
@@ -84,12 +84,6 @@ def _mask(model: nn.Module, edit: Mask) -> None:
 def _parametrize(model: nn.Module, module: nn.Module, tensor: str, entry: nn.Module) -> None:
     parametrize.register_parametrization(module, tensor, entry)
     welcome(model, _parametrizations(module, tensor))
-
-
-def _standing_mask(module: nn.Module, tensor: str) -> Masked | None:
-    if not parametrize.is_parametrized(module, tensor):
-        return None
-    return next((entry for entry in _parametrizations(module, tensor) if isinstance(entry, Masked)), None)
 
 
 def _parametrizations(module: nn.Module, tensor: str) -> parametrize.ParametrizationList:

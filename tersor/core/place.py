@@ -64,10 +64,15 @@ def tensor_at(model: nn.Module, place: TensorPlace) -> Tensor:
     return value
 
 
+def stored_at(model: nn.Module, place: TensorPlace) -> Tensor:
+    """The parameter or buffer at ``place`` as it is stored: under a mask or quantiser, what those start from."""
+    tensor_at(model, place)  # raises where there is none
+    return _stored(module_at(model, place.module))[place.tensor]
+
+
 def aliases(model: nn.Module, place: TensorPlace) -> tuple[TensorPlace, ...]:
     """Every place that holds the very same tensor (tied weights), ``place`` included; masked and quantised ones too."""
-    tensor_at(model, place)  # raises where there is none
-    stored = _stored(module_at(model, place.module))[place.tensor]
+    stored = stored_at(model, place)
     found = [
         TensorPlace(path, name)
         for path, module in model.named_modules(remove_duplicate=False)
