@@ -7,9 +7,11 @@ head size, whatever of them shrinks.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import reduce
+from itertools import product
 from typing import Any
 
 from torch import nn
@@ -35,21 +37,18 @@ class Polynomial:
             yield from (symbol for symbol, _ in powers)
 
     def __add__(self, other: Polynomial) -> Polynomial:
-        terms = dict(self.terms)
-        for powers, coefficient in other.terms.items():
-            terms[powers] = terms.get(powers, Fraction(0)) + coefficient
-        return Polynomial({powers: value for powers, value in terms.items() if value})
+        return _summed([*self.terms.items(), *other.terms.items()])
 
     def scaled(self, factor: Fraction) -> Polynomial:
         """The polynomial times a number."""
         return Polynomial({powers: value * factor for powers, value in self.terms.items()})
 
     def __mul__(self, other: Polynomial) -> Polynomial:
-        found = Polynomial({})
-        for a, x in self.terms.items():
-            for b, y in other.terms.items():
-                found = found + Polynomial({_joined(a, b): x * y})
-        return found
+        if len(self.terms) == len(other.terms) == 1:
+            ((a, x),), ((b, y),) = self.terms.items(), other.terms.items()
+            return Polynomial({_joined(a, b): x * y})
+        pairs = product(self.terms.items(), other.terms.items())
+        return _summed([(_joined(a, b), x * y) for (a, x), (b, y) in pairs])
 
     def inverse(self) -> Polynomial:
         """1 / the polynomial, of a single term. Raises Unsolvable for more."""
@@ -84,11 +83,20 @@ class Polynomial:
         return found
 
 
+def _summed(terms: Iterable[tuple[Powers, Fraction]]) -> Polynomial:
+    found: dict[Powers, Fraction] = {}
+    for powers, coefficient in terms:
+        found[powers] = found[powers] + coefficient if powers in found else coefficient
+    return Polynomial({powers: value for powers, value in found.items() if value})
+
+
 class Unsolvable(Exception):
     """A size that cannot be followed."""
 
 
 def _joined(a: Powers, b: Powers) -> Powers:
+    if not a or not b:
+        return a or b
     powers: dict[Symbol, int] = dict(a)
     for symbol, power in b:
         powers[symbol] = powers.get(symbol, 0) + power
@@ -112,10 +120,9 @@ def length(axis: Axis) -> Polynomial:
         return constant(axis.size)
     if isinstance(axis, Leaf):
         return of_symbol(axis) if axis.frozen is None else constant(axis.size)
-    found = constant(1) if isinstance(axis, Product) else constant(0)
-    for item in axis.factors if isinstance(axis, Product) else axis.parts:
-        found = found * length(item) if isinstance(axis, Product) else found + length(item)
-    return found
+    if isinstance(axis, Product):
+        return reduce(Polynomial.__mul__, map(length, axis.factors))
+    return _summed(term for part in axis.parts for term in length(part).terms.items())
 
 
 def _of_source(source: Source, flow: Flow) -> Polynomial:

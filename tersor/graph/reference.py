@@ -25,23 +25,22 @@ from tersor.graph.group import Group, Groups, removal
 _SHAPED = {"layer_norm", "rms_norm"}  # their second argument is the shape of what they normalise
 
 
+_Reads = dict[str, list[tuple[Read, Tensor]]]  # call → what it sums over, and the positions there that stay
+
+
 class Masked(nn.Module):
     """``model``'s graph with the units outside ``keep`` masked; called like the model, whose tensors it holds.
 
     ``keep``: group → bool [units].
     """
 
-    def __init__(self, groups: Groups, model: nn.Module, keep: Mapping[Group, NDArray[np.bool_]]):
+    def __init__(self, groups: Groups, model: nn.Module, keep: Mapping[Group, NDArray[np.bool_]], reads: _Reads):
         super().__init__()
+        self.reads = reads
         self.program = groups.graph.program
         self.tensors = {name: tensor_at(model, place) for name, place in groups.graph.tensors.items()}
         self.constants = groups.graph.constants
-        kept = {group.leaf: mask for group, mask in keep.items()}
-        self.reads: dict[str, list[tuple[Read, Tensor]]] = {}
-        for read in groups.reads:
-            stays = _staying(read.axis, kept)
-            if stays is not None:
-                self.reads.setdefault(read.call, []).append((read, torch.from_numpy(stays)))
+        kept = _by_leaf(keep)
         self.groups_left = {name: _count(axis, kept) for name, axis in groups.grouped.items()}
         self._zeroed: dict[int, list[Cut]] = {}
         for cut in (cut for edit in removal(keep) if isinstance(edit, Slice) for cut in edit.cuts):
@@ -60,6 +59,10 @@ class Masked(nn.Module):
         for cut in self._zeroed.get(id(value), ()):
             value = only(value.detach(), cut.dim, cut.keep)
         return value
+
+
+def _by_leaf(keep: Mapping[Group, NDArray[np.bool_]]) -> dict[Leaf, NDArray[np.bool_]]:
+    return {group.leaf: mask for group, mask in keep.items()}
 
 
 def _staying(axis: Axis, kept: Mapping[Leaf, NDArray[np.bool_]]) -> NDArray[np.int64] | None:
@@ -152,5 +155,10 @@ def _put_back(result: Any, kept: list[tuple[Read, Tensor]], before: Any) -> Any:
 def reference(groups: Groups, model: nn.Module, keep: Mapping[Group, NDArray[np.bool_]]) -> Masked | None:
     """What the model must compute once all but ``keep`` is removed; None where zero columns in the weights that read
     what is removed say it all, and no graph is needed."""
-    masked = Masked(groups, model, keep)
-    return masked if masked.reads else None
+    reads: _Reads = {}
+    kept = _by_leaf(keep)
+    for read in groups.reads:
+        stays = _staying(read.axis, kept)
+        if stays is not None:
+            reads.setdefault(read.call, []).append((read, torch.from_numpy(stays)))
+    return Masked(groups, model, keep, reads) if reads else None

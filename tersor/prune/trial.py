@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from tersor.core.apply import apply
+from tersor.core.copies import sharing_copy
 from tersor.core.errors import VerificationError
 from tersor.core.plan import Plan, Skip
 from tersor.core.task import Task
@@ -45,8 +46,9 @@ def culprits(model: nn.Module, task: Task, groups: Groups, choices: Sequence[Kep
 
 def _objection(model: nn.Module, task: Task, groups: Groups, kept: Kept) -> VerificationError | None:
     plan = Plan("trial", removal(kept), reference=reference(groups, model, kept))
+    shrunk = apply(sharing_copy(model), plan, in_place=True)  # slices are new tensors; nothing is written into old ones
     try:
-        verify_edits(model, apply(model, plan), plan, task, draws=0)  # ``run`` verifies on noise too
+        verify_edits(model, shrunk, plan, task, draws=0)  # ``run`` verifies on noise too
     except VerificationError as error:
         return error
     return None

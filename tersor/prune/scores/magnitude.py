@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tersor.core.errors import InputError
-from tersor.core.place import tensor_at
+from tersor.core.place import TensorPlace, tensor_at
 from tersor.core.task import Task
 from tersor.graph.group import CoupledAxis, Group
 from tersor.prune.scores.coupling import Combine, Members, Normalise, check_coupling, combined, gathered, members_of
@@ -45,18 +45,24 @@ class Magnitude(Score):
 
     def units(self, model: nn.Module, task: Task, groups: Sequence[Group]) -> list[Tensor]:
         """One float64 tensor [units] for each group; the task is not read."""
-        return [self._of(model, group) for group in groups]
+        powers: dict[tuple[TensorPlace, int], Tensor] = {}  # what many groups share is summed up once
 
-    def _of(self, model: nn.Module, group: Group) -> Tensor:
-        axes = members_of(model, group, self.members)
-        norms = [self._norm(tensor_at(model, axis.place).detach(), axis, group.units) for axis in axes]
-        return combined(norms, self.combine, self.normalise)
+        def norm(axis: CoupledAxis, units: int) -> Tensor:
+            if (axis.place, axis.dim) not in powers:
+                powers[axis.place, axis.dim] = self._power(tensor_at(model, axis.place).detach(), axis.dim)
+            return gathered(powers[axis.place, axis.dim], axis, units) ** (1 / self.p)
 
-    def _norm(self, weight: Tensor, axis: CoupledAxis, units: int) -> Tensor:
-        others = [dim for dim in range(weight.ndim) if dim != axis.dim]
-        norm = (
-            torch.linalg.vector_norm(weight, self.p, dim=others, dtype=torch.float64)
-            if others
-            else weight.double().abs()
-        )
-        return gathered(norm**self.p, axis, units) ** (1 / self.p)
+        return [
+            combined(
+                [norm(axis, group.units) for axis in members_of(model, group, self.members)],
+                self.combine, self.normalise,
+            )
+            for group in groups
+        ]  # fmt: skip
+
+    def _power(self, weight: Tensor, dim: int) -> Tensor:
+        """Σ |w|^p for each position of ``dim``."""
+        others = [other for other in range(weight.ndim) if other != dim]
+        if not others:
+            return weight.double().abs() ** self.p
+        return torch.linalg.vector_norm(weight, self.p, dim=others, dtype=torch.float64) ** self.p
