@@ -10,14 +10,18 @@ from itertools import islice
 import torch
 from accelerate.utils import send_to_device
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.utils import parametrize
 
 from tersor.core.errors import InputError, user_code
 from tersor.core.loading import batches_of
-from tersor.core.place import module_at
+from tersor.core.masked import Masked
+from tersor.core.place import TensorPlace, aliases, module_at
 from tersor.core.randomness import fixed_randomness, seeded
 from tersor.core.task import Arguments, Task
 from tersor.train.trainer import device_of
 
+MOST = 12_288  # unknowns of one output: their normal equations take 1.2 GB
 See = Callable[[str, Tensor, Tensor], None]  # path of a layer, its input, its output
 
 
@@ -66,6 +70,30 @@ def calibration_arguments(model: nn.Module, task: Task, batches: int, seed: int,
     if not found:
         raise InputError("the loader is empty", where="task.calibration", got="no batch")
     return found
+
+
+def unsolvable(model: nn.Module, path: str) -> str | None:
+    """Why the weights of the module at ``path`` cannot be solved for on what it reads; None where they can."""
+    layer = module_at(model, path)
+    if not isinstance(layer, (_ConvNd, nn.Linear)) or isinstance(layer, _ConvTransposeNd):
+        return f"only convolutions and linear layers are reconstructed, not a {type(layer).__name__}"
+    reason = held_otherwise(layer)
+    if reason is not None:
+        return reason
+    place = TensorPlace(path, "weight")
+    others = [str(other) for other in aliases(model, place) if other != place]
+    if others:
+        return f"its weight is tied to {', '.join(others)}"
+    unknowns = layer.weight[0].numel() + 1
+    return f"{unknowns} weights of one output are more than {MOST}" if unknowns > MOST else None
+
+
+def held_otherwise(layer: nn.Module) -> str | None:
+    """Why a layer's weight cannot be written as it is used; None for a plain parameter and a masked one."""
+    if not parametrize.is_parametrized(layer, "weight"):
+        return None if "weight" in layer._parameters else "its weight is no parameter but computed before each call"
+    others = [type(entry).__name__ for entry in layer.parametrizations["weight"] if not isinstance(entry, Masked)]  # type: ignore[index]
+    return f"its weight is a {', '.join(others)} of what is stored" if others else None
 
 
 class _Enough(BaseException):

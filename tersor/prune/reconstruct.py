@@ -9,17 +9,16 @@ from typing import Any, final
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from tersor.core.apply import apply
 from tersor.core.edit import Cut, Slice, Write
 from tersor.core.errors import InputError
-from tersor.core.place import TensorPlace, aliases, module_at
+from tersor.core.place import TensorPlace, module_at
 from tersor.core.plan import Plan, Skip
 from tersor.core.progress import Progress
 from tersor.core.step import Context, Method, Result, Step, derive_seed
 from tersor.core.task import Arguments, Task
-from tersor.prune.layerwise import calibration_arguments, expect_finite, pass_through, stages_of
+from tersor.prune.layerwise import calibration_arguments, expect_finite, pass_through, stages_of, unsolvable
 from tersor.prune.least_squares import (
     NormalEquations,
     drawn_rows,
@@ -30,7 +29,6 @@ from tersor.prune.least_squares import (
 )
 
 Indices = Mapping[tuple[TensorPlace, int], Tensor]
-MOST = 12_288  # unknowns of one output: their normal equations take 1.2 GB
 
 
 @final
@@ -142,15 +140,10 @@ def _readers(pruned: nn.Module, plans: Sequence[Plan]) -> tuple[list[str], list[
 
 def _why_not(pruned: nn.Module, cut: Cut) -> str | None:
     layer = module_at(pruned, cut.place.module)
-    if not isinstance(layer, (_ConvNd, nn.Linear)) or isinstance(layer, _ConvTransposeNd):
-        return f"only convolutions and linear layers are reconstructed, not a {type(layer).__name__}"
-    if cut.place.tensor != "weight" or cut.dim != 1:
+    reason = unsolvable(pruned, cut.place.module)
+    if reason is None and (cut.place.tensor != "weight" or cut.dim != 1):
         return f"dimension {cut.dim} of {cut.place.tensor} is no input of a {type(layer).__name__}"
-    others = [str(place) for place in aliases(pruned, cut.place) if place != cut.place]
-    if others:
-        return f"its weight is tied to {', '.join(others)}"
-    unknowns = layer.weight[0].numel() + 1
-    return f"{unknowns} weights of one output are more than {MOST}" if unknowns > MOST else None
+    return reason
 
 
 @dataclass(frozen=True, eq=False)

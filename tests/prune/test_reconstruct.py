@@ -20,7 +20,7 @@ from tersor.export.artifact import load_artifact, save_artifact
 from tersor.graph.group import removal
 from tersor.graph.groups import find_groups
 from tersor.graph.trace import trace
-from tersor.prune import reconstruct
+from tersor.prune import layerwise
 from tersor.prune.channels import PruneChannels
 from tersor.prune.least_squares import NormalEquations, drawn_rows, equations_of, input_rows, output_rows, written
 from tersor.prune.reconstruct import PruneAndReconstruct, reconstruction, surviving
@@ -317,7 +317,7 @@ def test_tied_weights_and_very_wide_layers_are_skips(monkeypatch):
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 40))
     model[1].weight = model[0].weight
     cuts = [Cut(TensorPlace(name, "weight"), 1, torch.arange(4), "consumer") for name in ("1", "2")]
-    monkeypatch.setattr(reconstruct, "MOST", 4)
+    monkeypatch.setattr(layerwise, "MOST", 4)
     plan = reconstruction(model, model, [Plan("cut", (Slice(tuple(cuts)),))], Task(model))
     assert {skip.place: skip.reason for skip in plan.skips} == {
         "1.weight": "its weight is tied to 0.weight",
