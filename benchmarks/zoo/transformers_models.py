@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -129,7 +130,7 @@ def transformers_entries() -> list[Entry]:
     ]
     entries += [
         Entry("transformers", "t5", partial(_build, "T5ForConditionalGeneration", "T5Config", _T5), _sequence_pairs,
-              note="T5ForConditionalGeneration"),
+              output_of=attrgetter("logits"), note="T5ForConditionalGeneration, the task's output being its logits"),
         Entry("transformers", "wav2vec2", partial(_build, "Wav2Vec2ForSequenceClassification", "Wav2Vec2Config",
               _AUDIO), _series(3, 1601), note="Wav2Vec2ForSequenceClassification"),
         Entry("transformers", "patchtst", partial(_build, "PatchTSTForClassification", "PatchTSTConfig", _PATCHES),

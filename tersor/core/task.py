@@ -42,7 +42,8 @@ class Task:
             always measured against ``model``.
         inputs_of, targets_of: ``batch`` → (args, kwargs) of the model; ``batch`` → targets.
         output_of: what the model returns → the tensor that loss and metric are about (default: the tensor itself,
-            ``.logits``, or the first of a tuple).
+            ``.logits``, or the first of a tuple). Where it is given, without a ``loss`` of your own, nothing else that
+            the model returns counts: pruning may narrow other outputs (an encoder's features beside the logits).
         source: "file.py", "package.module:function" or a built-in name; set by who loads the task.
 
     Raises InputError where there is neither a model nor a factory, or where the factory fails.
@@ -126,6 +127,11 @@ class Task:
             expected="a tensor, an object with .logits, or a tuple that begins with a tensor",
             do="Pass output_of=lambda result: … to Task",
         )  # fmt: skip
+
+    @property
+    def sole_output(self) -> Callable[[Any], Tensor] | None:
+        """``output_of``, where loss and metric see nothing else of what the model returns."""
+        return self.output_of if self.loss is None else None
 
     def loss_of(self, model: nn.Module, batch: Batch) -> Tensor:
         """The task's own loss: a scalar tensor with a gradient."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,38 +17,43 @@ from tersor.graph.group import CoupledAxis, Group, Groups, Kind, SizeAttribute
 from tersor.graph.rules import follow
 from tersor.graph.trace import Graph, trace
 
+OutputOf = Callable[[Any], Any] | None
 
-def find_groups(graph: Graph, model: nn.Module, training: Graph | None = None) -> Groups:
+
+def find_groups(graph: Graph, model: nn.Module, training: Graph | None = None, output_of: OutputOf = None) -> Groups:
     """Which axes of which tensors of ``model`` move together. Reads no tensor's values.
 
     A group is a leaf of the axes' algebra: channels that the same tensors hold and that go one by one. ``training``:
     the forward as it trains, where that uses modules which the forward in eval mode does not (auxiliary heads).
+    ``output_of``: picks the output that may not shrink; None: none may.
     """
-    flow = _walked(Flow(graph, model))
-    flows = [flow] if training is None else [flow, _walked(Flow(training, model, beside=flow))]
+    flow = _walked(Flow(graph, model), output_of)
+    flows = [flow] if training is None else [flow, _walked(Flow(training, model, beside=flow), None)]
     return _Collection(flow, model, solve(flows, model)).groups()
 
 
-def groups_of(model: nn.Module, example_inputs: tuple[Any, ...]) -> Groups:
+def groups_of(model: nn.Module, example_inputs: tuple[Any, ...], output_of: OutputOf = None) -> Groups:
     """Capture a model and find its groups; captured as it trains too where that uses more of its modules.
+
+    ``output_of``: as in ``find_groups``.
 
     Raises GraphError where the model cannot be captured.
     """
     graph = trace(model, example_inputs)
-    groups = find_groups(graph, model)
+    groups = find_groups(graph, model, output_of=output_of)
     if not groups.unread:
         return groups
     try:
         training = trace(model, example_inputs, training=True)
     except GraphError:  # what eval mode does not use stays as it is, and is named
         return groups
-    return find_groups(graph, model, training)
+    return find_groups(graph, model, training, output_of)
 
 
-def _walked(flow: Flow) -> Flow:
+def _walked(flow: Flow, output_of: OutputOf) -> Flow:
     for call in flow.graph.calls:
         flow.put(call, follow(call, flow))
-    for name in flow.graph.outputs:
+    for name in flow.graph.outputs if output_of is None else flow.graph.outputs_of(output_of):
         for axis in flow.everything(name):
             flow.freeze(axis, "reaches the model's output")
     return flow

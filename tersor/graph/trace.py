@@ -7,7 +7,7 @@ import operator
 import os
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -104,6 +104,15 @@ class Graph:
             for name in dict.fromkeys(call.refs()):
                 found.setdefault(name, []).append(call)
         return found
+
+    def outputs_of(self, output_of: Callable[[Any], Any]) -> tuple[str, ...]:
+        """The one output that ``output_of`` picks of what the model returns; all, where it computes with them."""
+        given = self.program.graph_signature.user_outputs
+        leaves = [torch.empty(self.shapes[name], device="meta") if name in self.shapes else name for name in given]
+        picked = output_of(torch.utils._pytree.tree_unflatten(leaves, cast(Any, self.program.call_spec.out_spec)))
+        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        names = zip(self.outputs, tensors, strict=True)
+        return tuple(name for name, tensor in names if tensor is picked) or self.outputs
 
     def by_name(self) -> dict[str, Call]:
         """name → call."""

@@ -61,7 +61,7 @@ def _inspect(model: nn.Module, complete: Task, groups: bool) -> Inspection:
     lines: tuple[str, ...] = ()
     if groups:
         try:
-            lines = tuple(groups_of(model, complete.example_inputs).describe())
+            lines = tuple(groups_of(model, complete.example_inputs, complete.sole_output).describe())
         except GraphError as error:
             lines = (str(error),)
     return Inspection(totals, tuple(layers), lines)

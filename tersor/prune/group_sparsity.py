@@ -154,7 +154,8 @@ def _find(
     chosen = select(model, asked.where)
     # In the middle of a training step: mixed precision would stand in the graph, and random numbers belong to training.
     with fixed_randomness(0), torch.autocast(device.type, enabled=False):
-        groups = groups_of(model, send_to_device(task.example_inputs, device)).prunable(asked.heads)
+        inputs = send_to_device(task.example_inputs, device)
+        groups = groups_of(model, inputs, task.sole_output).prunable(asked.heads)
     skips: list[Skip] = []
     free = [group for partners in open_groups(groups, chosen, skips) for group in partners]
     if not free:

@@ -257,3 +257,20 @@ def test_modules_that_only_training_uses_are_named():
 
     net = Module(forward, a=nn.Conv2d(3, 4, 1), b=nn.Conv2d(4, 2, 1), aux=nn.Conv2d(4, 2, 1)).eval()
     assert find_groups(trace(net, (torch.randn(2, 3, 5, 7),)), net).unread == ("aux",)
+
+
+def test_only_the_output_that_the_task_picks_must_stay_whole():
+    def forward(net, x):
+        features = net.a(x)
+        return {"features": features, "logits": net.b(features), "none": None}
+
+    net, inputs = Module(forward, a=nn.Linear(3, 8), b=nn.Linear(8, 2)), (torch.randn(2, 3),)
+    graph = trace(net, inputs)
+
+    def frozen(output_of):
+        return next(group for group in find_groups(graph, net, output_of=output_of) if group.name == "a").frozen
+
+    assert frozen(None) == "reaches the model's output"
+    assert frozen(lambda found: found["logits"]) is None
+    assert frozen(lambda found: found["features"]) is not None
+    assert frozen(lambda found: found["logits"] + 1) is not None  # which outputs it computes with is not known
