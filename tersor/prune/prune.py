@@ -20,6 +20,7 @@ from tersor.prune.elements.magnitude import WeightMagnitude
 from tersor.prune.elements.score import WeightScore
 from tersor.prune.patterns import NM, Element, Pattern
 from tersor.prune.scopes import PerLayer, PerType, Scope
+from tersor.prune.standing import share
 from tersor.prune.weights import Weight, lifted, weights_of
 from tersor.tensor import masks
 
@@ -59,11 +60,8 @@ class Prune(Method):
 
     def plan(self, model: nn.Module, task: Task) -> Plan:
         skips: list[Skip] = []
-        weights = [
-            weight for weight in weights_of(model, select(model, self.where), skips) if self._fits(weight, skips)
-        ]
-        asked = self._asked_by_name(weights, skips)
-        weights = [weight for weight in weights if weight in asked]
+        asked = self._asked(model, skips)
+        weights = list(asked)
         units = self._units(model, task, weights)
         if isinstance(self.sparsity, Mapping):
             zeros = [masks.count(asked[w], scores.numel()) for w, scores in zip(weights, units, strict=True)]
@@ -77,6 +75,10 @@ class Prune(Method):
         edits = tuple(masked.edit for masked in found if masked.changes)
         return Plan("prune", edits, tuple(skips), tuple(_lines(found, self._fraction())))
 
+    def weights(self, model: nn.Module) -> list[Weight]:
+        """The weights that would be masked, in the model's order."""
+        return list(self._asked(model, []))
+
     def part(self, way: float) -> Prune:
         """The same, aiming only ``way`` (0 … 1) of the way from a dense model to its sparsity: a step of a schedule."""
         if isinstance(self.pattern, NM):
@@ -86,6 +88,17 @@ class Prune(Method):
         if isinstance(self.sparsity, Mapping):
             return replace(self, sparsity={name: way * value for name, value in self.sparsity.items()})
         return replace(self, sparsity=way * self._fraction())
+
+    def remaining(self, way: float) -> Prune:
+        """The same, leaving (1 − sparsity)^way of the weights: equal steps of ``way`` take equal parts of what remains.
+
+        N:M and fractions by type go by ``part``.
+        """
+        if isinstance(self.pattern, NM) or isinstance(self.scope, PerType):
+            return self.part(way)
+        if isinstance(self.sparsity, Mapping):
+            return replace(self, sparsity={name: 1 - (1 - value) ** way for name, value in self.sparsity.items()})
+        return replace(self, sparsity=1 - (1 - self._fraction()) ** way)
 
     def _fraction(self) -> float:
         """The one fraction that is asked; of a mapping or of fractions by type, none is."""
@@ -107,8 +120,10 @@ class Prune(Method):
             skips.append(Skip(str(weight.place), reason))
         return reason is None
 
-    def _asked_by_name(self, weights: Sequence[Weight], skips: list[Skip]) -> dict[Weight, float]:
-        """What names ask of each weight; where there are no names, every weight with nothing."""
+    def _asked(self, model: nn.Module, skips: list[Skip]) -> dict[Weight, float]:
+        """The weights that may be masked, with what names ask of each (0 where there are no names)."""
+        found = weights_of(model, select(model, self.where), skips)
+        weights = [weight for weight in found if self._fits(weight, skips)]
         if not isinstance(self.sparsity, Mapping):
             return dict.fromkeys(weights, 0.0)
         for pattern in self.sparsity:
@@ -192,18 +207,14 @@ class _Masked:
 
 def _lines(found: Sequence[_Masked], fraction: float) -> Iterator[tuple[str, str]]:
     for masked in found:
-        text = _share(masked.zeros, masked.weight.size)
+        text = share(masked.zeros, masked.weight.size)
         text += "" if masked.asked is None else f"; asked for {masked.asked:.4%}"
         text += f"; {masked.before:,} before" if masked.before else ""
         yield str(masked.weight.place), text + ("; WARNING: nothing is left of it" if masked.is_emptied else "")
     if found:
         total = sum(masked.weight.size for masked in found)
-        text = f"{_share(sum(masked.zeros for masked in found), total)}, in {len(found)} weights"
+        text = f"{share(sum(masked.zeros for masked in found), total)}, in {len(found)} weights"
         yield "<model>", text + (f"; asked for {fraction:.4%}" if all(m.asked is None for m in found) else "")
-
-
-def _share(zeros: int, size: int) -> str:
-    return f"{zeros:,} of {size:,} zero, {zeros / size:.4%}"
 
 
 def _matches(pattern: str, weight: Weight) -> bool:

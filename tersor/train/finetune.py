@@ -19,6 +19,7 @@ from tersor.core.step import Context, Result, Step, derive_seed
 from tersor.core.task import Batch, Task
 from tersor.train.board import Board
 from tersor.train.checkpoint import Checkpoints, fingerprint
+from tersor.train.companion import Companion
 from tersor.train.objective import Objective, TaskLoss
 from tersor.train.optimizer import Optimizer
 from tersor.train.precision import multiplies_bf16
@@ -44,6 +45,8 @@ class Finetune(Step):
             "last".
         patience: stop after so many epochs without a better validation value; None: never.
         clip: largest norm of the gradient; None: any.
+        companion: what goes along (``GradualSparsity``, ``DropAndGrow``): only epochs at which it is settled can be the
+            best or count for ``patience``. The loader must have a length.
 
     With ``context.folder`` a checkpoint is written there after each epoch, and a run of the same settings on the same
     model goes on after the last one, to the same weights (same machine and threads). A loss that is not finite takes
@@ -63,6 +66,7 @@ class Finetune(Step):
     keep: Literal["best", "last"] = "best"
     patience: int | None = None
     clip: float | None = None
+    companion: Companion | None = None
 
     def __post_init__(self) -> None:
         if self.epochs < 1:
@@ -112,13 +116,21 @@ class _Run:
         self.step, self.task, self.context, self.say = step, task, context, context.progress.say
         self.home = device_of(model)
         precision = self._precision()
+        copied = copy.deepcopy(model)
+        if step.companion is not None:
+            step.companion.begin(copied, task)
         self.trainer = Trainer(
-            copy.deepcopy(model), task, step.objective, step.optimizer, precision=precision, clip=step.clip
+            copied, task, step.objective, step.optimizer, precision=precision, clip=step.clip, companion=step.companion
         )
         self.batches = self.trainer.share(task.train)
         self.length = length_of(self.batches)
         if self.length == 0:
             raise InputError("the loader is empty", where="task.train", got="no batch", expected="at least one batch")
+        if self.length is None and step.companion is not None:
+            raise InputError(
+                "a companion must know how long training is", where="task.train", got="a loader without a length",
+                expected="__len__", do="Give the loader a length",
+            )  # fmt: skip
         self.checkpoints = self._checkpoints(model)
         self.state = self._first_state()
 
@@ -175,9 +187,16 @@ class _Run:
 
     def _batches(self, title: str) -> Generator[Batch, None, None]:
         batches = batches_of(self.batches, "task.train")
+        given = 0
         for batch in self.context.progress.track(batches, title, self.length):
             yield batch
+            given += 1
             next(self.clock, None)  # before the epoch's own, so that sparse output tells of the whole
+        if self.step.companion is not None and given != self.length:
+            raise InputError(
+                "the loader gives another number of batches than it says, and a companion counts them",
+                where="task.train", got=f"{given} batches", expected=f"{self.length}, its length",
+            )  # fmt: skip
 
     def _good_epoch(self) -> dict[str, Any]:
         while True:
@@ -191,11 +210,19 @@ class _Run:
         title = f"epoch {epoch}/{self.step.epochs}"
         with seeded(derive_seed(self.context.seed, epoch), self.batches, epoch), _at(title):
             with closing(self._batches(title)) as batches:
-                loss = self.trainer.epoch(batches, lambda number: self._factor(epoch, number))
+                done, steps = self._steps(epoch - 1), self._steps(self.step.epochs) if self.length else None
+                loss = self.trainer.epoch(batches, lambda number: self._factor(epoch, number), done, steps)
             lr = self.trainer.optimizer.param_groups[0]["lr"]
             validation = self.trainer.validate()
         seconds = round(time.monotonic() - begun, 3)
         return {"epoch": epoch, "loss": loss, "validation": validation, "lr": lr, "seconds": seconds}
+
+    def _steps(self, epochs: int) -> int:
+        return epochs * (self.length or 0)
+
+    def _settled(self, epoch: int) -> bool:
+        companion = self.step.companion
+        return companion is None or companion.settled(self._steps(epoch), self._steps(self.step.epochs))
 
     def _factor(self, epoch: int, number: int) -> float:
         length, number = (self.length, min(number, self.length - 1)) if self.length else (1, 0)
@@ -219,14 +246,15 @@ class _Run:
         best = self.state.history[self.state.best_epoch - 1]["validation"] if self.state.best_epoch else None
         self.state.history.append(entry)
         self.state.model, self.state.optimizer = self.trainer.snapshot()
-        if self.step.keep == "last" or is_better(self.task, entry["validation"], best, or_equal=True):
+        waiting = self.step.keep == "last" or not self._settled(self.state.best_epoch)
+        if waiting or is_better(self.task, entry["validation"], best, or_equal=True):
             self.state.best, self.state.best_epoch = self.state.model, entry["epoch"]
 
     def _out_of_patience(self) -> bool:
         if self.step.patience is None:
             return False
         best, since = None, 0
-        for entry in self.state.history:
+        for entry in filter(lambda entry: self._settled(entry["epoch"]), self.state.history):
             better = is_better(self.task, entry["validation"], best)
             best, since = (entry["validation"], 0) if better else (best, since + 1)
         return since >= self.step.patience
@@ -241,7 +269,9 @@ class _Run:
             "learning_rate_halved": state.halved,
             "precision": "bf16" if self.trainer.bf16 else "fp32",
         }
-        return Result(self.trainer.finish(self.home), history=tuple(state.history), facts=facts)
+        model = self.trainer.finish(self.home)
+        plans = () if self.step.companion is None else (self.step.companion.finish(model),)
+        return Result(model, plans, history=tuple(state.history), facts=facts)
 
 
 def estimate(step: Finetune, model: nn.Module, task: Task) -> float:

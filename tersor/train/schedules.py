@@ -77,6 +77,30 @@ class OneCycle(Schedule):
         return _half_cosine(1.0, self.end, (step - peak) / (last - peak) if last > peak else 1.0)
 
 
+@final
+@dataclass(frozen=True)
+class Part(Schedule):
+    """A part of another schedule's course, from ``begin`` to ``end`` as fractions of it: a training's last epochs, say.
+
+    Raises InputError unless 0 ≤ begin < end ≤ 1.
+    """
+
+    of: Schedule
+    begin: float = 0.0
+    end: float = 1.0
+
+    def __post_init__(self) -> None:
+        _expect_fraction("Part.begin", self.begin)
+        _expect_fraction("Part.end", self.end)
+        if not self.begin < self.end:
+            raise InputError("out of order", where="Part", got=f"{self.begin} … {self.end}", expected="begin < end")
+
+    def factor(self, step: int, steps: int) -> float:
+        """The factor of the whole course's step that this one is."""
+        whole = round(steps / (self.end - self.begin))
+        return self.of.factor(min(round(self.begin * whole) + step, whole - 1), whole)
+
+
 def _half_cosine(begin: float, end: float, t: float) -> float:
     return end + (begin - end) * (1 + math.cos(math.pi * t)) / 2
 

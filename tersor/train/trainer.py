@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from tersor.core.errors import InputError, TrainingError, user_code
 from tersor.core.task import Batch, Task
+from tersor.train.companion import Companion, Moment
 from tersor.train.objective import Objective
 from tersor.train.optimizer import Optimizer, load_state_tensors, set_factor, state_tensors
 from tersor.train.state import TrainingState, model_tensors
@@ -48,9 +49,9 @@ class Trainer:
 
     def __init__(
         self, model: nn.Module, task: Task, objective: Objective, optimizer: Optimizer,
-        *, precision: Literal["fp32", "bf16"] = "fp32", clip: float | None = None,
+        *, precision: Literal["fp32", "bf16"] = "fp32", clip: float | None = None, companion: Companion | None = None,
     ):  # fmt: skip
-        self.task, self.objective, self.clip = task, objective, clip
+        self.task, self.objective, self.clip, self.companion = task, objective, clip, companion
         self.accelerator = accelerator()
         self.device: torch.device = self.accelerator.device
         self.model = model.to(self.device).train()
@@ -68,9 +69,12 @@ class Trainer:
             return self.accelerator.prepare_data_loader(loader, device_placement=False)
         return _Share(loader, self.accelerator.process_index, self.accelerator.num_processes)
 
-    def epoch(self, batches: Iterable[Batch], factor: Callable[[int], float]) -> float:
+    def epoch(
+        self, batches: Iterable[Batch], factor: Callable[[int], float], done: int = 0, steps: int | None = None
+    ) -> float:
         """Train on every batch, with ``factor(number)`` of the learning rate; returns the mean loss.
 
+        ``done``, ``steps``: the optimiser's steps before this epoch, and in the whole training; a companion needs them.
         Raises NotFinite, InputError where there is no batch, and TrainingError where a batch cannot be trained on.
         """
         self.model.train()
@@ -78,7 +82,7 @@ class Trainer:
         for number, batch in enumerate(batches):
             set_factor(self.optimizer, factor(number))
             with user_code("a batch cannot be trained on", where=f"batch {number}", kind=TrainingError):
-                losses.append(self.step(batch))
+                losses.append(self.step(batch, None if steps is None else (done + number, steps)))
             if len(losses) % CHECK_EVERY == 0:
                 self._expect_finite(losses[-CHECK_EVERY:], first=number + 1 - CHECK_EVERY)
         if not losses:
@@ -92,18 +96,29 @@ class Trainer:
         self._expect_finite_model()
         return float(self.accelerator.reduce(torch.stack(losses).mean(), "mean"))
 
-    def step(self, batch: Batch) -> Tensor:
-        """Forward, backward and one step of the optimiser; returns the loss without its gradient."""
+    def step(self, batch: Batch, place: tuple[int, int] | None = None) -> Tensor:
+        """Forward, backward and one step of the optimiser; returns the loss without its gradient.
+
+        ``place``: how many steps are done of how many, for the companion; None: it is left at home.
+        """
         if self.device.type != "cpu":
             batch = send_to_device(batch, self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             loss = self.objective(self._wrapped, batch, self.task)
         self.accelerator.backward(loss)
+        companion, (done, steps) = (None, (0, 0)) if place is None else (self.companion, place)
+        if companion is not None:
+            companion.after_backward(self._moment(done, steps))
         if self.clip is not None:
             self.accelerator.clip_grad_norm_(self._parameters, self.clip)
         self.optimizer.step()
+        if companion is not None:
+            companion.after_step(self._moment(done + 1, steps))
         self.optimizer.zero_grad()
         return loss.detach()
+
+    def _moment(self, done: int, steps: int) -> Moment:
+        return Moment(self.model, self.task, self.optimizer, done, steps)
 
     def _expect_finite(self, losses: list[Tensor], first: int) -> None:
         if not losses:

@@ -55,7 +55,7 @@ class ActivationWeighted(Score):
         """One float64 tensor [units] for each group."""
         axes = [axis for group in groups for role in _ROLES for axis in _layers(model, group, role)]
         paths = {axis.place.module for axis in axes}
-        sizes = _root_mean_squares(model, sorted(paths), task, self.batches)
+        sizes = root_mean_squares(model, sorted(paths), task, self.batches, "ActivationWeighted")
         return [self._of(model, group, sizes) for group in groups]
 
     def _of(self, model: nn.Module, group: Group, sizes: dict[str, Tensor]) -> Tensor:
@@ -69,7 +69,7 @@ class ActivationWeighted(Score):
                 do="Leave the layer out with where=, or take another score (magnitude)",
             )  # fmt: skip
         products = [
-            by_unit(_weighted(module_at(model, axis.place.module), sizes[axis.place.module]), axis, group.units)
+            by_unit(weighted(module_at(model, axis.place.module), sizes[axis.place.module]), axis, group.units)
             for axis in seen
         ]
         return combined(products, self.combine, self.normalise)
@@ -86,22 +86,26 @@ def _layers(model: nn.Module, group: Group, role: Role) -> list[CoupledAxis]:
     ]
 
 
-def _weighted(module: nn.Module, size: Tensor) -> Tensor:
-    """|w| · ‖x‖ in the weight's shape; ``size`` [input channels]."""
+def weighted(module: nn.Module, size: Tensor) -> Tensor:
+    """|w| · ‖x‖ of a convolution or linear layer, in its weight's shape; ``size`` [input channels]."""
     assert isinstance(module, (_ConvNd, nn.Linear))
     weight = module.weight.detach().abs()
     size = size.to(weight)
     if isinstance(module, _ConvTransposeNd):  # weight [in, out / groups, …]
         return weight * size.view(-1, *[1] * (weight.ndim - 1))
     groups = module.groups if isinstance(module, _ConvNd) else 1  # weight [out, in / groups, …]
-    rows = weight.view(groups, len(weight) // groups, weight.shape[1], -1)
-    return (rows * size.view(groups, 1, -1, 1)).view_as(weight)
+    rows = weight.reshape(groups, len(weight) // groups, weight.shape[1], -1)
+    return (rows * size.view(groups, 1, -1, 1)).reshape(weight.shape)
 
 
-def _root_mean_squares(model: nn.Module, paths: Sequence[str], task: Task, batches: int) -> dict[str, Tensor]:
-    """path → root mean square of each input channel of that module, for those that are called: float64 [channels]."""
+def root_mean_squares(model: nn.Module, paths: Sequence[str], task: Task, batches: int, who: str) -> dict[str, Tensor]:
+    """path → root mean square of each input channel of that module, for those that are called: float64 [channels].
+
+    The modules are convolutions and linear layers. Raises InputError, naming ``who``, where there is no data, or it
+    makes an input that is not finite.
+    """
     if task.calibration is None:
-        raise InputError("the task has no calibration data", where="ActivationWeighted", do="Pass task.complete()")
+        raise InputError("the task has no calibration data", where=who, do="Pass task.complete()")
     copied = copy.deepcopy(model).eval()
     sums: dict[str, Tensor] = {}
     counts: dict[str, int] = {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from tersor.core.errors import InputError, TrainingError, user_code
 from tersor.core.loading import batches_of
-from tersor.core.place import tensor_at
+from tersor.core.place import TensorPlace, stored_at, tensor_at
 from tersor.core.task import Batch, Task
 from tersor.graph.group import CoupledAxis, Group
 from tersor.prune.scores.coupling import by_unit, combined, members_of
@@ -47,6 +47,26 @@ def change(model: nn.Module, axis: CoupledAxis, units: int) -> Tensor:
     if weight.grad is None:
         return torch.zeros(units, dtype=torch.float64)
     return by_unit(weight.detach() * weight.grad, axis, units)
+
+
+def mean_of(
+    of: Callable[[Tensor, Tensor], Tensor], passes: Iterator[nn.Module], places: Sequence[TensorPlace]
+) -> list[Tensor]:
+    """The mean over ``passes`` of ``of(weight, its gradient)``, element by element: one tensor for each place.
+
+    In float32 at least. A weight that no gradient reaches has a gradient of zero.
+    """
+    totals: list[Tensor] = []
+    seen = 0
+    for model in passes:
+        weights = [stored_at(model, place) for place in places]
+        if not totals:
+            totals = [torch.zeros_like(w, dtype=torch.promote_types(w.dtype, torch.float32)) for w in weights]
+        for total, weight in zip(totals, weights, strict=True):
+            if weight.grad is not None:
+                total += of(weight.detach().to(total.dtype), weight.grad.to(total.dtype))
+        seen += 1
+    return [total / seen for total in totals]
 
 
 def after_backward(model: nn.Module, task: Task, batches: int, who: str) -> Iterator[nn.Module]:

@@ -1,0 +1,52 @@
+"""What goes along with a training: it sees gradients after each backward pass, and may change masks and weights."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from tersor.core.plan import Plan
+from tersor.core.task import Task
+
+
+@dataclass(frozen=True, eq=False)
+class Moment:
+    """Where a training is. ``model``: the one in training, free of wrappers; ``done``: finished steps of ``steps``."""
+
+    model: nn.Module
+    task: Task
+    optimizer: torch.optim.Optimizer
+    done: int
+    steps: int
+
+
+class Companion(ABC):
+    """Goes along with one training (``Finetune(companion=…)``). Subclasses are frozen dataclasses of plain settings.
+
+    Whatever it remembers must stand on the model as buffers (not persistent ones, if training alone needs them):
+    checkpoints then hold it, and a training that was killed goes on to the same weights. With several processes each
+    has its own; gradients are averaged when it sees them, and it must decide the same everywhere.
+    """
+
+    @abstractmethod
+    def begin(self, model: nn.Module, task: Task) -> None:
+        """Put on ``model``, a copy about to be trained, what is needed. Again before a training is gone on with."""
+
+    @abstractmethod
+    def after_backward(self, moment: Moment) -> None:
+        """Gradients are there, unclipped; the optimiser's step comes next and is not yet counted."""
+
+    @abstractmethod
+    def after_step(self, moment: Moment) -> None:
+        """The optimiser has made its step, which is counted; gradients are still there."""
+
+    @abstractmethod
+    def settled(self, done: int, steps: int) -> bool:
+        """Whether the model after ``done`` steps is what was asked for: only such epochs can be the best."""
+
+    @abstractmethod
+    def finish(self, model: nn.Module) -> Plan:
+        """Take off what only training needed; the edits by which the model differs in structure from the one given."""
