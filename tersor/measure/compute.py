@@ -90,6 +90,7 @@ def _count(model: nn.Module, inputs: tuple[Tensor, ...], watched: list[_Watched]
     with ExitStack() as stack:
         stack.enter_context(_countable_operators(model))
         stack.enter_context(torch.no_grad())
+        stack.enter_context(_without_gradients(model))
         stack.enter_context(eval_mode(model))
         counter = stack.enter_context(FlopCounterMode(display=False, custom_mapping=_MORE_OPERATORS))
         _watch(watched, counter.get_total_flops, stack)
@@ -119,6 +120,19 @@ def _watch(watched: list[_Watched], total: Callable[[], int], stack: ExitStack) 
             entry.module.register_forward_hook(partial(leave, entry)),
         ):
             stack.callback(handle.remove)
+
+
+@contextmanager
+def _without_gradients(model: nn.Module) -> Iterator[None]:
+    """The counter hooks what requires a gradient, and stumbles over a parameter that is expanded."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    try:
+        for parameter in trained:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
 
 
 @contextmanager

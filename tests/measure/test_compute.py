@@ -122,6 +122,20 @@ def test_the_hooks_go_when_the_forward_fails():
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
+def test_a_parameter_that_is_expanded_and_read_by_a_module_is_counted():
+    class Token(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.token, self.read = nn.Parameter(torch.randn(1, 1, 4)), nn.Linear(4, 5)
+
+        def forward(self, x):
+            return self.read(self.token.expand(len(x), -1, -1))
+
+    net = Token()
+    assert macs(net, (torch.randn(3, 2),)).value == 20
+    assert all(parameter.requires_grad for parameter in net.parameters())
+
+
 def test_macs_need_a_batch():
     with pytest.raises(InputError, match="batch first"):
         macs(convolutional(), (torch.tensor(1.0),))
