@@ -26,6 +26,25 @@ _HOME = {
     "PruneBehindAdapter": "tersor.prune.adapter",
     "PruneAndReconstruct": "tersor.prune.reconstruct",
     "GroupSparsity": "tersor.prune.group_sparsity",
+    "Prune": "tersor.prune.prune",
+    "Unmask": "tersor.prune.unmask",
+    "Element": "tersor.prune.patterns",
+    "NM": "tersor.prune.patterns",
+    "Block": "tersor.prune.patterns",
+    "Rows": "tersor.prune.patterns",
+    "PerLayer": "tersor.prune.scopes",
+    "Global": "tersor.prune.scopes",
+    "ErdosRenyi": "tersor.prune.scopes",
+    "PerType": "tersor.prune.scopes",
+    "GradualSparsity": "tersor.prune.gradual",
+    "DropAndGrow": "tersor.prune.drop_and_grow",
+    "LotteryTicket": "tersor.prune.lottery",
+    "prune_gradually": "tersor.prune.gradual",
+    "prune_by_movement": "tersor.prune.gradual",
+    "prune_in_rounds": "tersor.prune.rounds",
+    "rewind_learning_rate": "tersor.prune.rounds",
+    "dense_sparse_dense": "tersor.prune.unmask",
+    "train_sparse": "tersor.prune.drop_and_grow",
     "FoldBatchNorm": "tersor.quantize.fold",
     "Quantize": "tersor.quantize.quantize",
     "Finetune": "tersor.train.finetune",
@@ -62,9 +81,17 @@ if TYPE_CHECKING:
     from tersor.prune.amount import Keep
     from tersor.prune.blocks import PruneBlocks
     from tersor.prune.channels import PruneChannels
+    from tersor.prune.drop_and_grow import DropAndGrow, train_sparse
+    from tersor.prune.gradual import GradualSparsity, prune_by_movement, prune_gradually
     from tersor.prune.group_sparsity import GroupSparsity
     from tersor.prune.iterative import prune_iteratively
+    from tersor.prune.lottery import LotteryTicket
+    from tersor.prune.patterns import NM, Block, Element, Rows
+    from tersor.prune.prune import Prune
     from tersor.prune.reconstruct import PruneAndReconstruct
+    from tersor.prune.rounds import prune_in_rounds, rewind_learning_rate
+    from tersor.prune.scopes import ErdosRenyi, Global, PerLayer, PerType
+    from tersor.prune.unmask import Unmask, dense_sparse_dense
     from tersor.quantize.fold import FoldBatchNorm
     from tersor.quantize.quantize import Quantize
     from tersor.run.budgets import Budgets

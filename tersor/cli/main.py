@@ -30,7 +30,7 @@ TaskArgument = Annotated[
     str, typer.Argument(help="digits, fashion, a Python file with task() -> tersor.Task, or package.module:function.")
 ]
 RecipeOption = Annotated[
-    str, typer.Option("--recipe", "-r", help="balanced, small, fast, or a YAML file (see: tersor recipes).")
+    str, typer.Option("--recipe", "-r", help="balanced, small, fast, sparse, coarse-to-fine, or a YAML file (see: tersor recipes).")
 ]
 OutOption = Annotated[Path, typer.Option("--out", "-o", help="The run's folder; it must be new or empty.")]
 RunArgument = Annotated[Path, typer.Argument(help="A run's folder, as tersor compress made it.")]

@@ -8,8 +8,24 @@ from tersor.prune.adapter import PruneBehindAdapter
 from tersor.prune.block_scores import BlockScore, LossIncrease, RelativeNorm, Similarity
 from tersor.prune.blocks import PruneBlocks
 from tersor.prune.channels import PruneChannels
+from tersor.prune.drop_and_grow import DropAndGrow
+from tersor.prune.elements import (
+    MagnitudeAverage,
+    Movement,
+    RandomWeights,
+    Wanda,
+    WeightFisher,
+    WeightMagnitude,
+    WeightScore,
+    WeightTaylor,
+)
+from tersor.prune.gradual import GradualSparsity
 from tersor.prune.group_sparsity import TaskLossWithGroupSparsity
+from tersor.prune.lottery import LotteryTicket
+from tersor.prune.patterns import NM, Block, Element, Pattern, Rows
+from tersor.prune.prune import Prune
 from tersor.prune.reconstruct import PruneAndReconstruct
+from tersor.prune.scopes import ErdosRenyi, Global, PerLayer, PerType, Scope
 from tersor.prune.scores import (
     ActivationWeighted,
     BatchNormScale,
@@ -21,10 +37,12 @@ from tersor.prune.scores import (
     Score,
     Taylor,
 )
+from tersor.prune.unmask import Unmask
 from tersor.quantize.fold import FoldBatchNorm
 from tersor.quantize.quantize import Quantize
 from tersor.quantize.ranges import MeanSquaredError, MinMax, Percentile, Range
 from tersor.recipes.schema import Registry
+from tersor.train.companion import Companion
 from tersor.train.finetune import Finetune
 from tersor.train.objective import Objective, TaskLoss
 from tersor.train.recalibrate import RecalibrateBatchNorm
@@ -37,6 +55,9 @@ STEPS = Registry(
             "prune_and_reconstruct": PruneAndReconstruct,
             "prune_blocks": PruneBlocks,
             "prune_behind_adapter": PruneBehindAdapter,
+            "prune": Prune,
+            "unmask": Unmask,
+            "lottery_ticket": LotteryTicket,
             "recalibrate_batch_norm": RecalibrateBatchNorm,
             "finetune": Finetune,
             "fold_batch_norm": FoldBatchNorm,
@@ -54,6 +75,18 @@ STEPS = Registry(
             "activation_weighted": ActivationWeighted,
             "random": Random,
         },
+        WeightScore: {
+            "magnitude": WeightMagnitude,
+            "taylor": WeightTaylor,
+            "fisher": WeightFisher,
+            "wanda": Wanda,
+            "movement": Movement,
+            "magnitude_average": MagnitudeAverage,
+            "random": RandomWeights,
+        },
+        Pattern: {"element": Element, "n_of_m": NM, "block": Block, "rows": Rows},
+        Scope: {"layer": PerLayer, "global": Global, "erdos_renyi": ErdosRenyi, "type": PerType},
+        Companion: {"gradual": GradualSparsity, "drop_and_grow": DropAndGrow},
         BlockScore: {"similarity": Similarity, "relative_norm": RelativeNorm, "loss_increase": LossIncrease},
         Range: {"min_max": MinMax, "percentile": Percentile, "mean_squared_error": MeanSquaredError},
         Schedule: {"cosine": Cosine, "one_cycle": OneCycle, "constant": Constant},

@@ -88,10 +88,23 @@ class Registry:
             return _selector_text(value)
         if not dataclasses.is_dataclass(value) or isinstance(value, type):
             return list(value) if isinstance(value, tuple) else value
-        fields = {f.name: self.settings(getattr(value, f.name)) for f in dataclasses.fields(value) if f.init}
         names = (name for known in self.families.values() for name, kind in known.items() if type(value) is kind)
         name = next(names, None)
-        return fields if name is None else {name: fields}
+        return self._fields(value) if name is None else {name: self._fields(value)}
+
+    def _fields(self, value: Any) -> dict[str, Any]:
+        found = {}
+        hints = typing.get_type_hints(type(value))
+        for field in dataclasses.fields(value):
+            if field.init:
+                inner, hint = getattr(value, field.name), hints[field.name]
+                # A field that asks for this very class is read without its name.
+                found[field.name] = (
+                    self._fields(inner)
+                    if hint is type(inner) and dataclasses.is_dataclass(hint) and not issubclass(hint, Selector)
+                    else self.settings(inner)
+                )
+        return found
 
     def _choice_for(self, base: type) -> type[BaseModel]:
         fields: dict[str, Any] = {
