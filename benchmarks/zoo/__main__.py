@@ -28,8 +28,14 @@ from tersor.run.environment import environment
 
 RESULTS, PAGE = ROOT / "runs" / "zoo" / "results.jsonl", ROOT / "docs" / "coverage.md"
 LIBRARIES = ("torch", "torchvision", "timm", "transformers", "torch-pruning")
-# What a result of Tersor depends on; a result of other code is run again. Torch-Pruning's depends on its version.
-ENGINE = tuple(ROOT / "tersor" / package for package in ("tensor", "core", "graph", "prune", "measure", "export"))
+# What finds groups, decides, cuts and verifies: a result of another engine is run again. Torch-Pruning's depends on its
+# version.
+ENGINE = (
+    ROOT / "tersor" / "graph",
+    *(ROOT / "tersor" / "core" / f"{name}.py" for name in ("apply", "copies", "edit", "verify")),
+    *(ROOT / "tersor" / "prune" / f"{name}.py" for name in ("amount", "channels", "eligible", "trial")),
+    *(ROOT / "tersor" / "prune" / "scores" / f"{name}.py" for name in ("coupling", "magnitude")),
+)
 _writing, _cancelled = threading.Lock(), threading.Event()
 
 

@@ -30,10 +30,11 @@ def latest(path: Path) -> dict[tuple[str, str], dict[str, Any]]:
     return found
 
 
-def fingerprint(folders: Iterable[Path]) -> str:
-    """Twelve digits that change with any Python file in the folders: results of other code are not these."""
+def fingerprint(sources: Iterable[Path]) -> str:
+    """Twelve digits that change with the files given, and with any Python file in the folders given: results of other
+    code are not these."""
     digest = hashlib.sha256()
-    for folder in folders:
-        for path in sorted(folder.rglob("*.py")):
-            digest.update(str(path.relative_to(folder)).encode() + b"\0" + path.read_bytes() + b"\0")
+    for source in sources:
+        for path in sorted(source.rglob("*.py")) if source.is_dir() else [source]:
+            digest.update(str(path.relative_to(source.parent)).encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()[:12]
