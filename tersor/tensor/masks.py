@@ -160,6 +160,8 @@ def spread_rows(row_mask: Array, like: Array, axis: int = 0) -> Array:
 
 def _refuse_nan(scores: Array) -> None:
     xp = array_namespace(scores)
+    if not xp.isdtype(scores.dtype, "real floating"):
+        return
     found = int(xp.count_nonzero(xp.isnan(scores)))
     if found:
         raise ValueError(f"{found} of {math.prod(scores.shape)} scores are NaN: expected numbers that can be compared")

@@ -1,0 +1,150 @@
+"""safetensors files, read and written in pieces. Format: github.com/huggingface/safetensors, README, "Format".
+
+8 bytes n (little endian), n bytes of JSON {name: {dtype, shape, data_offsets}, "__metadata__": {…}}, then the data:
+each tensor's bytes, little endian, without holes or overlaps. The header is copied as it is, so that a rewritten file
+differs from its source in the bits that were changed and in nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any, final
+
+import numpy as np
+
+from tersor.core.files import replacing
+from tersor.core.progress import Progress
+from tersor.files.dtypes import BITS, Bits
+from tersor.files.weights import Change, TensorEntry, WeightsFile, damaged, piece_size
+
+LARGEST_HEADER = 100_000_000  # bytes, the limit of the reference implementation
+_METADATA = "__metadata__"
+_MOST_AXES = 64
+
+
+@final
+class SafetensorsFile(WeightsFile):
+    """One safetensors file. Raises InputError for a header that breaks a rule of the format, saying which."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._header = _read_header(path)
+        self._data = 8 + len(self._header)
+        described = _parse(self._header, path)
+        self.metadata = _metadata(described.pop(_METADATA, {}), path)
+        placed = sorted(((_entry(name, said, path)) for name, said in described.items()), key=lambda found: found[0])
+        _expect_no_holes(placed, path.stat().st_size - self._data, path)
+        self.tensors = tuple(entry for _, entry in placed)
+        self._starts = {entry.name: start for (start, _), entry in placed}
+
+    def pieces(self, entry: TensorEntry, granule: int = 1) -> Iterator[Bits]:
+        """The bits of a tensor: see ``WeightsFile.pieces``."""
+        dtype = _bits_of(entry)
+        left = entry.nbytes // dtype.itemsize
+        buffer = np.empty(min(left, piece_size(dtype.itemsize, granule)), dtype)
+        with open(self.path, "rb", buffering=0) as file:
+            file.seek(self._data + self._starts[entry.name])
+            while left:
+                piece = buffer[:left]
+                _fill(file, memoryview(piece).cast("B"), self.path)
+                yield piece
+                left -= len(piece)
+
+    def run_of(self, entry: TensorEntry, start: int, count: int) -> Bits:
+        """``count`` numbers of a tensor from ``start`` on."""
+        found = np.empty(count, _bits_of(entry))
+        with open(self.path, "rb", buffering=0) as file:
+            file.seek(self._data + self._starts[entry.name] + start * found.itemsize)
+            _fill(file, memoryview(found).cast("B"), self.path)
+        return found
+
+    def rewrite(self, out: Path, change: Change, progress: Progress) -> None:
+        """Write the file again, changed: see ``WeightsFile.rewrite``."""
+        with replacing(out) as file:
+            file.write(len(self._header).to_bytes(8, "little") + self._header)
+            for entry in progress.track(self.tensors, f"writing {out.name}", len(self.tensors)):
+                for piece in change(entry) or self.pieces(entry):
+                    file.write(memoryview(piece).cast("B"))
+
+
+def _read_header(path: Path) -> bytes:
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or length > min(size - 8, LARGEST_HEADER):
+            expected = f"at most {min(max(size - 8, 0), LARGEST_HEADER):,} (the file has {size:,})"
+            raise damaged(path, f"a header of {length:,} bytes", expected=expected)
+        header = file.read(length)
+    if len(header) != length:
+        raise damaged(path, f"{len(header):,} bytes of a header of {length:,}")
+    return header
+
+
+def _parse(header: bytes, path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(header.decode("utf-8"), object_pairs_hook=_once)
+    except (ValueError, RecursionError) as error:
+        raise damaged(path, f"a header that is no JSON: {type(error).__name__}: {error}") from error
+    if not isinstance(found, dict):
+        raise damaged(path, f"a header that is a {type(found).__name__}", expected="a JSON object")
+    return found
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f"{name[:100]!r} stands there twice")
+        found[name] = value
+    return found
+
+
+def _metadata(said: Any, path: Path) -> Mapping[str, str]:
+    if not isinstance(said, dict) or not all(isinstance(value, str) for value in said.values()):
+        raise damaged(path, f"{_METADATA} {str(said)[:100]}", expected="an object of strings")
+    return said
+
+
+def _entry(name: str, said: Any, path: Path) -> tuple[tuple[int, int], TensorEntry]:
+    """(first byte, byte behind the last), and the tensor."""
+    if not isinstance(said, dict) or said.keys() != {"dtype", "shape", "data_offsets"}:
+        raise damaged(path, f"{name[:100]!r} is {str(said)[:100]}", expected="dtype, shape and data_offsets")
+    dtype, shape, offsets = said["dtype"], said["shape"], said["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in BITS:
+        raise damaged(path, f"{name[:100]!r} has dtype {str(dtype)[:40]!r}", expected=f"one of {', '.join(BITS)}")
+    if not _are_sizes(shape) or not _are_sizes(offsets) or len(offsets) != 2 or len(shape) > _MOST_AXES:
+        raise damaged(path, f"{name[:100]!r} has shape {str(shape)[:60]}, data_offsets {str(offsets)[:60]}")
+    needed, rest = divmod(math.prod(shape) * BITS[dtype], 8)
+    if rest or offsets[1] - offsets[0] != needed:
+        got = f"{name[:100]!r}, {dtype} {str(shape)[:60]}, with bytes {offsets[0]} to {offsets[1]}"
+        raise damaged(path, got, expected=f"{str(needed)[:30]} bytes")
+    return (offsets[0], offsets[1]), TensorEntry(name, dtype, tuple(shape), needed)
+
+
+def _are_sizes(said: Any) -> bool:
+    return isinstance(said, list) and all(type(n) is int and 0 <= n < 2**63 for n in said)
+
+
+def _expect_no_holes(placed: list[tuple[tuple[int, int], TensorEntry]], available: int, path: Path) -> None:
+    at = 0
+    for (start, end), entry in placed:
+        if start != at:
+            raise damaged(path, f"{entry.name[:100]!r} begins at byte {start} of the data", expected=str(at))
+        at = end
+    if at != available:
+        raise damaged(path, f"{available:,} bytes of data", expected=f"{at:,}, as the header says")
+
+
+def _bits_of(entry: TensorEntry) -> np.dtype[Any]:
+    return np.dtype(np.uint8) if entry.float_bits is None else entry.float_bits.unsigned.newbyteorder("<")
+
+
+def _fill(file: IO[bytes], view: memoryview, path: Path) -> None:
+    while len(view):
+        got = file.readinto(view)  # type: ignore[attr-defined]
+        if not got:
+            raise damaged(path, "the end of the file while it was read", expected="a file that nobody changes")
+        view = view[got:]
