@@ -129,8 +129,8 @@ def progressive_prune(
     """A copy of the model, pruned in ``steps`` with ``epochs`` of training on ``data`` after each; zeros stay zero.
 
     After step t of n the sparsity is s · (1 − (1 − t / n)³): much at first, little at the end (Zhu and Gupta 2017,
-    arXiv 1710.01878, section 3). ``data`` is (x, y) or batches of it. What changed: the classic named it without writing
-    it, and its own retraining would have filled the zeros again; here masks hold them. Without data nothing can be
+    arXiv 1710.01878, section 3). ``data`` is (x, y) or batches of it. What changed: the classic only named it,
+    and its own retraining would have filled the zeros again; here masks hold them. Without data nothing can be
     retrained: that is warned of, and the model pruned all the same.
     """
     if steps < 1:

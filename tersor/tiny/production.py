@@ -6,7 +6,7 @@ import textwrap
 
 from tersor.tiny.tables import show
 
-TEXT_WIDTH = 46  # so that the tables fit 80 columns
+TEXT_WIDTH = 41  # so that the tables fit 80 columns
 
 SYSTEMS: dict[str, dict[str, str]] = {
     "torch.nn.utils.prune": {
