@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 import torch
 from accelerate.utils import send_to_device
@@ -18,10 +19,13 @@ from tersor.core.loading import batches_of
 from tersor.core.masked import Masked
 from tersor.core.place import TensorPlace, aliases, module_at
 from tersor.core.randomness import fixed_randomness, seeded
+from tersor.core.step import derive_seed
 from tersor.core.task import Arguments, Task
+from tersor.prune.least_squares import NormalEquations, drawn_rows, equations_of, input_rows, output_rows
 from tersor.train.trainer import device_of
 
 MOST = 12_288  # unknowns of one output: their normal equations take 1.2 GB
+Indices = Mapping[tuple[TensorPlace, int], Tensor]
 See = Callable[[str, Tensor, Tensor], None]  # path of a layer, its input, its output
 
 
@@ -148,3 +152,50 @@ def expect_finite(path: str, *sums: Tensor) -> None:
             "a calibration batch makes a value that is not finite", where=path, expected="finite numbers",
             do="Look for NaN or overflow in the calibration data",
         )  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """The model given, and the one changed so far; both in eval mode and not the user's own.
+
+    ``kept``: (tensor, dimension) → which indices of the original's are left. ``rows``: at most so many output positions
+    of each batch and layer are counted, drawn at random from ``seed``.
+    """
+
+    original: nn.Module
+    changed: nn.Module
+    kept: Indices
+    rows: int
+    seed: int
+
+    def equations(self, paths: Sequence[str], data: Sequence[Arguments]) -> dict[str, NormalEquations]:
+        """What the layers at ``paths`` must satisfy on ``data``: x as the changed model reads it, y the original's."""
+        found = {path: equations_of(module_at(self.changed, path)) for path in paths}
+        for number, arguments in enumerate(data):
+            targets = self._targets(paths, arguments, number, found)
+            calls = {path: iter(values) for path, values in targets.items()}
+
+            def read(path: str, x: Tensor, _: Tensor, calls: Any = calls) -> None:
+                rows, y = next(calls[path])
+                found[path].add(input_rows(module_at(self.changed, path), x, rows), y)
+
+            pass_through(self.changed, paths, read, arguments, number, sum(map(len, targets.values())))
+        for path, equations in found.items():
+            expect_finite(path, equations.G, equations.C)
+        return found
+
+    def _targets(
+        self, paths: Sequence[str], arguments: Arguments, number: int, equations: Mapping[str, NormalEquations]
+    ) -> dict[str, list[tuple[Tensor, Tensor]]]:
+        """path → for each call (numbers of the rows drawn, the original's outputs there that are left)."""
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, number))
+        found: dict[str, list[tuple[Tensor, Tensor]]] = {path: [] for path in paths}
+
+        def keep(path: str, _: Tensor, y: Tensor) -> None:
+            layer = module_at(self.original, path)
+            rows = drawn_rows(layer, y, self.rows, generator)
+            channels = self.kept.get((TensorPlace(path, "weight"), 0))
+            found[path].append((rows, output_rows(layer, y, rows, channels, len(equations[path].weight))))
+
+        pass_through(self.original, paths, keep, arguments, number)
+        return found

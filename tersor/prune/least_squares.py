@@ -57,6 +57,27 @@ class NormalEquations:
             return self.weight + torch.cholesky_solve(gradient, factor).mT
         return self.weight + (torch.linalg.pinv(regular, hermitian=True) @ gradient).mT
 
+    def moments(self) -> Tensor:
+        """Mean of x xᵀ over rows, about the mean of x where there is a bias to take it up: [groups, inputs, inputs]."""
+        inputs = self.G.shape[1] - self.bias
+        found = self.G[:, :inputs, :inputs] / self.rows
+        if not self.bias:
+            return found
+        mean = self._mean
+        return found - mean[:, :, None] * mean[:, None, :]
+
+    def with_weights(self, weight: Tensor) -> Tensor:
+        """A solution of these weights [groups, outputs, inputs], with the bias that goes best with them."""
+        if not self.bias:
+            return weight
+        y = self.C[:, -1] / self.rows
+        bias = y - (weight @ self._mean[..., None])[..., 0]
+        return torch.cat([weight, bias[..., None]], 2)
+
+    @property
+    def _mean(self) -> Tensor:
+        return self.G[:, -1, :-1] / self.rows
+
     def error(self, weight: Tensor) -> float:
         """Σ ‖y − W x‖² / Σ ‖y‖² over the rows counted."""
         squares = self.total - 2 * float((weight.mT * self.C).sum()) + float((weight.mT * (self.G @ weight.mT)).sum())

@@ -12,13 +12,13 @@ from tersor.tensor.masks import keep_largest, n_of_m
 def inverse_factor(H: Tensor, damping: float) -> Tensor:
     """The upper U with (H + λ I)⁻¹ = Uᵀ U, λ being ``damping`` times the mean of H's diagonal: [groups, n, n].
 
-    H [groups, n, n], float64, symmetric. Inputs that were always zero get a one on the diagonal: their weights cost
-    nothing. Raises InputError where the damped matrix is not positive definite.
+    H [groups, n, n], float64, symmetric. Inputs that were always zero get next to nothing on the diagonal, so that
+    their weights go first. Raises InputError where the damped matrix is not positive definite.
     """
     diagonal = H.diagonal(dim1=1, dim2=2)
-    dead = diagonal == 0
-    live = (~dead).sum(1, keepdim=True).clamp_min(1)
-    added = torch.where(dead, 1.0, damping * diagonal.sum(1, keepdim=True) / live)
+    mean = diagonal.mean(1, keepdim=True)
+    mean = torch.where(mean > 0, mean, 1.0)
+    added = torch.where(diagonal == 0, 1e-6 * mean, damping * mean)
     factor, failed = torch.linalg.cholesky_ex(H + torch.diag_embed(added))
     U, failed_again = torch.linalg.cholesky_ex(torch.cholesky_inverse(factor), upper=True)
     if bool(failed.any() | failed_again.any()) or not bool(torch.isfinite(U).all()):
@@ -56,8 +56,8 @@ def surgery(
     """(Ŵ, keep): W with ``zeros`` weights gone and the others moved so that Σ ‖W x − Ŵ x‖² stays small.
 
     Column by column, a weight that goes costs w² / [U]ⱼⱼ², and its error is spread over the columns to its right:
-    w ← w − (w_j / [U]ⱼⱼ) · U_j. What goes is chosen for ``block`` columns at a time, or, with ``pattern`` (n, m), so
-    that n of every m columns stay (``zeros`` is then what that gives).
+    w ← w − (w_j / [U]ⱼⱼ) · U_j. (``settle`` mends those to its left too.) What goes is chosen for ``block`` columns at
+    a time, or, with ``pattern`` (n, m), so that n of every m columns stay (``zeros`` is then what that gives).
 
     W [groups, outputs, n] float64; U [groups, n, n] as of ``inverse_factor``; ``standing``: bool like W, weights that
     are zero already and stay so. The result has exactly ``zeros`` zeros in ``keep``, unless a pattern stands on more.
@@ -70,7 +70,6 @@ def surgery(
     spans = [(start, min(start + block, W.shape[2])) for start in range(0, W.shape[2], block)]
     sizes, held = zip(*((W[..., a:b].numel(), int(gone[..., a:b].sum())) for a, b in spans), strict=True)
     counts = zeros_by_block(zeros, list(sizes), list(held)) if pattern is None else [0] * len(spans)
-    W[gone] = 0
     for (start, stop), count in zip(spans, counts, strict=True):
         inside = U[:, start:stop, start:stop]
         if pattern is None:
@@ -101,11 +100,20 @@ def _costs(W: Tensor, U: Tensor, gone: Tensor) -> Tensor:
     return torch.where(gone, -1.0, cost)
 
 
-def relative_error(W: Tensor, changed: Tensor, H: Tensor) -> float:
-    """Σ ‖W x − Ŵ x‖² / Σ ‖W x‖² by H = Σ x xᵀ (any multiple): [groups, outputs, n] and [groups, n, n]."""
-    difference = W - changed
-    whole = float(((W @ H) * W).sum())
-    return max(0.0, float(((difference @ H) * difference).sum())) / whole if whole else 0.0
+def settle(W: Tensor, H: Tensor, keep: Tensor, damping: float) -> Tensor:
+    """The weights that are left, such that Σ ‖W x − Ŵ x‖² is smallest with just these: [groups, outputs, n].
+
+    (H_SS + λ I) ŵ_S = (H + λ I)_S w for each row, S being what it keeps; λ as of ``inverse_factor``.
+    """
+    diagonal = H.diagonal(dim1=1, dim2=2)
+    H = H + torch.diag_embed((damping * diagonal.mean(1, keepdim=True)).clamp_min(1e-30).expand_as(diagonal))
+    found = torch.zeros_like(W)
+    for group, matrix in enumerate(H):
+        wanted = W[group] @ matrix
+        for row, kept in enumerate(keep[group]):
+            S = kept.nonzero().flatten()
+            found[group, row, S] = torch.linalg.solve(matrix[S][:, S], wanted[row, S])
+    return found
 
 
 def input_first(kernel: int, inputs: int) -> Tensor:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, final
+from typing import final
 
-import torch
 from torch import Tensor, nn
 
 from tersor.core.apply import apply
@@ -16,19 +15,10 @@ from tersor.core.errors import InputError
 from tersor.core.place import TensorPlace, module_at
 from tersor.core.plan import Plan, Skip
 from tersor.core.progress import Progress
-from tersor.core.step import Context, Method, Result, Step, derive_seed
-from tersor.core.task import Arguments, Task
-from tersor.prune.layerwise import calibration_arguments, expect_finite, pass_through, stages_of, unsolvable
-from tersor.prune.least_squares import (
-    NormalEquations,
-    drawn_rows,
-    equations_of,
-    input_rows,
-    output_rows,
-    written,
-)
-
-Indices = Mapping[tuple[TensorPlace, int], Tensor]
+from tersor.core.step import Context, Method, Result, Step
+from tersor.core.task import Task
+from tersor.prune.layerwise import Indices, Pair, calibration_arguments, stages_of, unsolvable
+from tersor.prune.least_squares import NormalEquations, written
 
 
 @final
@@ -91,19 +81,19 @@ def reconstruction(
     solved from.
     """
     readers, skips = _readers(pruned, plans)
-    both = _Both(copy.deepcopy(original).eval(), copy.deepcopy(pruned).eval(), surviving(plans), rows, seed)
-    stages = stages_of(both.repaired, readers, task)
+    both = Pair(copy.deepcopy(original).eval(), copy.deepcopy(pruned).eval(), surviving(plans), rows, seed)
+    stages = stages_of(both.changed, readers, task)
     called = {path for stage in stages for path in stage.paths}
     skips += [Skip(path, "the forward does not call it as a module") for path in readers if path not in called]
-    data = calibration_arguments(both.repaired, task, batches, seed, "PruneAndReconstruct") if stages else []
+    data = calibration_arguments(both.changed, task, batches, seed, "PruneAndReconstruct") if stages else []
     edits: list[Write] = []
     lines: list[tuple[str, str]] = []
     for stage in (progress or Progress()).track(stages, "reconstructing", len(stages)):
         for path, equations in both.equations(stage.paths, data).items():
             solution = equations.solve(ridge)
-            values = written(module_at(both.repaired, path), solution)
+            values = written(module_at(both.changed, path), solution)
             new = [Write(TensorPlace(path, name), value) for name, value in values.items()]
-            apply(both.repaired, Plan("reconstruct", tuple(new)), in_place=True)
+            apply(both.changed, Plan("reconstruct", tuple(new)), in_place=True)
             edits += new
             lines.append((path, _line(equations, solution)))
     return Plan("reconstruct", tuple(edits), tuple(skips), tuple(lines))
@@ -144,49 +134,6 @@ def _why_not(pruned: nn.Module, cut: Cut) -> str | None:
     if reason is None and (cut.place.tensor != "weight" or cut.dim != 1):
         return f"dimension {cut.dim} of {cut.place.tensor} is no input of a {type(layer).__name__}"
     return reason
-
-
-@dataclass(frozen=True, eq=False)
-class _Both:
-    """The model given, and the pruned one as far as it is repaired; both in eval mode and not the user's own."""
-
-    original: nn.Module
-    repaired: nn.Module
-    kept: Indices
-    rows: int
-    seed: int
-
-    def equations(self, stage: Sequence[str], data: Sequence[Arguments]) -> dict[str, NormalEquations]:
-        """What the layers of ``stage`` must satisfy on ``data``."""
-        found = {path: equations_of(module_at(self.repaired, path)) for path in stage}
-        for number, arguments in enumerate(data):
-            targets = self._targets(stage, arguments, number, found)
-            calls = {path: iter(values) for path, values in targets.items()}
-
-            def read(path: str, x: Tensor, _: Tensor, calls: Any = calls) -> None:
-                rows, y = next(calls[path])
-                found[path].add(input_rows(module_at(self.repaired, path), x, rows), y)
-
-            pass_through(self.repaired, stage, read, arguments, number, sum(map(len, targets.values())))
-        for path, equations in found.items():
-            expect_finite(path, equations.G, equations.C)
-        return found
-
-    def _targets(
-        self, stage: Sequence[str], arguments: Arguments, number: int, equations: Mapping[str, NormalEquations]
-    ) -> dict[str, list[tuple[Tensor, Tensor]]]:
-        """path → for each call (numbers of the rows drawn, the original's outputs there that are left)."""
-        generator = torch.Generator().manual_seed(derive_seed(self.seed, number))
-        found: dict[str, list[tuple[Tensor, Tensor]]] = {path: [] for path in stage}
-
-        def keep(path: str, _: Tensor, y: Tensor) -> None:
-            layer = module_at(self.original, path)
-            rows = drawn_rows(layer, y, self.rows, generator)
-            channels = self.kept.get((TensorPlace(path, "weight"), 0))
-            found[path].append((rows, output_rows(layer, y, rows, channels, len(equations[path].weight))))
-
-        pass_through(self.original, stage, keep, arguments, number)
-        return found
 
 
 def _line(equations: NormalEquations, solution: Tensor) -> str:

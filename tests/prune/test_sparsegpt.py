@@ -1,7 +1,7 @@
 """SparseGPT against a naive optimal brain surgeon, its counts, its patterns, and what it passes over."""
 
+import copy
 import itertools
-import re
 
 import pytest
 import torch
@@ -11,12 +11,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from tersor.core.apply import apply
-from tersor.core.edit import Mask, Write
+from tersor.core.edit import Mask
 from tersor.core.errors import InputError
 from tersor.core.place import ByName, TensorPlace
 from tersor.core.plan import Plan
 from tersor.core.task import Task
-from tersor.prune.optimal_brain import inverse_factor, relative_error, surgery, zeros_by_block
+from tersor.prune import sparsegpt
+from tersor.prune.optimal_brain import inverse_factor, settle, surgery, zeros_by_block
 from tersor.prune.patterns import NM, Element, Rows
 from tersor.prune.scopes import Global
 from tersor.prune.sparsegpt import SparseGPT
@@ -74,12 +75,12 @@ def test_damping_is_added_to_the_diagonal_and_dead_inputs_cost_nothing():
     x[:, 2] = 0
     H = x.T @ x
     U = inverse_factor(H[None], 0.1)[0]
-    damped = H + 0.1 * H.diagonal()[[0, 1, 3]].mean() * torch.eye(4, dtype=torch.float64)
-    damped[2, 2] = 1
+    damped = H + 0.1 * H.diagonal().mean() * torch.eye(4, dtype=torch.float64)
+    damped[2, 2] = 1e-6 * H.diagonal().mean()
     assert torch.allclose(U.T @ U, torch.linalg.inv(damped)) and torch.equal(U, U.triu())
     W = torch.randn(2, 4, dtype=torch.float64)
     new, keep = surgery(W[None], inverse_factor(H[None], 0.01), 2, block=4)
-    assert relative_error(W[None], torch.where(torch.tensor([True, True, False, True]), W, 0.0)[None], H[None]) < 1e-15
+    assert torch.equal(keep[0], torch.tensor([True, True, False, True]).expand(2, 4))
 
 
 @given(st.lists(st.tuples(st.integers(1, 9), st.floats(0, 1)), min_size=1, max_size=6), st.floats(0, 1))
@@ -144,9 +145,17 @@ def test_every_layer_has_exactly_its_zeros_and_less_error_than_by_magnitude(spar
         weight, kept = result.model.get_submodule(path).weight, tensors(plan, Mask)[path].keep
         assert int((~kept).sum()) == int(sparsity * kept.numel() + 1e-9) == int((weight == 0).sum())
         assert torch.equal(weight != 0, kept)
-    for path, line in plan.lines:
-        ours, theirs = (float(part) for part in re.findall(r"(?:error|magnitude) ([\d.e-]+)", line))
-        assert ours < theirs, path
+    x = task.test[0][0]
+    errors = [F.mse_loss(pruned(x), model(x)) for pruned in (result.model, by_magnitude(model, sparsity))]
+    assert errors[0] < 0.3 * errors[1]
+
+
+def by_magnitude(model, sparsity):
+    pruned = copy.deepcopy(model)
+    for path in LAYERS:
+        weight = pruned.get_submodule(path).weight.data
+        weight *= keep_largest(weight.abs(), int(sparsity * weight.numel() + 1e-9))
+    return pruned
 
 
 def test_on_correlated_inputs_each_layer_s_error_is_far_below_magnitude_s():
@@ -163,10 +172,40 @@ def test_on_correlated_inputs_each_layer_s_error_is_far_below_magnitude_s():
     assert ours < 0.3 * theirs
     text = result.plans[0].lines[0][1]
     assert text.startswith("230 of 384 zero; relative squared error ")
-    W, error = model[0].weight.detach().double()[None], float(text.split("error ")[1].split(",")[0])
-    assert error == pytest.approx(
-        relative_error(W, result.model[0].weight.detach().double()[None], (x.T @ x).double()[None]), rel=0.01
-    )
+    with torch.no_grad():
+        left = F.mse_loss(result.model(x), model(x)) / model(x).square().mean()
+    assert float(text.split("error ")[1]) == pytest.approx(float(left), rel=0.01)
+
+
+def test_what_is_left_of_each_row_is_the_least_squares_solution():
+    x, W = correlated(60, 7), torch.randn(3, 7, dtype=torch.float64)
+    keep = torch.rand(3, 7) > 0.5
+    keep[2] = False
+    new = settle(W[None], (x.T @ x)[None], keep[None], 0.0)[0]
+    for row in range(3):
+        best = torch.linalg.lstsq(x[:, keep[row]], x @ W[row]).solution
+        assert torch.allclose(new[row, keep[row]], best, rtol=1e-7) and (new[row, ~keep[row]] == 0).all()
+
+
+@pytest.mark.parametrize("settled", [0, 1024])
+def test_the_second_layer_aims_at_the_dense_model_s_outputs(settled, monkeypatch):
+    """Its inputs are the pruned first layer's, its targets the original's: no weights do better with its mask."""
+    monkeypatch.setattr(sparsegpt, "SETTLED", settled)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(12, 12), nn.ReLU(), nn.Linear(12, 4))
+    x = correlated(400, 12).float()
+    data = [(x, torch.arange(400) % 4)]
+    task = Task(model, data, data, data, calibration=data).complete()
+    result = SparseGPT(0.5, damping=1e-8).run(model, task)
+    with torch.no_grad():
+        read = result.model[:2](x).double()
+        wanted, got = model(x).double(), result.model(x).double()
+    best = 0.0
+    for row, keep in enumerate(result.model[2].weight != 0):
+        rows = F.pad(read[:, keep], (0, 1), value=1.0)
+        best += float((rows @ torch.linalg.lstsq(rows, wanted[:, row]).solution - wanted[:, row]).square().sum())
+    error = float((got - wanted).square().sum())
+    assert error == pytest.approx(best, rel=1e-3) if settled else best < error < 1.5 * best
 
 
 @pytest.mark.parametrize("kept", [1, 2])
@@ -211,19 +250,6 @@ def test_masks_that_stand_already_stay_and_count():
     plan = SparseGPT(0.2, where=ByName("twice")).plan(masked, task)
     assert not plan.edits
     assert {skip.place: skip.reason for skip in plan.skips}["twice.weight"].endswith("than are masked already")
-
-
-def test_later_layers_are_calibrated_on_what_pruned_ones_give():
-    model = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 4))
-    generator = torch.Generator().manual_seed(1)
-    data = [(torch.randn(200, 6, generator=generator), torch.arange(200) % 4)]
-    task = Task(model, data, data, data, calibration=data).complete()
-    together = SparseGPT(0.5).plan(model, task)
-    first = apply(model, Plan("first", together.edits[:2]))
-    after = SparseGPT(0.5, where=ByName("2")).plan(first, task)
-    assert torch.equal(tensors(after, Write)["2"].value, tensors(together, Write)["2"].value)
-    alone = SparseGPT(0.5, where=ByName("2")).plan(model, task)
-    assert not torch.equal(tensors(alone, Write)["2"].value, tensors(together, Write)["2"].value)
 
 
 class Odd(nn.Module):
@@ -278,7 +304,7 @@ def test_layers_that_compete_lose_together_what_is_asked():
     masks = tensors(SparseGPT(0.4, scope=Global()).plan(model, task), Mask)
     zeros = {path: int((~mask.keep).sum()) for path, mask in masks.items()}
     assert sum(zeros.values()) == int(0.4 * sum(mask.keep.numel() for mask in masks.values()) + 1e-9)
-    assert zeros["stem"] < 0.1 * model.stem.weight.numel()
+    assert zeros["stem"] < 0.2 * model.stem.weight.numel()
     assert zeros["twice"] > 0.3 * model.twice.weight.numel()
 
 
