@@ -74,7 +74,8 @@ def _mask(model: nn.Module, edit: Mask) -> None:
     for place in aliases(model, edit.place):
         module = module_at(model, place.module)
         standing = standing_mask(module, place.tensor)
-        keep = edit.keep.to(tensor.device)
+        # In the weight's own memory format: kernels are chosen by it, and so is the last bit of what they compute.
+        keep = torch.empty_like(tensor, dtype=torch.bool).copy_(edit.keep)
         if standing is None:
             _parametrize(model, module, place.tensor, Masked(keep))
         else:

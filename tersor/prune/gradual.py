@@ -87,8 +87,7 @@ class GradualSparsity(Companion):
     def after_step(self, moment: Moment) -> None:
         """Prune, where it is time. (Weights that are not finite are left to the training, which notices them.)"""
         due = [number for number in range(1, self.updates + 1) if self._time(number, moment.steps) == moment.done]
-        masked = [stored_at(moment.model, place) for place, _ in standing_masks(moment.model)]
-        if not due or not all(bool(torch.isfinite(weight).all()) for weight in masked):
+        if not due or not all(bool(torch.isfinite(weight).all()) for weight in moment.model.parameters()):
             return
         way = 1 - (1 - due[-1] / self.updates) ** 3
         prune = self.prune if due[-1] == self.updates else self.prune.part(way)
