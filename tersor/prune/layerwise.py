@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate.utils import send_to_device
@@ -81,23 +81,25 @@ def unsolvable(model: nn.Module, path: str) -> str | None:
     layer = module_at(model, path)
     if not isinstance(layer, (_ConvNd, nn.Linear)) or isinstance(layer, _ConvTransposeNd):
         return f"only convolutions and linear layers are reconstructed, not a {type(layer).__name__}"
-    reason = held_otherwise(layer)
+    reason = held_otherwise(model, path)
     if reason is not None:
         return reason
-    place = TensorPlace(path, "weight")
-    others = [str(other) for other in aliases(model, place) if other != place]
-    if others:
-        return f"its weight is tied to {', '.join(others)}"
     unknowns = layer.weight[0].numel() + 1
     return f"{unknowns} weights of one output are more than {MOST}" if unknowns > MOST else None
 
 
-def held_otherwise(layer: nn.Module) -> str | None:
-    """Why a layer's weight cannot be written as it is used; None for a plain parameter and a masked one."""
-    if not parametrize.is_parametrized(layer, "weight"):
-        return None if "weight" in layer._parameters else "its weight is no parameter but computed before each call"
-    others = [type(entry).__name__ for entry in layer.parametrizations["weight"] if not isinstance(entry, Masked)]  # type: ignore[index]
-    return f"its weight is a {', '.join(others)} of what is stored" if others else None
+def held_otherwise(model: nn.Module, path: str) -> str | None:
+    """Why a layer's weight cannot be written for that layer; None for a parameter of its own, masked or not."""
+    layer, place = module_at(model, path), TensorPlace(path, "weight")
+    if not parametrize.is_parametrized(layer, "weight") and "weight" not in layer._parameters:
+        return "its weight is no parameter but computed before each call"
+    if parametrize.is_parametrized(layer, "weight"):
+        entries = cast(nn.ModuleDict, layer.parametrizations)["weight"]
+        others = [type(entry).__name__ for entry in entries if not isinstance(entry, Masked)]  # type: ignore[attr-defined]
+        if others:
+            return f"its weight is a {', '.join(others)} of what is stored"
+    tied = [str(other) for other in aliases(model, place) if module_at(model, other.module) is not layer]
+    return f"its weight is tied to {', '.join(tied)}" if tied else None
 
 
 class _Enough(BaseException):
