@@ -27,6 +27,8 @@ _HOME = {
     "PruneAndReconstruct": "tersor.prune.reconstruct",
     "GroupSparsity": "tersor.prune.group_sparsity",
     "Prune": "tersor.prune.prune",
+    "SparseGPT": "tersor.prune.sparsegpt",
+    "CorrectVariance": "tersor.prune.correct_variance",
     "Unmask": "tersor.prune.unmask",
     "Element": "tersor.prune.patterns",
     "NM": "tersor.prune.patterns",
@@ -81,6 +83,7 @@ if TYPE_CHECKING:
     from tersor.prune.amount import Keep
     from tersor.prune.blocks import PruneBlocks
     from tersor.prune.channels import PruneChannels
+    from tersor.prune.correct_variance import CorrectVariance
     from tersor.prune.drop_and_grow import DropAndGrow, train_sparse
     from tersor.prune.gradual import GradualSparsity, prune_by_movement, prune_gradually
     from tersor.prune.group_sparsity import GroupSparsity
@@ -91,6 +94,7 @@ if TYPE_CHECKING:
     from tersor.prune.reconstruct import PruneAndReconstruct
     from tersor.prune.rounds import prune_in_rounds, rewind_learning_rate
     from tersor.prune.scopes import ErdosRenyi, Global, PerLayer, PerType
+    from tersor.prune.sparsegpt import SparseGPT
     from tersor.prune.unmask import Unmask, dense_sparse_dense
     from tersor.quantize.fold import FoldBatchNorm
     from tersor.quantize.quantize import Quantize

@@ -8,6 +8,7 @@ from tersor.prune.adapter import PruneBehindAdapter
 from tersor.prune.block_scores import BlockScore, LossIncrease, RelativeNorm, Similarity
 from tersor.prune.blocks import PruneBlocks
 from tersor.prune.channels import PruneChannels
+from tersor.prune.correct_variance import CorrectVariance
 from tersor.prune.drop_and_grow import DropAndGrow
 from tersor.prune.elements import (
     MagnitudeAverage,
@@ -37,6 +38,7 @@ from tersor.prune.scores import (
     Score,
     Taylor,
 )
+from tersor.prune.sparsegpt import SparseGPT
 from tersor.prune.unmask import Unmask
 from tersor.quantize.fold import FoldBatchNorm
 from tersor.quantize.quantize import Quantize
@@ -56,6 +58,8 @@ STEPS = Registry(
             "prune_blocks": PruneBlocks,
             "prune_behind_adapter": PruneBehindAdapter,
             "prune": Prune,
+            "sparsegpt": SparseGPT,
+            "correct_variance": CorrectVariance,
             "unmask": Unmask,
             "lottery_ticket": LotteryTicket,
             "recalibrate_batch_norm": RecalibrateBatchNorm,
