@@ -2,8 +2,6 @@
 
 import copy
 import dataclasses
-import importlib.metadata
-import sys
 
 import pytest
 import torch
@@ -563,24 +561,6 @@ def test_a_shallow_net_exports_to_onnx(name, tmp_path):
 # Models of others ----------------------------------------------------------------------------------------------------
 
 
-LIBRARIES = []  # a library takes its operators along when it is collected
-
-
-def package(name):
-    """A package, or a skip. torchvision's wheel for CUDA, which transformers imports too, comes beside a CPU build of
-    torch once two operators are declared."""
-    try:
-        version = importlib.metadata.version("torchvision")
-    except importlib.metadata.PackageNotFoundError:
-        version = "+none"
-    missing = not any(schema.name == "torchvision::nms" for schema in torch._C._jit_get_all_schemas())
-    if torch.version.cuda is None and "+" not in version and missing and "torchvision" not in sys.modules:
-        LIBRARIES.append(torch.library.Library("torchvision", "FRAGMENT"))
-        LIBRARIES[0].define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        LIBRARIES[0].define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    return pytest.importorskip(name)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "lasts"),
@@ -592,15 +572,14 @@ def package(name):
         ("convnext_tiny", {"features.1.0": "block.5", "features.5.3": "block.5"}),
     ],
 )
-def test_torchvision_models_lose_blocks(name, lasts):
+def test_torchvision_models_lose_blocks(package, name, lasts):
     net = prepared(getattr(package("torchvision").models, name)(num_classes=5))
     x = images(32)
     shallow, _ = take_out(net, x, list(lasts))
     assert difference(shallow, zeroed(net, *(f"{path}.{last}" for path, last in lasts.items())), x) < 1e-9
 
 
-def transformer_of(kind):
-    transformers = package("transformers")
+def transformer_of(transformers, kind):
     sizes = {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 4, "num_attention_heads": 4}
     if kind == "llama":
         return prepared(
@@ -620,16 +599,18 @@ HUGGING_FACE = {
 
 
 @pytest.mark.parametrize("kind", HUGGING_FACE)
-def test_hugging_face_models_lose_attention_and_feed_forward_parts(kind):
-    net, x = transformer_of(kind), torch.randint(1, 50, (2, 7), generator=torch.Generator().manual_seed(0))
+def test_hugging_face_models_lose_attention_and_feed_forward_parts(package, kind):
+    net = transformer_of(package("transformers"), kind)
+    x = torch.randint(1, 50, (2, 7), generator=torch.Generator().manual_seed(0))
     lasts = HUGGING_FACE[kind]
     shallow, _ = take_out(net, x, list(lasts))
     got, expected = shallow(x).logits, zeroed(net, *lasts.values())(x).logits
     assert (got - expected).abs().max() < 1e-9 * expected.abs().max()
 
 
-def test_a_causal_model_without_its_first_layer_still_generates_from_its_cache():
-    net, x = transformer_of("llama"), torch.randint(1, 50, (2, 7), generator=torch.Generator().manual_seed(0))
+def test_a_causal_model_without_its_first_layer_still_generates_from_its_cache(package):
+    net = transformer_of(package("transformers"), "llama")
+    x = torch.randint(1, 50, (2, 7), generator=torch.Generator().manual_seed(0))
     shallow, plan = take_out(net, x, ["model.layers.0", "model.layers.2"], level="layer")
     indices = {edit.module: edit.value for edit in plan.edits if isinstance(edit, Attribute)}
     assert indices == {"model.layers.1.self_attn": 0, "model.layers.3.self_attn": 1}
