@@ -59,6 +59,7 @@ _HOME = {
     "load_check": "tersor.jobs.load_check",
     "load": "tersor.export.artifact:load_artifact",
     "save": "tersor.export.artifact:save_artifact",
+    "save_pretrained": "tersor.export.pretrained",
     "export_onnx": "tersor.export.onnx",
 }
 
@@ -75,6 +76,7 @@ if TYPE_CHECKING:
     from tersor.export.artifact import load_artifact as load
     from tersor.export.artifact import save_artifact as save
     from tersor.export.onnx import export_onnx
+    from tersor.export.pretrained import save_pretrained
     from tersor.jobs.compress import compress, resume
     from tersor.jobs.dry_run import dry_run
     from tersor.jobs.inspect import inspect
