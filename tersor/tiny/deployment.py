@@ -50,7 +50,7 @@ def profile_compression_memory(
         found = sizes(layer["weights"])
         best = smallest(found)
         original_bytes, compressed_bytes = original_bytes + found["dense"], compressed_bytes + found[best]
-        each = [f"{found[encoding] / MEGABYTE:.2f}" for encoding in ("dense", "coo", "csr", "bitmap")]
+        each = [f"{found[encoding] / MEGABYTE:.3g}" for encoding in ("dense", "coo", "csr", "bitmap")]
         rows.append((name, f"{layer['stats']['actual_sparsity']:.0%}", *each, best))
     original = sum(layer["stats"]["original_params"] for layer in compressed.values())
     left = sum(int(np.count_nonzero(layer["weights"])) for layer in compressed.values())

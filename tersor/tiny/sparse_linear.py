@@ -68,25 +68,27 @@ class SparseLinear:
         """dense_time_ms, sparse_time_ms (of all iterations), dense_ops, sparse_ops, theoretical_speedup,
         actual_speedup, sparsity, efficiency (actual / theoretical).
 
-        Dense and sparse passes take turns, after one of each that does not count, so that what slows the computer
-        slows both. NumPy's dense product may use every core; SciPy's sparse one uses one.
+        Dense and sparse passes take turns, after one of each that does not count, and each counts as its median, so
+        that what else the computer does hardly matters. NumPy's dense product may use every core, SciPy's sparse one
+        uses one.
         """
         self._pruned()
         if batch_size < 1 or iterations < 1:
             raise ValueError(f"batch_size {batch_size} and iterations {iterations}: expected at least 1 of each")
         x = np.random.default_rng(0).standard_normal((batch_size, self.in_features)).astype(self._loaded().dtype)
         passes = (self.forward_dense, self.forward_sparse_optimized)
-        seconds = [0.0, 0.0]
-        for iteration in range(iterations + 1):
+        seconds = np.zeros((iterations + 1, 2))
+        for taken in seconds:
             for i, forward in enumerate(passes):
                 start = time.perf_counter()
                 forward(x)
-                seconds[i] += (time.perf_counter() - start) * (iteration > 0)
+                taken[i] = time.perf_counter() - start
+        dense, sparse = (float(each) for each in np.median(seconds[1:], axis=0))
         theoretical = self.dense_ops / self.sparse_ops if self.sparse_ops else float("inf")
-        actual = seconds[0] / seconds[1]
+        actual = dense / sparse
         return {
-            "dense_time_ms": seconds[0] * 1000,
-            "sparse_time_ms": seconds[1] * 1000,
+            "dense_time_ms": dense * iterations * 1000,
+            "sparse_time_ms": sparse * iterations * 1000,
             "dense_ops": self.dense_ops,
             "sparse_ops": self.sparse_ops,
             "theoretical_speedup": theoretical,
