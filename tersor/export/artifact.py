@@ -11,20 +11,21 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from torch import Tensor, nn
 
 from tersor.core.apply import write
 from tersor.core.edit import Attribute, Edit, Mask, Quantizer, Slice, edit_from_json, edit_to_json
-from tersor.core.errors import ArtifactError, TersorError
+from tersor.core.errors import ArtifactError, InputError, TersorError
 from tersor.core.files import write_atomically
 from tersor.core.place import module_at, tensor_at
 from tersor.core.plan import Plan
 from tersor.export.base import Base, state_entries
-from tersor.export.weights import EDITS, Layout, from_bytes, load_into, model_tensors, to_bytes
+from tersor.export.weights import EDITS, Encode, Layout, from_bytes, load_into, model_tensors, to_bytes
 
-FORMAT, VERSION = "tersor-artifact", 1
+FORMAT = "tersor-artifact"
+VERSION, ENCODED_VERSION = 1, 2  # 2: some tensors are stored without their zeros
 ARCHITECTURE, WEIGHTS, CARD = "architecture.json", "model.safetensors", "card.md"
 _LARGEST_JSON = 256 * 2**20  # bytes
 _TUPLE = "__tuple__"
@@ -39,25 +40,32 @@ def save_artifact(
     plans: Sequence[Plan],
     card: str = "",
     extra: Mapping[str, Any] | None = None,
+    encode: Encode = "dense",
 ) -> Path:
     """Save ``model``, which is ``original`` after ``plans`` (and any training), so that ``load_artifact`` rebuilds it.
 
     ``original``: the model before the first plan, or ``Base.of`` it. With the model itself, the edits are first
     replayed on a copy, so that an artifact which cannot be loaded is never written. ``extra``: plain JSON values to
-    keep with it. architecture.json is written last and seals the others. Returns ``folder``.
+    keep with it. ``encode="smallest"`` leaves zeros out of the tensors where that makes the file smaller: what a mask
+    hides is not kept, and the outputs are the same bit for bit. architecture.json is written last and seals the others.
+    Returns ``folder``.
 
     Raises ArtifactError where the plans do not lead from the original to the model, or something has no plain form.
     """
     folder = Path(folder)
     base = original if isinstance(original, Base) else Base.of(original)
-    tensors, layout = model_tensors(model)
+    if encode not in get_args(Encode):
+        raise InputError(
+            "unknown encoding", where="save_artifact(encode=)", got=repr(encode), expected=get_args(Encode)
+        )
+    tensors, layout = model_tensors(model, encode)
     said = [_plan_json(plan, f"{EDITS}{number}", tensors) for number, plan in enumerate(plans)]
     if isinstance(original, nn.Module):
         _expect_rebuildable(original, said, tensors, model)
-    data = to_bytes(tensors, layout.packed)
+    data = to_bytes(tensors, layout)
     architecture: dict[str, Any] = {
         "format": FORMAT,
-        "version": VERSION,
+        "version": ENCODED_VERSION if layout.encoded else VERSION,
         "base": base.to_json(),
         "plans": said,
         "weights": {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)},
@@ -127,9 +135,10 @@ def read_architecture(folder: Path) -> dict[str, Any]:
         raise _damaged(path, f"{type(error).__name__}: {error}") from error
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise ArtifactError("this is no Tersor artifact", where=str(path), expected=f'"format": "{FORMAT}"')
-    if data.get("version") != VERSION:
+    if data.get("version") not in (VERSION, ENCODED_VERSION):
+        expected = f"{VERSION} or {ENCODED_VERSION}"
         raise ArtifactError(
-            "the artifact has another version", where=str(path), got=data.get("version"), expected=VERSION,
+            "the artifact has another version", where=str(path), got=data.get("version"), expected=expected,
             do="Load it with the Tersor that wrote it",
         )  # fmt: skip
     given = data.pop("checksum", None)

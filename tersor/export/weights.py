@@ -1,12 +1,13 @@
-"""A model's tensors as one safetensors file: tied tensors once, bool tensors as bits, and back without guessing."""
+"""A model's tensors as one safetensors file: tied tensors once, bool tensors as bits, zeros left out where asked, and
+back without guessing."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import numpy as np
 import safetensors.torch
@@ -15,9 +16,13 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from tersor.core.errors import ArtifactError
+from tersor.export import sparse_tensors
+from tersor.export.sparse_tensors import BITS, Encoded
 
 EDITS = "tersor.edits."
 BUFFERS = "tersor.buffers."  # buffers that the state dict leaves out
+
+Encode = Literal["dense", "smallest"]
 
 
 @dataclass(frozen=True)
@@ -25,46 +30,43 @@ class Layout:
     """What the tensors file cannot say itself, plain JSON values.
 
     ``tied``: name → name of the tensor that it shares. ``packed``: name of a bool tensor → its shape (it is stored as
-    uint8, eight values to a byte). ``extra``: name → what a module's ``get_extra_state`` gave.
+    uint8, eight values to a byte). ``extra``: name → what a module's ``get_extra_state`` gave. ``encoded``: name → how
+    a tensor with zeros is stored (``sparse_tensors``).
     """
 
     tied: Mapping[str, str]
     packed: Mapping[str, list[int]]
     extra: Mapping[str, Any]
+    encoded: Encoded = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """The layout as plain JSON values."""
-        return {"tied": dict(self.tied), "packed": dict(self.packed), "extra_state": dict(self.extra)}
+        said = {"tied": dict(self.tied), "packed": dict(self.packed), "extra_state": dict(self.extra)}
+        return {**said, "encoded": {name: dict(how) for name, how in self.encoded.items()}} if self.encoded else said
 
     @classmethod
     def from_json(cls, data: Any) -> Layout:
         """The inverse of ``to_json``. Raises ArtifactError where the data are no layout."""
         try:
             tied = {str(name): str(other) for name, other in data["tied"].items()}
-            packed = {str(name): [_size(n) for n in shape] for name, shape in data["packed"].items()}
-            return cls(tied, packed, dict(data["extra_state"]))
+            packed = {str(name): [sparse_tensors.size(n) for n in shape] for name, shape in data["packed"].items()}
+            return cls(tied, packed, dict(data["extra_state"]), sparse_tensors.read(data.get("encoded", {})))
         except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
             reason = repr(error)[:200]
             raise ArtifactError("the layout cannot be read", where="architecture.json", got=reason) from error
 
 
-def _size(value: Any) -> int:
-    if type(value) is not int or value < 0:
-        raise ValueError(f"{value!r} is not a size")
-    return value
-
-
-def model_tensors(model: nn.Module) -> tuple[dict[str, Tensor], Layout]:
+def model_tensors(model: nn.Module, encode: Encode = "dense") -> tuple[dict[str, Tensor], Layout]:
     """Every tensor that ``model`` needs to be what it is, by name, and the layout that goes with them.
 
-    The state dict, and under ``tersor.buffers.`` the buffers that it leaves out. Raises ArtifactError for extra state
-    that JSON cannot hold.
+    The state dict, and under ``tersor.buffers.`` the buffers that it leaves out. ``encode``: "smallest" lets zeros be
+    left out where that saves bytes. Raises ArtifactError for extra state that JSON cannot hold.
     """
     state: dict[str, Any] = model.state_dict(keep_vars=True)
     tensors: dict[str, Tensor] = {}
     extra: dict[str, Any] = {}
     for name, value in state.items():
-        if name.startswith((EDITS, BUFFERS)):
+        if name.startswith((EDITS, BUFFERS, BITS)):
             raise ArtifactError("a tensor has a reserved name", where=name, do="Rename the module 'tersor'")
         if isinstance(value, Tensor):
             tensors[name] = value
@@ -80,7 +82,8 @@ def model_tensors(model: nn.Module) -> tuple[dict[str, Tensor], Layout]:
             tied[name] = first[id(tensor)]
     once = {name: tensor for name, tensor in tensors.items() if name not in tied}
     packed = {name: list(tensor.shape) for name, tensor in once.items() if tensor.dtype == torch.bool}
-    return once, Layout(tied, packed, extra)
+    encoded = sparse_tensors.choose(model, once, tied) if encode == "smallest" else {}
+    return once, Layout(tied, packed, extra, encoded)
 
 
 def _plain(name: str, value: Any) -> Any:
@@ -96,10 +99,15 @@ def _plain(name: str, value: Any) -> Any:
     return value
 
 
-def to_bytes(tensors: Mapping[str, Tensor], packed: Mapping[str, list[int]]) -> bytes:
+def to_bytes(tensors: Mapping[str, Tensor], layout: Layout) -> bytes:
     """The safetensors file. Raises ArtifactError for a kind of tensor that it cannot hold (sparse, quantised)."""
     try:
-        flat = {name: _pack(tensor) if name in packed else _owned(tensor) for name, tensor in tensors.items()}
+        flat: dict[str, Tensor] = {}
+        for name, tensor in tensors.items():
+            if name in layout.encoded:
+                flat |= sparse_tensors.encode(name, tensor, layout.encoded[name], tensors)
+            else:
+                flat[name] = _pack(tensor) if name in layout.packed else _owned(tensor)
         return safetensors.torch.save(flat)
     except (RuntimeError, ValueError, TypeError, KeyError, NotImplementedError, SafetensorError) as error:
         raise ArtifactError("the weights cannot be saved", where="model.safetensors", got=str(error)[:300]) from error
@@ -123,6 +131,8 @@ def from_bytes(data: bytes, layout: Layout) -> dict[str, Tensor]:
     tensors = dict(stored)
     for name, shape in layout.packed.items():
         tensors[name] = _unpack(name, stored.get(name), shape)
+    for name, how in layout.encoded.items():
+        tensors[name] = sparse_tensors.decode(name, how, tensors)
     for name, other in layout.tied.items():
         if other not in stored or name in stored:
             raise ArtifactError("a tied tensor has no original", where="architecture.json", got=f"{name} -> {other}")
