@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import traceback
 from collections.abc import Mapping
@@ -12,12 +11,11 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from tersor.cli.interrupt import insistent_interrupts
+from tersor.cli import weights
+from tersor.cli.output import EXIT_CODES, DebugOption, JsonOption, Output, QuietOption
 from tersor.cli.values import parse_bytes, parse_milliseconds, parse_points
 from tersor.core.errors import TersorError
-
-EXIT_CODES = """
-Exit codes: 0 done and within budgets; 1 failed; 2 wrong usage or input; 3 a budget is missed; 130 interrupted.
-"""
 
 INTERRUPTED = "interrupted; finished steps and epochs are kept: tersor resume RUN goes on"
 
@@ -30,13 +28,13 @@ TaskArgument = Annotated[
     str, typer.Argument(help="digits, fashion, a Python file with task() -> tersor.Task, or package.module:function.")
 ]
 RecipeOption = Annotated[
-    str, typer.Option("--recipe", "-r", help="balanced, small, fast, sparse, coarse-to-fine, or a YAML file (see: tersor recipes).")
+    str,
+    typer.Option(
+        "--recipe", "-r", help="balanced, small, fast, sparse, coarse-to-fine, or a YAML file (see: tersor recipes)."
+    ),
 ]
 OutOption = Annotated[Path, typer.Option("--out", "-o", help="The run's folder; it must be new or empty.")]
 RunArgument = Annotated[Path, typer.Argument(help="A run's folder, as tersor compress made it.")]
-QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print the verdict only.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on standard output and nothing else.")]
-DebugOption = Annotated[bool, typer.Option("--debug", help="On an error, show the traceback too.")]
 SeedOption = Annotated[int, typer.Option(help="All randomness of the run derives from it.", min=0)]
 ThreadsOption = Annotated[
     int | None, typer.Option(help="Threads to train and to measure with; default: all cores.", min=1)
@@ -64,30 +62,7 @@ def common(
     """Options of the command itself."""
 
 
-class _Output:
-    """Where a command prints: people's text (unless --json), progress (unless --quiet), and JSON."""
-
-    def __init__(self, *, quiet: bool, as_json: bool):
-        from tersor.report.progress import RichProgress
-
-        self.quiet, self.as_json, self.out = quiet, as_json, sys.stdout
-        if as_json:  # whatever the user's own code prints must not stand in the JSON; main puts it back
-            sys.stdout = sys.stderr
-        self.console = Console(stderr=as_json, highlight=False)
-        self.progress = RichProgress(console=self.console, quiet=quiet or as_json)
-
-    def json(self, data: Any) -> None:
-        """Print JSON, where it was asked for."""
-        if self.as_json:
-            self.out.write(json.dumps(data, indent=1, ensure_ascii=False) + "\n")
-
-    def show(self, *renderables: Any) -> None:
-        """Print for people, unless JSON or quiet was asked for."""
-        if not (self.quiet or self.as_json):
-            self.console.print(*renderables)
-
-
-def _conclude(output: _Output, folder: Path, summary: Mapping[str, Any]) -> None:
+def _conclude(output: Output, folder: Path, summary: Mapping[str, Any]) -> None:
     """The final table and verdict; exit code 3 where a budget is missed."""
     from tersor.report.terminal import agreement_line, summary_table, verdict_line
 
@@ -132,7 +107,7 @@ def compress(
     from tersor.run.measure_step import Timing
 
     _set_threads(threads)
-    output = _Output(quiet=quiet, as_json=as_json)
+    output = Output(quiet=quiet, as_json=as_json)
     budgets = Budgets(parse_points(max_drop), parse_bytes(max_size), parse_milliseconds(max_latency))
     timing = Timing(timing_seconds, threads)
     done = job(task, recipe, out, budgets=budgets, seed=seed, timing=timing, progress=output.progress)
@@ -149,27 +124,33 @@ def resume(
     """
     from tersor.jobs.compress import resume as job
 
-    output = _Output(quiet=quiet, as_json=as_json)
+    output = Output(quiet=quiet, as_json=as_json)
     done = job(run, progress=output.progress)
     _conclude(output, done.folder, done.summary)
 
 
 @app.command(epilog=EXIT_CODES)
 def inspect(
-    task: TaskArgument,
+    task: Annotated[str, typer.Argument(metavar="TASK|FILE", help="A task as for compress, or a file of weights.")],
     groups: Annotated[bool, typer.Option("--groups", help="Also list the channels that can only go together.")] = False,
     quiet: QuietOption = False,
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Show what a model is made of; nothing is changed.
+    """Show what a model, or a file of weights, is made of; nothing is changed.
 
-    Size, parameters, MACs, a table of layers, redundancy and natural sparsity of the weights.
+    Size, parameters, MACs, a table of layers, redundancy and natural sparsity of the weights. Of a file (safetensors,
+    a sharded checkpoint's folder or index, .npz): tensors, zeros, magnitudes, bytes in the smallest encoding and zipped.
     """
+    from tersor.files.open import is_weights
+
+    if is_weights(task):
+        weights.inspect_file(task, Output(quiet=quiet, as_json=as_json))
+        return
     from tersor.jobs.inspect import inspect as job
     from tersor.report.terminal import inspection_view
 
-    output = _Output(quiet=quiet, as_json=as_json)
+    output = Output(quiet=quiet, as_json=as_json)
     found = job(task, groups=groups, progress=output.progress)
     output.json(found.to_json())
     output.show(inspection_view(found.to_json()))
@@ -190,7 +171,7 @@ def plan(
     from tersor.jobs.dry_run import dry_run
     from tersor.report.terminal import dry_run_view
 
-    output = _Output(quiet=quiet, as_json=as_json)
+    output = Output(quiet=quiet, as_json=as_json)
     steps = [step.to_json() for step in dry_run(task, recipe, progress=output.progress)]
     output.json(steps)
     output.show(dry_run_view(steps))
@@ -202,7 +183,7 @@ def report(run: RunArgument, quiet: QuietOption = False, debug: DebugOption = Fa
     from tersor.report.write import write_report
 
     path = write_report(run)
-    _Output(quiet=quiet, as_json=False).show(str(path))
+    Output(quiet=quiet, as_json=False).show(str(path))
 
 
 @app.command("load-check", epilog=EXIT_CODES)
@@ -215,7 +196,7 @@ def load_check(
     """
     from tersor.jobs.load_check import load_check as job
 
-    output = _Output(quiet=quiet, as_json=as_json)
+    output = Output(quiet=quiet, as_json=as_json)
     found = job(run, progress=output.progress)
     output.json(found)
     output.show("The artifact loads into the original architecture and agrees with the ONNX file.")
@@ -234,7 +215,7 @@ def recipes(
     """
     from tersor.recipes.recipe import BUILT_IN, read_recipe, to_yaml
 
-    output = _Output(quiet=False, as_json=as_json)
+    output = Output(quiet=False, as_json=as_json)
     if name is not None:
         recipe = read_recipe(name)
         output.json(recipe.to_json())
@@ -249,12 +230,16 @@ def recipes(
     output.show("tersor recipes NAME prints one with every setting, to start your own from.")
 
 
+app.command(epilog=EXIT_CODES)(weights.prune)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; every error becomes one message and an exit code."""
     given = sys.argv[1:] if arguments is None else arguments
     out = sys.stdout
     try:
-        app(args=given, prog_name="tersor", standalone_mode=True)
+        with insistent_interrupts():
+            app(args=given, prog_name="tersor", standalone_mode=True)
     except SystemExit as done:
         code = int(done.code or 0)
         return _fail(INTERRUPTED, done, code, given) if code == 130 else code
