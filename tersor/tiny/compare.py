@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from scipy.sparse import csr_array
+from threadpoolctl import threadpool_limits
 
 from tersor.tensor.encodings import sizes_of
 from tersor.tiny.layers import Array, Layer, Linear, Sequential, as_array, walk, weighted
@@ -42,8 +43,8 @@ def compare_techniques(
     ``structured`` removes ``prune_ratio`` of the neurons and filters; ``low_rank`` factorises to ``rank_ratio``;
     ``magnitude`` zeroes ``sparsity`` of the weights; ``int8`` rounds them to 8 bits. ``data`` is (x, y), or inputs x,
     or None: 256 random inputs. The error is ‖y′ − y‖ / ‖y‖ of the outputs. The size is that of each array's smallest
-    encoding. The time is the fastest of ``repeats`` passes of up to 256 inputs, all versions taking turns, by the faster
-    of NumPy's dense and (where pruned by magnitude) SciPy's compressed-row product: ``kernel``.
+    encoding. The time is the fastest of ``repeats`` passes of up to 256 inputs on one core, all versions taking
+    turns, by the faster of NumPy's dense and (where pruned by magnitude) SciPy's compressed-row product: ``kernel``.
 
     What changed: the classic (compare_compression_techniques) compared sizes that were dense, so that magnitude pruning
     saved nothing, or assumed; tried one combination, in which the layers no longer fitted each other; and measured
@@ -155,12 +156,13 @@ def _times(versions: dict[tuple[str, ...], Layer], x: Array, repeats: int) -> di
         if "magnitude" in names:
             runners[names, "CSR"] = _with_compressed_rows(version)
     seconds: dict[tuple[tuple[str, ...], str], list[float]] = {key: [] for key in runners}
-    for turn in range(repeats + 1):
-        for key, forward in runners.items():
-            start = time.perf_counter()
-            forward(x)
-            if turn:
-                seconds[key].append(time.perf_counter() - start)
+    with threadpool_limits(1):
+        for turn in range(repeats + 1):
+            for key, forward in runners.items():
+                start = time.perf_counter()
+                forward(x)
+                if turn:
+                    seconds[key].append(time.perf_counter() - start)
     found: dict[tuple[str, ...], dict[str, float]] = {}
     for (names, kernel), values in seconds.items():
         found.setdefault(names, {})[kernel] = min(values)

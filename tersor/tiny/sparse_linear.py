@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from scipy.sparse import csr_array
+from threadpoolctl import threadpool_limits
 
 from tersor.tiny.layers import Array, as_array
 from tersor.tiny.magnitude import MagnitudePruner, checked
@@ -68,9 +69,8 @@ class SparseLinear:
         """dense_time_ms, sparse_time_ms (of all iterations), dense_ops, sparse_ops, theoretical_speedup,
         actual_speedup, sparsity, efficiency (actual / theoretical).
 
-        Dense and sparse passes take turns, and each counts as the fastest of its kind, as ``timeit`` advises: what is
-        slower is other work's doing. NumPy's dense product may use every core, SciPy's sparse one uses one; with
-        OMP_NUM_THREADS=1 set before Python starts, both do.
+        Dense and sparse passes take turns on one core, as SciPy's sparse product uses no more, and each counts as the
+        fastest of its kind, as ``timeit`` advises: what is slower is other work's doing.
         """
         self._pruned()
         if batch_size < 1 or iterations < 1:
@@ -78,11 +78,12 @@ class SparseLinear:
         x = np.random.default_rng(0).standard_normal((batch_size, self.in_features)).astype(self._loaded().dtype)
         passes = (self.forward_dense, self.forward_sparse_optimized)
         seconds = np.zeros((iterations + 1, 2))
-        for taken in seconds:
-            for i, forward in enumerate(passes):
-                start = time.perf_counter()
-                forward(x)
-                taken[i] = time.perf_counter() - start
+        with threadpool_limits(1):
+            for taken in seconds:
+                for i, forward in enumerate(passes):
+                    start = time.perf_counter()
+                    forward(x)
+                    taken[i] = time.perf_counter() - start
         dense, sparse = (float(each) for each in np.min(seconds[1:], axis=0))
         theoretical = self.dense_ops / self.sparse_ops if self.sparse_ops else float("inf")
         actual = dense / sparse
