@@ -16,9 +16,9 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def write(name: str, title: str, body: str) -> None:
+def write(name: str, title: str, body: str, by: str = "make bench") -> None:
     """Print a page and keep it as docs/benchmarks/NAME.md."""
-    page = f"# {title}\n\n{body}\n\nMeasured on: {machine()}. Written by `make bench` (`benchmarks/{name}.py`).\n"
+    page = f"# {title}\n\n{body}\n\nMeasured on: {machine()}. Written by `{by}` (`benchmarks/{name.replace('-', '_')}.py`).\n"
     DOCS.mkdir(parents=True, exist_ok=True)
     (DOCS / f"{name}.md").write_text(page)
     print(page)

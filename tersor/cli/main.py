@@ -11,8 +11,8 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from tersor.cli.interrupt import insistent_interrupts
 from tersor.cli import weights
+from tersor.cli.interrupt import insistent_interrupts
 from tersor.cli.output import EXIT_CODES, DebugOption, JsonOption, Output, QuietOption
 from tersor.cli.values import parse_bytes, parse_milliseconds, parse_points
 from tersor.core.errors import TersorError
@@ -139,8 +139,8 @@ def inspect(
 ) -> None:
     """Show what a model, or a file of weights, is made of; nothing is changed.
 
-    Size, parameters, MACs, a table of layers, redundancy and natural sparsity of the weights. Of a file (safetensors,
-    a sharded checkpoint's folder or index, .npz): tensors, zeros, magnitudes, bytes in the smallest encoding and zipped.
+    Size, parameters, MACs, a table of layers, redundancy and natural sparsity of the weights. Of a file of weights
+    (safetensors, a sharded checkpoint, .npz): tensors, zeros, magnitudes, bytes in the smallest encoding and zipped.
     """
     from tersor.files.open import is_weights
 

@@ -22,7 +22,7 @@ from numpy.lib import format as npy
 from tersor.core.files import replacing
 from tersor.core.progress import Progress
 from tersor.files.dtypes import Bits
-from tersor.files.weights import Change, TensorEntry, WeightsFile, damaged, piece_size
+from tersor.files.weights import Change, TensorEntry, WeightsFile, damaged, piece_size, write_behind
 
 _LONGEST_HEADER = 10_000  # bytes, NumPy's own limit
 _DAMAGE = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, struct.error, NotImplementedError, RuntimeError)
@@ -76,9 +76,9 @@ class NpzFile(WeightsFile):
                 target.file_size = info.file_size  # so that zipfile knows whether it needs 64 bits
                 with archive.open(target, "w") as stream:
                     stream.write(header)
-                    for piece in change(entry) or self.pieces(entry):
-                        stored = piece if entry.float_bits is None else piece.astype(dtype, copy=False)
-                        stream.write(memoryview(stored).cast("B"))
+                    pieces = change(entry) or self.pieces(entry)
+                    stored = (p if entry.float_bits is None else p.astype(dtype, copy=False) for p in pieces)
+                    write_behind(stream.write, stored)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping
+from itertools import cycle
 from pathlib import Path
 from typing import IO, Any, final
 
@@ -18,7 +19,7 @@ import numpy as np
 from tersor.core.files import replacing
 from tersor.core.progress import Progress
 from tersor.files.dtypes import BITS, Bits
-from tersor.files.weights import Change, TensorEntry, WeightsFile, damaged, piece_size
+from tersor.files.weights import Change, TensorEntry, WeightsFile, damaged, piece_size, write_behind
 
 LARGEST_HEADER = 100_000_000  # bytes, the limit of the reference implementation
 _METADATA = "__metadata__"
@@ -44,11 +45,12 @@ class SafetensorsFile(WeightsFile):
         """The bits of a tensor: see ``WeightsFile.pieces``."""
         dtype = _bits_of(entry)
         left = entry.nbytes // dtype.itemsize
-        buffer = np.empty(min(left, piece_size(dtype.itemsize, granule)), dtype)
+        length = min(left, piece_size(dtype.itemsize, granule))
+        buffers = cycle([np.empty(length, dtype) for _ in range(2 if length < left else 1)])
         with open(self.path, "rb", buffering=0) as file:
             file.seek(self._data + self._starts[entry.name])
             while left:
-                piece = buffer[:left]
+                piece = next(buffers)[:left]
                 _fill(file, memoryview(piece).cast("B"), self.path)
                 yield piece
                 left -= len(piece)
@@ -65,9 +67,8 @@ class SafetensorsFile(WeightsFile):
         """Write the file again, changed: see ``WeightsFile.rewrite``."""
         with replacing(out) as file:
             file.write(len(self._header).to_bytes(8, "little") + self._header)
-            for entry in progress.track(self.tensors, f"writing {out.name}", len(self.tensors)):
-                for piece in change(entry) or self.pieces(entry):
-                    file.write(memoryview(piece).cast("B"))
+            entries = progress.track(self.tensors, f"writing {out.name}", len(self.tensors))
+            write_behind(file.write, (piece for entry in entries for piece in change(entry) or self.pieces(entry)))
 
 
 def _read_header(path: Path) -> bytes:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -62,8 +63,8 @@ class WeightsFile(ABC):
         """The bits of a tensor from first to last, in pieces of about ``PIECE`` bytes.
 
         A piece is an unsigned integer array [k], k a multiple of ``granule`` numbers (the tensor's size is one, too);
-        uint8 [bytes] for types that are not ``FLOATS``. It may be written to, and is reused for the next piece. Raises
-        InputError where the file ends too early or is damaged.
+        uint8 [bytes] for types that are not ``FLOATS``. It may be written to; its memory may be that of the piece after
+        the next, and no earlier one. Raises InputError where the file ends too early or is damaged.
         """
 
     @abstractmethod
@@ -94,6 +95,18 @@ class WeightsFile(ABC):
 def piece_size(itemsize: int, granule: int) -> int:
     """Numbers in a piece: about ``PIECE`` bytes, a multiple of ``granule``, at least one."""
     return max(1, PIECE // (itemsize * granule)) * granule
+
+
+def write_behind(write: Callable[[memoryview], object], pieces: Iterable[Bits]) -> None:
+    """Write pieces in order, each while the next is being made (disks and NumPy both let other threads run)."""
+    with ThreadPoolExecutor(1) as writer:
+        last: Future[object] | None = None
+        for piece in pieces:
+            if last is not None:
+                last.result()
+            last = writer.submit(write, memoryview(piece).cast("B"))
+        if last is not None:
+            last.result()
 
 
 def damaged(path: Path, got: str, *, expected: str = "") -> InputError:

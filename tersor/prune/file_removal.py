@@ -17,7 +17,9 @@ from tersor.tensor import masks
 from tersor.tensor.threshold import Keys, Threshold, find_threshold
 
 _VIEW = 2**17  # numbers that are worked on at once: they stay in the processor's cache
-_CLUSTERS, _CLUSTER = 1024, 4096  # runs that are sampled to guess a threshold, and the numbers in each
+_SHARE = 16  # one of so many numbers is sampled to guess a threshold, in runs:
+_FEWEST_CLUSTERS, _MOST_CLUSTERS = 32, 1024
+_CLUSTER, _SHORT_CLUSTER = 4096, 128  # numbers in a run, in files and in memory
 
 
 class Removal:
@@ -146,10 +148,11 @@ def _sample(file: WeightsFile, units: Mapping[TensorEntry, Units]) -> Keys | Non
     """Runs of keys from all over the tensors, [clusters, size]; None where that is not worth it or cannot be done."""
     entries = list(units)
     bounds = np.cumsum([entry.size for entry in entries])
-    if not all(isinstance(each, SingleWeights) for each in units.values()) or bounds[-1] < 16 * _CLUSTERS * _CLUSTER:
+    clusters = min(int(bounds[-1]) // (_SHARE * _CLUSTER), _MOST_CLUSTERS)
+    if not all(isinstance(each, SingleWeights) for each in units.values()) or clusters < _FEWEST_CLUSTERS:
         return None
     found = []
-    for position in _positions(int(bounds[-1]), _CLUSTERS):
+    for position in _positions(int(bounds[-1]), clusters):
         at = int(np.searchsorted(bounds, position, side="right"))
         entry = entries[at]
         if entry.size < _CLUSTER:
@@ -163,12 +166,12 @@ def _sample(file: WeightsFile, units: Mapping[TensorEntry, Units]) -> Keys | Non
 
 
 def _sample_of(bits: Bits, units: Units) -> Keys | None:
-    """The same from a tensor in memory."""
-    size, clusters = 128, len(bits) // (16 * 128)
-    if not isinstance(units, SingleWeights) or clusters < 32:
+    """The same from a tensor in memory, where runs may be short."""
+    clusters = len(bits) // (_SHARE * _SHORT_CLUSTER)
+    if not isinstance(units, SingleWeights) or clusters < _FEWEST_CLUSTERS:
         return None
-    starts = np.minimum(_positions(len(bits), clusters), len(bits) - size)
-    return units.keys(bits[starts[:, None] + np.arange(size)])
+    starts = np.minimum(_positions(len(bits), clusters), len(bits) - _SHORT_CLUSTER)
+    return units.keys(bits[starts[:, None] + np.arange(_SHORT_CLUSTER)])
 
 
 def _positions(n: int, count: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:

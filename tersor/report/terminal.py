@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich import box
 from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.table import Table
@@ -27,6 +26,7 @@ from tersor.report.format import (
 )
 from tersor.report.schema import Summary, parse_summary
 from tersor.report.skips import group_skips
+from tersor.report.table import plain_table
 
 _VERDICTS = {
     "passed": ("passed", "bold green"),
@@ -45,7 +45,7 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
     parsed = parse_summary(summary)
     unit = scale_of(1.0, parsed.task.metric_unit).suffix
     metric = human(parsed.task.metric) + (f",{unit}" if unit.strip() else "")
-    table = _table("after", metric, "lost", "file", "params", "MACs", "ms, b1", "ms, b32")
+    table = plain_table("after", metric, "lost", "file", "params", "MACs", "ms, b1", "ms, b32")
     for row in rows(parsed):
         label = {"baseline": "original", "final": "final"}.get(row.kind) or shorten(row.stage.name, 2 * _NAME)
         style = {"final": "bold", "baseline": "", "step": ""}[row.kind]
@@ -59,16 +59,6 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
             table.add_section()
         table.add_row(Text(label), *cells, style=style)
     table.caption = _caption(parsed)
-    return table
-
-
-def _table(first: str, *others: str) -> Table:
-    table = Table(
-        box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True, header_style="dim", caption_justify="left"
-    )
-    table.add_column(first, overflow="fold", min_width=_NAME)
-    for name in others:
-        table.add_column(name, justify="right")
     return table
 
 
@@ -179,7 +169,7 @@ def inspection_view(found: Mapping[str, Any]) -> RenderableType:
 
 def layer_view(layers: Sequence[Mapping[str, Any]]) -> Table:
     """One row per layer. Keys used: path, type, shape, parameters, nonzeros, macs; a missing one is shown as a dash."""
-    table = _table("layer", "type", "shape", "params", "share", "MACs", "share")
+    table = plain_table("layer", "type", "shape", "params", "share", "MACs", "share")
     totals = {name: sum(float(layer.get(name) or 0) for layer in layers) for name in ("parameters", "macs")}
     for layer in layers:
         cells = [Text(str(layer.get("type", MISSING))), Text(shape_of(layer.get("shape")))]
@@ -194,7 +184,7 @@ def layer_view(layers: Sequence[Mapping[str, Any]]) -> Table:
 def redundancy_view(layers: Sequence[Mapping[str, Any]]) -> Table:
     """One row per weight tensor. Keys used: path, near_zero, zeros (fractions), dead_channels of channels, rank_95 of
     full_rank; rows without ``near_zero`` are left out."""
-    table = _table("layer", "near zero", "zero", "dead channels", "rank for 95 %")
+    table = plain_table("layer", "near zero", "zero", "dead channels", "rank for 95 %")
     for layer in layers:
         if "near_zero" in layer:
             fractions = [_percent(layer.get(name)) for name in ("near_zero", "zeros")]

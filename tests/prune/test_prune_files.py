@@ -41,8 +41,8 @@ def small_pieces(monkeypatch):
     monkeypatch.setattr(weights, "PIECE", 96)
     monkeypatch.setattr(file_removal, "PIECE", 96)
     monkeypatch.setattr(file_removal, "_VIEW", 7)
-    monkeypatch.setattr(file_removal, "_CLUSTERS", 4)
-    monkeypatch.setattr(file_removal, "_CLUSTER", 3)
+    for name, value in {"_SHARE": 2, "_FEWEST_CLUSTERS": 3, "_CLUSTER": 3, "_SHORT_CLUSTER": 2}.items():
+        monkeypatch.setattr(file_removal, name, value)
 
 
 def model(dtype, seed=0, ties=True):
