@@ -1,8 +1,9 @@
-"""Size: parameters, non-zeros and bytes on disk."""
+"""Size: parameters, non-zeros, bytes in each encoding and bytes on disk."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from tersor.core.fake_quantize import FakeQuantize
 from tersor.core.intercept import CHILD, Intercept
 from tersor.core.measurement import Measurement
 from tersor.core.place import TensorPlace
+from tersor.tensor import encodings
 
 
 def effective_weights(model: nn.Module) -> Iterator[tuple[TensorPlace, Tensor]]:
@@ -66,6 +68,44 @@ def nonzeros(model: nn.Module) -> Measurement:
     """How many parameters are not zero as the forward uses them (masked away, or rounded to zero, is zero)."""
     count = sum(int(torch.count_nonzero(tensor)) for _, tensor in effective_weights(model))
     return Measurement(count, "parameters")
+
+
+def storage(model: nn.Module) -> tuple[dict[str, Any], ...]:
+    """What each parameter takes in each encoding, by the value that the forward uses: a row for each.
+
+    Keys: path, tensor, shape, parameters, zeros, bytes (encoding → bytes as really stored, see
+    ``tersor.tensor.encodings``: dense, bitmap, csr, csc, coo, and 1:4 and 2:4 where they hold), smallest (the name of
+    the best), zip_bytes (what deflate, a zip's algorithm, makes of the dense one: to be read, it is unpacked again).
+    """
+    return tuple(
+        {"path": place.module, "tensor": place.tensor, **_stored(tensor.cpu().contiguous())}
+        for place, tensor in effective_weights(model)
+        if tensor.numel() > 0
+    )
+
+
+def _stored(tensor: Tensor) -> dict[str, Any]:
+    found = encodings.sizes(tensor)
+    return {
+        "shape": list(tensor.shape),
+        "parameters": tensor.numel(),
+        "zeros": tensor.numel() - int(torch.count_nonzero(tensor)),
+        "bytes": found,
+        "smallest": encodings.smallest(found),
+        "zip_bytes": len(zlib.compress(tensor.reshape(-1).view(torch.uint8).numpy(), 6)),
+    }
+
+
+def storage_total(rows: Sequence[dict[str, Any]]) -> dict[str, int]:
+    """Bytes of all ``storage`` rows together: dense, smallest (each tensor in its own best encoding), zip, and bitmap,
+    csr, csc and coo throughout."""
+    found = {name: sum(row["bytes"].get(name, row["bytes"]["dense"]) for row in rows) for name in _EVERYWHERE}
+    found["smallest"] = sum(row["bytes"][row["smallest"]] for row in rows)
+    found["zip"] = sum(row["zip_bytes"] for row in rows)
+    return found
+
+
+_EVERYWHERE = ("dense", "bitmap", "csr", "csc", "coo")
 
 
 def file_bytes(path: Path) -> Measurement:
