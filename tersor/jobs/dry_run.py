@@ -84,8 +84,10 @@ def _plan_step(model: nn.Module, task: Task, named: NamedStep) -> tuple[nn.Modul
 
 
 def _plan_part(model: nn.Module, task: Task, part: Step) -> tuple[nn.Module, Plan | None]:
-    if not isinstance(part, Method):
-        return model, None
+    companion = part.companion if isinstance(part, Finetune) else None
     with seeded(0, task.calibration):
-        plan = part.plan(model, task)
-    return apply(model, plan), plan
+        if isinstance(part, Method):
+            plan: Plan | None = part.plan(model, task)
+        else:
+            plan = None if companion is None else companion.expected(model, task)
+    return model if plan is None else apply(model, plan), plan

@@ -92,6 +92,10 @@ class DropAndGrow(Companion):
         """Always: the sparsity never changes."""
         return True
 
+    def expected(self, model: nn.Module, task: Task) -> Plan | None:
+        """None: counts stay as they are."""
+        return None
+
     def finish(self, model: nn.Module) -> Plan:
         """The masks as they stand now."""
         for _, mask in standing_masks(model):

@@ -15,6 +15,7 @@ from tersor.core.errors import InputError
 from tersor.core.place import stored_at, tensor_at
 from tersor.core.plan import Plan
 from tersor.core.task import Task
+from tersor.prune.elements.magnitude import WeightMagnitude
 from tersor.prune.elements.movement import Movement
 from tersor.prune.elements.score import GATHERED, GatheredScore
 from tersor.prune.prune import Prune
@@ -97,6 +98,11 @@ class GradualSparsity(Companion):
     def settled(self, done: int, steps: int) -> bool:
         """Once the last update is made."""
         return done >= self._time(self.updates, steps)
+
+    def expected(self, model: nn.Module, task: Task) -> Plan | None:
+        """The plan of ``prune`` on the model as it is; by magnitude where the score is yet to be gathered."""
+        gathered = isinstance(self.prune.score, GatheredScore)
+        return (replace(self.prune, score=WeightMagnitude()) if gathered else self.prune).plan(model, task)
 
     def finish(self, model: nn.Module) -> Plan:
         """The masks as they stand now; nothing is gathered any more."""

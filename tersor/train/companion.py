@@ -48,5 +48,9 @@ class Companion(ABC):
         """Whether the model after ``done`` steps is what was asked for: only such epochs can be the best."""
 
     @abstractmethod
+    def expected(self, model: nn.Module, task: Task) -> Plan | None:
+        """For a dry run: what the training would do to ``model``, as far as counts go; None: nothing can be said."""
+
+    @abstractmethod
     def finish(self, model: nn.Module) -> Plan:
         """Take off what only training needed; the edits by which the model differs in structure from the one given."""

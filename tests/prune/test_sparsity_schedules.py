@@ -183,6 +183,9 @@ class Course(Companion):
     def settled(self, done, steps):
         return self.other.settled(done, steps)
 
+    def expected(self, model, task):
+        return self.other.expected(model, task)
+
     def finish(self, model):
         return self.other.finish(model)
 
@@ -195,6 +198,14 @@ def test_sparsity_rises_along_the_cubic_and_stays(trained):
         updates = min(10, max(0, (done - 10) // 2))  # from step 10 to 30, every second step
         sparsity = 0.8 * (1 - (1 - updates / 10) ** 3)
         assert found == math.floor(sparsity * 144 + 1e-9), done
+
+
+def test_a_dry_run_tells_the_counts_that_training_will_end_with(trained):
+    task = make_task()
+    for step in (STEPS["gradual"], STEPS["movement"]):
+        plan = step.companion.expected(trained, task)
+        assert zeros(apply(trained, plan)) == at(0.8)
+    assert DropAndGrow().expected(trained, task) is None
 
 
 def test_masks_only_grow_unless_weights_may_come_back(trained):
