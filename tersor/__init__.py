@@ -56,6 +56,8 @@ _HOME = {
     "resume": "tersor.jobs.compress",
     "dry_run": "tersor.jobs.dry_run",
     "inspect": "tersor.jobs.inspect",
+    "inspect_file": "tersor.jobs.prune_file",
+    "prune_file": "tersor.jobs.prune_file",
     "load_check": "tersor.jobs.load_check",
     "load": "tersor.export.artifact:load_artifact",
     "save": "tersor.export.artifact:save_artifact",
@@ -81,6 +83,7 @@ if TYPE_CHECKING:
     from tersor.jobs.dry_run import dry_run
     from tersor.jobs.inspect import inspect
     from tersor.jobs.load_check import load_check
+    from tersor.jobs.prune_file import inspect_file, prune_file
     from tersor.prune.adapter import PruneBehindAdapter
     from tersor.prune.amount import Keep
     from tersor.prune.blocks import PruneBlocks
