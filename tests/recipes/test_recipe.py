@@ -7,8 +7,17 @@ from tersor.core.step import Pipeline, Step
 from tersor.distill.response import Distill
 from tersor.prune.amount import Keep
 from tersor.prune.channels import PruneChannels
+from tersor.prune.drop_and_grow import DropAndGrow
+from tersor.prune.elements import Movement, Wanda
+from tersor.prune.gradual import GradualSparsity
+from tersor.prune.lottery import LotteryTicket
+from tersor.prune.patterns import NM
+from tersor.prune.prune import Prune
+from tersor.prune.scopes import ErdosRenyi, Global, PerType
+from tersor.prune.unmask import Unmask
 from tersor.recipes.recipe import BUILT_IN, parts_of, read_recipe, to_yaml
 from tersor.recipes.registry import STEPS
+from tersor.train.finetune import Finetune
 
 
 def _recipe(part):
@@ -54,6 +63,31 @@ def test_amounts_survive_being_printed_and_read(given):
 
 
 @pytest.mark.parametrize(
+    ("part", "step"),
+    [
+        ({"prune": {"sparsity": 0.9, "scope": "global"}}, Prune(0.9, scope=Global())),
+        ({"prune": {"pattern": {"n_of_m": {"n": 1, "m": 4}}}}, Prune(pattern=NM(1, 4))),
+        ({"prune": {"sparsity": {"layer1.*": 0.3}, "score": "wanda"}}, Prune({"layer1.*": 0.3}, score=Wanda())),
+        ({"prune": {"scope": {"type": {"linear": 0.9}}}}, Prune(scope=PerType(linear=0.9))),
+        (
+            {"finetune": {"companion": {"gradual": {"prune": {"sparsity": 0.9, "score": "movement"}, "end": 0.5}}}},
+            Finetune(companion=GradualSparsity(Prune(0.9, score=Movement()), end=0.5)),
+        ),
+        ({"finetune": {"companion": "drop_and_grow"}}, Finetune(companion=DropAndGrow())),
+        (
+            {"lottery_ticket": {"rounds": 2, "training": {"epochs": 4}, "prune": {"scope": "erdos_renyi"}}},
+            LotteryTicket(rounds=2, training=Finetune(epochs=4), prune=Prune(scope=ErdosRenyi())),
+        ),
+        ({"unmask": {"weights": "stored"}}, Unmask(weights="stored")),
+    ],
+)
+def test_sparsity_is_read_and_survives_being_printed(part, step):
+    recipe = read_recipe(_recipe(part))
+    assert recipe.steps[0].step == step
+    assert read_recipe(yaml.safe_load(to_yaml(recipe))).steps == recipe.steps
+
+
+@pytest.mark.parametrize(
     ("data", "words"),
     [
         (_recipe({"prune_chanels": {}}), ["recipe.steps[0].parts[0]", "prune_chanels", "prune_channels", "quantize"]),
@@ -67,6 +101,8 @@ def test_amounts_survive_being_printed_and_read(given):
         (_recipe({"prune_channels": {"keep": {"mac": 0.5}}}), ["keep.mac", "Did you mean 'macs'"]),
         (_recipe({"prune_channels": {"keep": {"macs": 0.5, "bytes": 9}}}), ["parts[0]: Keep", "exactly one"]),
         (_recipe({"prune_channels": {"sparsity": 0.5, "keep": {"macs": 0.5}}}), ["one of sparsity and keep"]),
+        (_recipe({"prune": {"scope": "globl"}}), ["prune.scope", "erdos_renyi"]),
+        (_recipe({"prune": {"pattern": {"n_of_m": {"n": 5}}}}), ["NM", "5:4", "0 < n <= m"]),
         (_recipe({"prune_channels": {"scope": "block"}}), ["prune_channels.scope", "block", "stage"]),
         (_recipe({"finetune": {"objective": {"distil": {}}}}), ["finetune.objective", "distil", "task_loss, distill"]),
         (_recipe({"finetune": {"objective": {"distill": {"temperature": -1}}}}), ["emperature", "-1"]),
