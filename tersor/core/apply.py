@@ -18,6 +18,7 @@ from tersor.core.intercept import intercept_at, welcome
 from tersor.core.masked import Masked, standing_mask
 from tersor.core.place import TensorPlace, aliases, module_at, tensor_at, tied_places
 from tersor.core.plan import Plan
+from tersor.core.recurrent import list_weights_anew
 from tersor.core.removed import Removed
 from tersor.core.scattered import Scattered
 
@@ -84,6 +85,7 @@ def _mask(model: nn.Module, edit: Mask) -> None:
 
 def _parametrize(model: nn.Module, module: nn.Module, tensor: str, entry: nn.Module) -> None:
     parametrize.register_parametrization(module, tensor, entry)
+    list_weights_anew(module)
     welcome(model, _parametrizations(module, tensor))
 
 

@@ -30,6 +30,7 @@ from tersor.prune.unmask import Unmask
 from tersor.quantize.fold import FoldBatchNorm
 from tersor.quantize.quantize import Quantize
 from tersor.testing import check_method
+from tersor.train.finetune import Finetune
 from tersor.zoo.batches import TensorBatches
 
 
@@ -241,6 +242,46 @@ def test_tied_weights_are_masked_once_and_everywhere():
         model = check_method(method, task.model, task).model
         assert (model.out.weight == 0).sum() == 36 and torch.equal(model.out.weight, model.embed.weight)
         assert len(method.plan(task.model, task).edits) == 1
+
+
+class Recurrent(nn.Module):
+    def __init__(self, kind=nn.LSTM):
+        super().__init__()
+        self.body, self.out = kind(4, 8, num_layers=2, batch_first=True), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.out(self.body(x)[0][:, -1])
+
+
+class Attention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body, self.out = nn.TransformerEncoderLayer(4, 2, 8, batch_first=True), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.out(self.body(x).mean(1))
+
+
+@pytest.mark.parametrize("make", [Recurrent, lambda: Recurrent(nn.GRU), Attention])
+def test_recurrent_layers_and_attention_are_masked_trained_copied_and_saved(make, tmp_path):
+    torch.manual_seed(0)
+    batches = TensorBatches(torch.randn(12, 5, 4), torch.arange(12) % 3, 4)
+    model = make().eval()
+    task = Task(model, batches, batches, batches, batches).complete()
+    sparse = check_method(Prune(0.5), model, task)
+    trained = Finetune(epochs=2).run(sparse.model, task).model
+    plain = copy.deepcopy(model)
+    with torch.no_grad():  # the same weights without masks, zeros written into them
+        for full, parameter in plain.named_parameters():
+            path, _, name = full.rpartition(".")
+            parameter.copy_(getattr(trained.get_submodule(path), name))
+    x = torch.randn(3, 5, 4)
+    assert torch.allclose(plain(x), trained(x), atol=1e-6) and not torch.allclose(sparse.model(x), trained(x))
+    for edit in sparse.plans[0].edits:
+        assert (getattr(plain.get_submodule(edit.place.module), edit.place.tensor)[~edit.keep] == 0).all()
+    save_artifact(tmp_path, trained, original=model, plans=sparse.plans)
+    assert torch.equal(load_artifact(tmp_path, make())(x), trained(x))
+    assert torch.equal(copy.deepcopy(trained).double().float()(x), trained(x))
 
 
 def test_zeros_that_stand_count_and_never_come_back_unless_asked(task):
