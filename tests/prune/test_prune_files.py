@@ -301,3 +301,21 @@ def test_the_result_says_what_a_dense_file_takes_and_what_the_smallest_encoding_
     assert (row.dense_bytes, row.encoding, row.smallest_bytes) == (40_000, "csr", 1000 * 4 + 1000 * 1 + 101 * 2)
     told = json.loads(json.dumps(done.to_json()))
     assert told["zeros"] == 9000 + 57 and told["sparsity"] == pytest.approx(9057 / 10_064)
+
+
+@pytest.mark.parametrize("settings_", [PruneFile(0.5, "global"), PruneFile(0.5), PruneFile(pattern=NM(2, 4))])
+def test_a_tensor_many_times_larger_than_a_piece_takes_no_more_memory(tmp_path, settings_):
+    import tracemalloc
+
+    source, rows = tmp_path / "a.safetensors", 12_000
+    header = json.dumps({"w": {"dtype": "F32", "shape": [rows, 4096], "data_offsets": [0, rows * 4096 * 4]}}).encode()
+    with open(source, "wb") as file:  # a hole of 187 MiB, and numbers behind it
+        file.write(len(header).to_bytes(8, "little") + header)
+        file.seek((rows - 1000) * 4096 * 4, 1)
+        file.write(np.random.default_rng(0).standard_normal(1000 * 4096, dtype=np.float32))
+    tracemalloc.start()
+    done = settings_.run(source, tmp_path / "b.safetensors")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 90 * 2**20 < rows * 4096 * 4 / 2, f"{peak / 2**20:.0f} MiB"
+    assert done.zeros == (rows - 1000) * 4096 + (1000 * 4096 // 2 if isinstance(settings_.pattern, NM) else 0)
