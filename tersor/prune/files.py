@@ -30,8 +30,9 @@ class PruneFile:
     ``where``: shell patterns of tensor names; by default every tensor of two or more axes. ``allow_empty``: a tensor
     may lose everything that it had.
 
-    Memory: about 100 MB beside what Python and its libraries need, or a row of blocks if that is more. The file is read once for
-    the threshold (fp32, fp16, bf16; fp64 twice), again to write; with scope "layer" tensors up to 16 MiB are read once.
+    Memory: about 100 MB beside what Python and its libraries need, or a row of blocks if that is more. The file is read
+    once for the threshold as a rule (fp64 and mixed types three times, blocks and .npz twice), and again to write; with
+    scope "layer" tensors up to 16 MiB are read once.
     Source: Han et al. 2015 (arXiv 1506.02626), section 3; the threshold is ours.
     """
 
