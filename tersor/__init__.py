@@ -59,6 +59,8 @@ _HOME = {
     "inspect_file": "tersor.jobs.prune_file",
     "prune_file": "tersor.jobs.prune_file",
     "load_check": "tersor.jobs.load_check",
+    "sensitivity": "tersor.jobs.sensitivity",
+    "Probe": "tersor.measure.sensitivity",
     "load": "tersor.export.artifact:load_artifact",
     "save": "tersor.export.artifact:save_artifact",
     "save_pretrained": "tersor.export.pretrained",
@@ -84,6 +86,8 @@ if TYPE_CHECKING:
     from tersor.jobs.inspect import inspect
     from tersor.jobs.load_check import load_check
     from tersor.jobs.prune_file import inspect_file, prune_file
+    from tersor.jobs.sensitivity import sensitivity
+    from tersor.measure.sensitivity import Probe
     from tersor.prune.adapter import PruneBehindAdapter
     from tersor.prune.amount import Keep
     from tersor.prune.blocks import PruneBlocks

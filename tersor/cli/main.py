@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from tersor.cli import weights
+from tersor.cli import layers, weights
 from tersor.cli.interrupt import insistent_interrupts
 from tersor.cli.output import EXIT_CODES, DebugOption, JsonOption, Output, QuietOption
 from tersor.cli.values import parse_bytes, parse_milliseconds, parse_points
@@ -231,6 +231,7 @@ def recipes(
 
 
 app.command(epilog=EXIT_CODES)(weights.prune)
+app.command(epilog=EXIT_CODES)(layers.sensitivity)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -35,8 +35,9 @@ SPARSITIES = (0.5, 0.7, 0.8, 0.9, 0.95)
 @dataclass(frozen=True)
 class Point:
     """The whole model's loss and metric with ``zeros`` of one weight's numbers at zero (infinite and NaN where its
-    outputs are not finite)."""
+    outputs are not finite). ``asked``: the fraction that was asked for, ``sparsity`` the one that it is."""
 
+    asked: float
     sparsity: float
     zeros: int
     loss: float
@@ -104,12 +105,12 @@ class Probe:
         if not self.sparsities or not all(0 < sparsity < 1 for sparsity in self.sparsities):
             raise InputError("not fractions", where="Probe.sparsities", got=self.sparsities, expected="within (0, 1)")
 
-    def prunes(self) -> list[Prune]:
-        """One for each sparsity, growing; a pattern that has its own sparsity gives one."""
+    def prunes(self) -> dict[float, Prune]:
+        """What prunes for each sparsity, growing; a pattern that has its own gives one."""
         alone = dataclasses.replace(self.prune, sparsity=None, scope=PerLayer(), may_empty=True)
         if alone.pattern.sparsity is not None:
-            return [alone]
-        return [dataclasses.replace(alone, sparsity=sparsity) for sparsity in sorted(set(self.sparsities))]
+            return {alone.pattern.sparsity: alone}
+        return {sparsity: dataclasses.replace(alone, sparsity=sparsity) for sparsity in sorted(set(self.sparsities))}
 
 
 def sensitivity(
@@ -125,25 +126,24 @@ def sensitivity(
     model = copy.deepcopy(model).eval()
     batches = _validation(task, model, probe.samples)
     loss, metric = _judge(model, task, batches)
-    plans = [prune.plan(model, task) for prune in probe.prunes()]
-    edits = [edit for plan in plans for edit in plan.edits if isinstance(edit, Mask)]
+    plans = {sparsity: prune.plan(model, task) for sparsity, prune in probe.prunes().items()}
+    edits = [(asked, edit) for asked, plan in plans.items() for edit in plan.edits if isinstance(edit, Mask)]
     points: dict[TensorPlace, list[Point]] = {}
     done = 0
-    for edit in (progress or Progress()).track(edits, "sensitivity of layers", len(edits)):
+    for asked, edit in (progress or Progress()).track(edits, "sensitivity of layers", len(edits)):
         if done and probe.seconds is not None and time.monotonic() - begun > probe.seconds:
             break
         stored = stored_at(model, edit.place).detach()
         with _masked(stored, edit.keep):
             zeros = int((~edit.keep).sum())
-            points.setdefault(edit.place, []).append(
-                Point(zeros / edit.keep.numel(), zeros, *_judge(model, task, batches))
-            )
+            share = zeros / edit.keep.numel()
+            points.setdefault(edit.place, []).append(Point(asked, share, zeros, *_judge(model, task, batches)))
         done += 1
-    sizes = {edit.place: edit.keep.numel() for edit in edits}
+    sizes = {edit.place: edit.keep.numel() for _, edit in edits}
     curves = tuple(LayerCurve(str(place), sizes[place], tuple(found)) for place, found in points.items())
     assert task.metric is not None, "a completed task has a metric"
     samples = sum(len(task.targets(batch)) for batch in batches)
-    skips = tuple(dict.fromkeys(skip for plan in plans for skip in plan.skips))
+    skips = tuple(dict.fromkeys(skip for plan in plans.values() for skip in plan.skips))
     return Sensitivity(loss, metric, task.metric.higher_is_better, samples, curves, skips, len(edits) - done)
 
 

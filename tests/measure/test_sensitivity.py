@@ -44,7 +44,7 @@ def test_each_point_is_the_model_with_one_layer_pruned_by_hand():
     found = sensitivity(model, task, Probe((0.5, 0.9)))
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     x, y = (torch.cat(parts) for parts in zip(*task.validation, strict=True))
-    assert found.samples == 67 and found.loss == pytest.approx(float(F.cross_entropy(model(x), y)))
+    assert found.samples == 67 and found.loss == pytest.approx(float(F.cross_entropy(model(x), y).detach()))
     assert [curve.place for curve in found.layers] == ["0.weight", "2.weight", "4.weight"] and not found.left_out
     for curve, path in zip(found.layers, ("0", "2", "4"), strict=True):
         for point, sparsity in zip(curve.points, (0.5, 0.9), strict=True):
@@ -52,6 +52,7 @@ def test_each_point_is_the_model_with_one_layer_pruned_by_hand():
             weight = pruned.get_submodule(path).weight.data
             zeros = int(sparsity * weight.numel() + 1e-9)
             weight *= keep_largest(weight.abs(), zeros)
+            assert point.asked == sparsity
             assert (point.zeros, point.sparsity, curve.parameters) == (zeros, zeros / weight.numel(), weight.numel())
             assert point.loss == pytest.approx(float(F.cross_entropy(pruned(x), y)), rel=1e-5)
             assert point.metric == pytest.approx(float((pruned(x).argmax(1) == y).double().mean()))
@@ -82,8 +83,9 @@ def test_a_loss_that_overflows_is_infinite_and_null_in_json():
     found = sensitivity(model, task, Probe((0.5,)))
     text = json.loads(json.dumps(found.to_json(), allow_nan=False))
     assert text["layers"][0]["place"] == "0.weight" and len(text["skips"]) == 1
-    overflown = Sensitivity(1.0, 0.9, True, 9, (LayerCurve("a", 10, (Point(0.5, 5, math.inf, math.nan),)),))
-    assert overflown.to_json()["layers"][0]["points"][0] == {"sparsity": 0.5, "zeros": 5, "loss": None, "metric": None}
+    overflown = Sensitivity(1.0, 0.9, True, 9, (LayerCurve("a", 10, (Point(0.5, 0.5, 5, math.inf, math.nan),)),))
+    point = overflown.to_json()["layers"][0]["points"][0]
+    assert point == {"asked": 0.5, "sparsity": 0.5, "zeros": 5, "loss": None, "metric": None}
     assert within_tolerance(overflown, loss=9).sparsity == {"a": 0.0} == within_tolerance(overflown, drop=1).sparsity
     with pytest.raises(InputError, match="at most 0"):
         least_loss(overflown, 0.5)
@@ -93,7 +95,7 @@ def curves(*layers):
     """(size, [(zeros, increase of the loss)]) for each layer; the metric falls by a tenth of the increase."""
     found = []
     for n, (size, points) in enumerate(layers):
-        made = tuple(Point(zeros / size, zeros, 1 + rise, 0.9 - rise / 10) for zeros, rise in points)
+        made = tuple(Point(zeros / size, zeros / size, zeros, 1 + rise, 0.9 - rise / 10) for zeros, rise in points)
         found.append(LayerCurve(f"layer{n}", size, made))
     return Sensitivity(1.0, 0.9, True, 100, tuple(found))
 

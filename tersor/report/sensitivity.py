@@ -1,0 +1,131 @@
+"""The sensitivity of layers as a page, a plot and a table; plain data in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from typing import Any
+
+import matplotlib as mpl
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+from rich.table import Table
+from rich.text import Text
+
+from tersor.report.format import MISSING, count, human, scale_of, shorten
+from tersor.report.plots import MOST_LAYERS, Plot
+from tersor.report.svg import ACCENT, AFTER, BEFORE, inline, new_figure, quiet_axis, settings
+from tersor.report.table import plain_table
+
+
+def sensitivity_table(data: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """(header, a row per layer): parameters, the metric at each sparsity, and the sparsities that follow.
+
+    ``data``: as ``sensitivity.json`` has it.
+    """
+    sparsities = sorted({_nominal(point) for layer in data["layers"] for point in layer["points"]})
+    scale = scale_of(data["metric"]["value"], data["metric"]["unit"])
+    header = ["layer", "numbers", *(f"{100 * sparsity:g} %" for sparsity in sparsities), "within"]
+    header += ["together"] if data["together"] else []
+    budgets = [data[name]["sparsity"] for name in ("within", "together") if data[name]]
+    rows = []
+    for layer in data["layers"]:
+        at = {_nominal(point): point["metric"] for point in layer["points"]}
+        told = [MISSING if at.get(s) is None else scale.bare(at[s]) for s in sparsities]
+        chosen = [_percent(budget[layer["place"]]) for budget in budgets]
+        rows.append([layer["place"].removesuffix(".weight"), count(layer["parameters"]), *told, *chosen])
+    return header, rows
+
+
+def _nominal(point: Mapping[str, Any]) -> float:
+    """The sparsity that was asked for: counts of small layers fall a little below it."""
+    return float(point["asked"])
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.3g} %"
+
+
+def sensitivity_view(data: Mapping[str, Any]) -> Table:
+    """The table for the terminal."""
+    header, rows = sensitivity_table(data)
+    table = plain_table(header[0], *header[1:])
+    for row in rows:
+        table.add_row(*map(Text, row))
+    table.caption = caption(data)
+    return table
+
+
+def caption(data: Mapping[str, Any]) -> str:
+    """What the numbers of the table are, in a few sentences."""
+    metric = data["metric"]
+    scale = scale_of(metric["value"], metric["unit"])
+    points = ("point" if data["max_drop"] == 1 else "points") if metric["unit"] == "fraction" else metric["unit"]
+    text = (
+        f"{human(metric['name']).capitalize()} of the whole model with one layer pruned, on {data['samples']} validation samples; "
+        f"as it is: {scale.full(metric['value'])}. within: the largest sparsity that costs at most "
+        f"{data['max_drop']:g} {points} by itself."
+    )
+    if data["together"]:
+        text += (
+            f" together: {_percent(data['together']['overall'])} of all these weights at the least predicted loss "
+            f"(+{data['together']['loss_increase']:.3g})."
+        )
+    if data["left_out"]:
+        text += f" There was no time for {data['left_out']} of the measurements."
+    return text
+
+
+@mpl.rc_context(settings())
+def sensitivity_plot(data: Mapping[str, Any]) -> Plot | None:
+    """The metric at each sparsity, a row per layer; None where nothing was measured. The largest layers if many."""
+    largest = sorted(data["layers"], key=lambda layer: -layer["parameters"])[:MOST_LAYERS]
+    layers = [layer for layer in data["layers"] if layer in largest]
+    sparsities = sorted({_nominal(point) for layer in layers for point in layer["points"]})
+    if not sparsities:
+        return None
+    scale = scale_of(data["metric"]["value"], data["metric"]["unit"])
+    names = [layer["place"].removesuffix(".weight") for layer in layers]
+    figure = new_figure(74 + 20 * len(layers))
+    axes = figure.subplots()
+    axes.axvline(data["metric"]["value"] * scale.factor, color=BEFORE, linewidth=1.2, zorder=1)
+    for number, sparsity in enumerate(sparsities):
+        found = _at(layers, sparsity, scale.factor)
+        last = number == len(sparsities) - 1
+        axes.plot(
+            [value for _, value in found], [row for row, _ in found], "o", markersize=6, markeredgewidth=0,
+            color=ACCENT if last else AFTER, alpha=0.25 + 0.75 * (number + 1) / len(sparsities),
+            label=f"{100 * sparsity:g} %", zorder=2 + number,
+        )  # fmt: skip
+    axes.set_yticks(range(len(layers)), labels=[shorten(name, 24, keep_end=True) for name in names])
+    axes.set_ylim(len(layers) - 0.4, -0.6)
+    quiet_axis(axes, grid="x")
+    unit = scale.suffix.strip()
+    axes.set_xlabel(f"{human(data['metric']['name'])}{', ' + unit if unit else ''}, with this layer alone pruned")
+    figure.legend(loc="outside upper left", ncols=len(sparsities), handletextpad=0.1, columnspacing=0.9)
+    title = "How much each layer bears"
+    told = "; ".join(f"{row[0]}: {', '.join(row[2:])}" for row in sensitivity_table(data)[1])
+    text = "Each dot is the whole model with one layer pruned; the line is the model as it is."
+    return Plot("sensitivity", title, text, inline(figure, "sensitivity", f"{title}. {told}"))
+
+
+def _at(layers: Sequence[Mapping[str, Any]], sparsity: float, factor: float) -> list[tuple[int, float]]:
+    """(row, value) of each layer that was measured at a sparsity."""
+    return [
+        (row, point["metric"] * factor)
+        for row, layer in enumerate(layers)
+        for point in layer["points"]
+        if _nominal(point) == sparsity and point["metric"] is not None
+    ]
+
+
+def render(data: Mapping[str, Any]) -> str:
+    """The page: plot, table, caption, skips; needs no network."""
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    folder = resources.files("tersor.report")
+    plot = sensitivity_plot(data)
+    header, rows = sensitivity_table(data)
+    return environment.from_string(folder.joinpath("sensitivity.html").read_text(encoding="utf-8")).render(
+        data=data, plot=plot, svg=Markup(plot.svg if plot else ""), header=header, rows=rows, caption=caption(data),
+        style=Markup(folder.joinpath("style.css").read_text(encoding="utf-8")),
+    )  # fmt: skip

@@ -1,0 +1,99 @@
+"""tersor sensitivity: what is measured is what is written, shown and exits."""
+
+import json
+import re
+
+import pytest
+import torch
+from torch import nn
+
+import tersor
+from tersor.cli.main import main
+from tersor.core.errors import ArtifactError
+from tersor.measure.sensitivity import Probe
+from tersor.prune.prune import Prune
+from tersor.report.sensitivity import render, sensitivity_plot, sensitivity_table
+
+TASK = """
+import torch, tersor
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+torch.manual_seed(0)
+x = torch.randn(80, 8)
+y = (x[:, 0] > 0).long() + (x[:, 1] > 0).long()
+data = lambda: DataLoader(TensorDataset(x, y), batch_size=40)
+def task():
+    net = nn.Sequential(nn.Linear(8, 24), nn.ReLU(), nn.Linear(24, 3))
+    return tersor.Task(net, data(), data(), data())
+"""
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "small_task.py"
+    path.write_text(TASK)
+    return path
+
+
+def test_the_command_writes_the_page_and_the_numbers_and_prints_the_table(file, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert (
+        main(["sensitivity", str(file), "-o", str(out), "--overall", "0.8", "--sparsity", "0.5", "--sparsity", "0.9"])
+        == 0
+    )
+    shown = capsys.readouterr().out
+    data = json.loads((out / "sensitivity.json").read_text())
+    assert sorted(path.name for path in out.iterdir()) == ["sensitivity.html", "sensitivity.json"]
+    assert [layer["place"] for layer in data["layers"]] == ["0.weight", "2.weight"] and data["samples"] == 80
+    assert [point["asked"] for point in data["layers"][0]["points"]] == [0.5, 0.9]
+    zeros = sum(data["together"]["sparsity"][layer["place"]] * layer["parameters"] for layer in data["layers"])
+    assert round(zeros) == int(0.8 * (192 + 72) + 1e-9) and "together" in shown and "within" in shown
+    assert main(["sensitivity", str(file), "-o", str(out), "--json", "--seconds", "100"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed == json.loads((out / "sensitivity.json").read_text()) and printed["together"] is None
+
+
+def test_the_page_holds_every_layer_and_needs_no_network(file, tmp_path):
+    done = tersor.sensitivity(file, overall=0.7, probe=Probe((0.5, 0.8)))
+    page = render(done.data)
+    assert "http" not in page.replace("http://www.w3.org", "") and page.count("<svg") == 1
+    header, rows = sensitivity_table(done.data)
+    assert header == ["layer", "numbers", "50 %", "80 %", "within", "together"]
+    for row in rows:
+        assert all(f">{cell}</t" in page for cell in row)
+    texts = re.findall(r"<text[^>]*>([^<]+)</text>", sensitivity_plot(done.data).svg)
+    assert {"0", "2", "50 %", "80 %"} <= set(texts)
+    assert not (tmp_path / "sensitivity.json").exists(), "nothing is written that was not asked for"
+
+
+def test_names_in_the_page_are_escaped_and_nothing_measured_is_no_plot(file):
+    done = tersor.sensitivity(file, probe=Probe((0.5,)))
+    data = json.loads(json.dumps(done.data).replace("2.weight", "<b>2</b>.weight"))
+    assert "&lt;b&gt;2&lt;/b&gt;" in render(data) and "<b>2" not in render(data)
+    assert sensitivity_plot({**data, "layers": []}) is None and "How much" in render({**data, "layers": []})
+
+
+def test_the_fractions_go_straight_into_prune(file):
+    done = tersor.sensitivity(file, overall=0.6, probe=Probe((0.5, 0.8)))
+    batches = [(torch.randn(4, 8), torch.zeros(4).long())]
+    task = tersor.Task(nn.Sequential(nn.Linear(8, 24), nn.ReLU(), nn.Linear(24, 3)), batches, batches, batches)
+    model = Prune(done.together.sparsity).run(task.model, task.complete()).model
+    assert sum(int((model[n].weight == 0).sum()) for n in (0, 2)) == int(0.6 * 264 + 1e-9)
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        (["--sparsity", "1.5"], "Probe.sparsities"), (["--overall", "0.99"], "more zeros are asked for"),
+        (["--pattern", "odd"], "unknown pattern"), (["--max-drop", "much"], "not a value"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_used_is_one_sentence_and_exit_code_two(file, tmp_path, capsys, options, match):
+    assert main(["sensitivity", str(file), "-o", str(tmp_path / "out"), *options]) == 2
+    assert re.search(match, capsys.readouterr().err) and not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_cannot_be_made_is_said(file, tmp_path):
+    (tmp_path / "taken").write_text("")
+    with pytest.raises(ArtifactError, match="cannot be written"):
+        tersor.sensitivity(file, tmp_path / "taken" / "inside", probe=Probe((0.5,)))
