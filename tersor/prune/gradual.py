@@ -46,7 +46,7 @@ class GradualSparsity(Companion):
 
     prune: Prune = field(default_factory=Prune)
     start: float = 0.0
-    end: float = 0.7
+    end: float = 0.5
     updates: int = 50
 
     def __post_init__(self) -> None:
@@ -124,7 +124,7 @@ def prune_gradually(
     training: Finetune | None = None,
     prune: Prune | None = None,
     start: float = 0.0,
-    end: float = 0.7,
+    end: float = 0.5,
     updates: int = 50,
 ) -> Finetune:
     """One training in which the network is pruned gradually to ``sparsity``, and then recovers.
