@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, DistributedSampler
 
+from tersor.core.keyed import KeyedLoader
+
 
 @contextmanager
 def fixed_randomness(seed: int) -> Iterator[None]:
@@ -31,7 +33,7 @@ def fixed_randomness(seed: int) -> Iterator[None]:
 def seeded(seed: int, loader: Iterable[Any] | None = None, epoch: int = 0) -> Iterator[None]:
     """Python, NumPy, torch on every device, and the loader's own generators start from ``seed``.
 
-    An epoch begun in here is the same whenever it is begun again. The caller's random state (Python, NumPy, torch on
+    A KeyedLoader is told the epoch. An epoch begun in here is the same whenever it is begun again. The caller's random state (Python, NumPy, torch on
     the CPU) is put back at the end.
     """
     with fixed_randomness(seed):
@@ -40,13 +42,13 @@ def seeded(seed: int, loader: Iterable[Any] | None = None, epoch: int = 0) -> It
             generator = getattr(part, "generator", None)
             if isinstance(generator, torch.Generator):
                 generator.manual_seed(seed)
-            if isinstance(part, DistributedSampler):
+            if isinstance(part, (DistributedSampler, KeyedLoader)):
                 part.set_epoch(epoch)
         yield
 
 
 def _parts(loader: Iterable[Any] | None) -> list[Any]:
-    batch_sampler = getattr(loader, "batch_sampler", None)
+    batch_sampler = getattr(loader, "batch_sampler", None)  # a KeyedLoader gives those of the loader that it wraps
     return [loader, getattr(loader, "sampler", None), batch_sampler, getattr(batch_sampler, "sampler", None)]
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tersor.core.check_batch import check_inputs
 from tersor.core.check_types import check_types
 from tersor.core.errors import InputError, type_and_message, user_code
+from tersor.core.keyed import plain
 from tersor.core.loading import batches_of
 from tersor.core.metric import ACCURACY, MEAN_SQUARED_ERROR, Metric, default_loss
 
@@ -83,6 +84,7 @@ class Task:
         A dict's entries go to the forward's arguments of the same names: as positional ones where they are its first,
         as keywords elsewhere. A model that has no such names is given them as the task's own model is.
         """
+        batch = plain(batch)
         if self.inputs_of is not None:
             return self.inputs_of(batch)
         if isinstance(batch, Mapping):
@@ -96,6 +98,7 @@ class Task:
 
     def targets(self, batch: Batch) -> Tensor:
         """The targets in a batch."""
+        batch = plain(batch)
         if self.targets_of is not None:
             return self.targets_of(batch)
         if isinstance(batch, Mapping):
@@ -136,7 +139,7 @@ class Task:
     def loss_of(self, model: nn.Module, batch: Batch) -> Tensor:
         """The task's own loss: a scalar tensor with a gradient."""
         if self.loss is not None:
-            return self.loss(model, batch)
+            return self.loss(model, plain(batch))
         return default_loss(self.outputs(model, batch), self.targets(batch))
 
     def complete(self) -> Task:

@@ -6,17 +6,16 @@ import inspect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, final
 
-import torch
 from torch import Tensor, nn
 
 from tersor.core.errors import InputError
-from tersor.core.eval_mode import eval_mode
-from tersor.core.task import Batch, Task, default_loss
+from tersor.core.keyed import Keyed, plain
+from tersor.core.task import Arguments, Batch, Task, default_loss
+from tersor.train.teacher import Answer, run_teacher
 
 
 class Forward:
@@ -27,7 +26,8 @@ class Forward:
     """
 
     def __init__(self, model: nn.Module, batch: Batch, task: Task):
-        self.model, self.batch, self.task = model, batch, task
+        self.model, self.batch, self.task = model, plain(batch), task
+        self.keyed = batch if isinstance(batch, Keyed) else None
         self._calls: list[tuple[tuple[Any, ...], Mapping[str, Any], Any]] = []
 
     @cached_property
@@ -69,29 +69,32 @@ class Forward:
 
     @cached_property
     def reference_outputs(self) -> Tensor:
-        """What ``task.reference`` gives for the batch, in eval mode and without a gradient.
+        """What ``task.reference`` gives for the batch, in eval mode and without a gradient."""
+        return self._answer.outputs
 
-        The reference is moved to the outputs' device the first time, and stays there. Raises InputError where there is
-        none, or where its output is not finite (on a GPU, where looking would halt the queue, that shows in the loss).
+    @cached_property
+    def _answer(self) -> Answer:
+        """The teacher's answer to the batch: from where a keyed batch says, else by a forward pass.
+
+        The reference is moved to the outputs' device when it first runs, and stays there. Raises InputError where there
+        is none, or where its output is not finite.
         """
-        reference = self.task.reference
+        reference, device = self.task.reference, self.outputs.device
         if reference is None:
             raise InputError(
                 "there is no teacher", where="task.reference", got="None", expected="a model",
                 do="Pass reference= to Task, or call task.complete(): it takes the model given",
             )  # fmt: skip
-        device = self.outputs.device
-        if any(tensor.device != device for tensor in (*reference.parameters(), *reference.buffers())):
-            reference.to(device)
-        training = any(module.training for module in reference.modules())
-        with torch.no_grad(), eval_mode(reference) if training else nullcontext():
-            outputs = self.task.outputs(reference, self.batch)
-        if device.type == "cpu" and not bool(torch.isfinite(outputs).all()):
-            raise InputError(
-                "the teacher's output is not finite", where="task.reference", got="NaN or infinity",
-                expected="finite numbers", do="Check the reference model's weights and its input scaling",
-            )  # fmt: skip
-        return outputs
+
+        def ask(inputs: Arguments) -> Answer:
+            if any(tensor.device != device for tensor in (*reference.parameters(), *reference.buffers())):
+                reference.to(device)
+            return run_teacher(reference, inputs, self.task.output)
+
+        inputs = self.task.inputs(self.batch, reference)
+        if self.keyed is not None and self.keyed.answers is not None:
+            return self.keyed.answers.answer(self.keyed, inputs, ask)
+        return ask(inputs)
 
 
 def _same_objects(a: Any, b: Any) -> bool:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from tersor.core.errors import InputError, TrainingError, user_code
+from tersor.core.keyed import KeyedLoader
 from tersor.core.task import Batch, Task
 from tersor.train.companion import Companion, Moment
 from tersor.train.objective import Objective
@@ -65,6 +66,8 @@ class Trainer:
         """This process's share of a loader: with one process the loader itself."""
         if self.accelerator.num_processes == 1:
             return loader
+        if isinstance(loader, KeyedLoader):
+            return loader.shared(self.accelerator.process_index, self.accelerator.num_processes)
         if isinstance(loader, DataLoader):
             return self.accelerator.prepare_data_loader(loader, device_placement=False)
         return _Share(loader, self.accelerator.process_index, self.accelerator.num_processes)

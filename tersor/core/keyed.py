@@ -1,0 +1,62 @@
+"""Batches that know which samples they hold, and in which view of them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Keyed:
+    """A batch with the numbers of its samples in the data set, int64 [batch] on the CPU, and of their view.
+
+    A sample's view is what augmentation made of it: the same number gives the same values again. Task reads a keyed
+    batch as the batch that it holds; ``.to(device)`` moves it. ``answers``: where the teacher's answers come from.
+    """
+
+    batch: Any
+    samples: Tensor
+    view: int = 0
+    answers: Any = None
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Keyed:
+        """The same with the batch's tensors on ``device``."""
+        from accelerate.utils import send_to_device
+
+        return replace(self, batch=send_to_device(self.batch, device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Keyed:
+        """The same with the batch's tensors in pinned memory."""
+        from torch.utils.data._utils.pin_memory import pin_memory
+
+        return replace(self, batch=pin_memory(self.batch))
+
+
+def plain(batch: Any) -> Any:
+    """The batch itself, without its keys."""
+    return batch.batch if isinstance(batch, Keyed) else batch
+
+
+class KeyedLoader(ABC):
+    """A loader of ``Keyed`` batches; the epoch decides the view, so that an epoch can be given again."""
+
+    @abstractmethod
+    def __iter__(self) -> Iterator[Keyed]:
+        """The batches of the next epoch."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """How many batches."""
+
+    @abstractmethod
+    def set_epoch(self, epoch: int) -> None:
+        """The next iteration is this epoch's."""
+
+    @abstractmethod
+    def shared(self, index: int, count: int) -> KeyedLoader:
+        """The ``index``-th of ``count`` processes' share of it: as many batches for each."""

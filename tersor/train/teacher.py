@@ -1,0 +1,57 @@
+"""What the teacher says to a batch: run on it, or had from elsewhere."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tersor.core.errors import InputError
+from tersor.core.eval_mode import eval_mode
+from tersor.core.keyed import Keyed
+from tersor.core.task import Arguments
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """What a teacher says to a batch: its output tensor, and what each layer gave that was asked for, by its name."""
+
+    outputs: Tensor
+    layers: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+Ask = Callable[[Arguments], Answer]
+
+
+class Answers(ABC):
+    """Where the answers to keyed batches come from, in the place of the teacher's forward pass on every one."""
+
+    @abstractmethod
+    def answer(self, keyed: Keyed, inputs: Arguments, ask: Ask) -> Answer:
+        """The answer to a batch. ``ask`` runs the teacher on (args, kwargs), such as some rows of ``inputs``."""
+
+
+def run_teacher(teacher: nn.Module, inputs: Arguments, output: Callable[[Any], Tensor]) -> Answer:
+    """Run ``teacher`` in eval mode and without a gradient; each module's own mode is put back.
+
+    ``output``: what the teacher returns → the tensor that counts. Raises InputError, with the rows, where that is not
+    finite (on a GPU, where looking would halt the queue, it shows in the loss).
+    """
+    args, kwargs = inputs
+    training = any(module.training for module in teacher.modules())
+    with torch.no_grad(), eval_mode(teacher) if training else nullcontext():
+        outputs = output(teacher(*args, **kwargs))
+    if outputs.device.type == "cpu" and not bool(torch.isfinite(outputs).all()):
+        finite = torch.isfinite(outputs).reshape(len(outputs) if outputs.ndim else 1, -1).all(dim=1)
+        rows = (~finite).nonzero().flatten().tolist()
+        raise InputError(
+            "the teacher's output is not finite", where="task.reference",
+            got=f"NaN or infinity in {len(rows)} of {len(finite)} rows of the batch, first in row {rows[0]}",
+            expected="finite numbers", do="Check the reference model's weights and its input scaling",
+        )  # fmt: skip
+    return Answer(outputs)
