@@ -33,8 +33,8 @@ def fixed_randomness(seed: int) -> Iterator[None]:
 def seeded(seed: int, loader: Iterable[Any] | None = None, epoch: int = 0) -> Iterator[None]:
     """Python, NumPy, torch on every device, and the loader's own generators start from ``seed``.
 
-    A KeyedLoader is told the epoch. An epoch begun in here is the same whenever it is begun again. The caller's random state (Python, NumPy, torch on
-    the CPU) is put back at the end.
+    A KeyedLoader is told ``epoch``. An epoch begun in here is the same whenever it is begun again. The caller's random
+    state (Python, NumPy, torch on the CPU) is put back at the end.
     """
     with fixed_randomness(seed):
         torch.manual_seed(seed)
