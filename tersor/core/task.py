@@ -118,18 +118,7 @@ class Task:
         """The tensor that matters in what a model returned."""
         if self.output_of is not None:
             return self.output_of(result)
-        if isinstance(result, Tensor):
-            return result
-        logits = result.get("logits") if isinstance(result, Mapping) else getattr(result, "logits", None)
-        if isinstance(logits, Tensor):
-            return logits
-        if isinstance(result, (tuple, list)) and result and isinstance(result[0], Tensor):
-            return result[0]
-        raise InputError(
-            "the model's output holds no tensor that Tersor knows", where="task.output_of", got=type(result).__name__,
-            expected="a tensor, an object with .logits, or a tuple that begins with a tensor",
-            do="Pass output_of=lambda result: … to Task",
-        )  # fmt: skip
+        return output_tensor(result)
 
     @property
     def sole_output(self) -> Callable[[Any], Tensor] | None:
@@ -191,6 +180,22 @@ class Task:
                 expected="separate validation and test loaders",
                 do="Decisions are taken on validation, the test set is read for the report: split what you hold out",
             )  # fmt: skip
+
+
+def output_tensor(result: Any) -> Tensor:
+    """The tensor in what a model returned: itself, ``.logits``, or the first of a tuple. Raises InputError."""
+    if isinstance(result, Tensor):
+        return result
+    logits = result.get("logits") if isinstance(result, Mapping) else getattr(result, "logits", None)
+    if isinstance(logits, Tensor):
+        return logits
+    if isinstance(result, (tuple, list)) and result and isinstance(result[0], Tensor):
+        return result[0]
+    raise InputError(
+        "the model's output holds no tensor that Tersor knows", where="task.output_of", got=type(result).__name__,
+        expected="a tensor, an object with .logits, or a tuple that begins with a tensor",
+        do="Pass output_of=lambda result: … to Task",
+    )  # fmt: skip
 
 
 def _by_name(named: Mapping[str, Any], forward: Callable[..., Any]) -> Arguments | None:

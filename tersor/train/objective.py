@@ -93,7 +93,7 @@ class Forward:
 
         inputs = self.task.inputs(self.batch, reference)
         if self.keyed is not None and self.keyed.answers is not None:
-            return self.keyed.answers.answer(self.keyed, inputs, ask)
+            return self.keyed.answers.answer(self.keyed, inputs, (), ask)
         return ask(inputs)
 
 

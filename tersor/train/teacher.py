@@ -32,8 +32,15 @@ class Answers(ABC):
     """Where the answers to keyed batches come from, in the place of the teacher's forward pass on every one."""
 
     @abstractmethod
-    def answer(self, keyed: Keyed, inputs: Arguments, ask: Ask) -> Answer:
-        """The answer to a batch. ``ask`` runs the teacher on (args, kwargs), such as some rows of ``inputs``."""
+    def answer(self, keyed: Keyed, inputs: Arguments, layers: tuple[str, ...], ask: Ask) -> Answer:
+        """The answer to a batch, with what ``layers`` of the teacher gave, one row for each of ``keyed.samples``.
+
+        ``ask`` runs the teacher, those layers watched, on (args, kwargs): on ``inputs``, or on some rows of them.
+        """
+
+
+class Reference(nn.Module):
+    """A teacher that gives the output tensor itself: the task's ``output_of``, made for its own model, is not asked."""
 
 
 def run_teacher(teacher: nn.Module, inputs: Arguments, output: Callable[[Any], Tensor]) -> Answer:
@@ -45,7 +52,8 @@ def run_teacher(teacher: nn.Module, inputs: Arguments, output: Callable[[Any], T
     args, kwargs = inputs
     training = any(module.training for module in teacher.modules())
     with torch.no_grad(), eval_mode(teacher) if training else nullcontext():
-        outputs = output(teacher(*args, **kwargs))
+        result = teacher(*args, **kwargs)
+        outputs = result if isinstance(teacher, Reference) else output(result)
     if outputs.device.type == "cpu" and not bool(torch.isfinite(outputs).all()):
         finite = torch.isfinite(outputs).reshape(len(outputs) if outputs.ndim else 1, -1).all(dim=1)
         rows = (~finite).nonzero().flatten().tolist()
