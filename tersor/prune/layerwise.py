@@ -170,28 +170,28 @@ class Pair:
     rows: int
     seed: int
 
-    def equations(self, paths: Sequence[str], data: Sequence[Arguments]) -> dict[str, NormalEquations]:
-        """What the layers at ``paths`` must satisfy on ``data``: x as the changed model reads it, y the original's."""
-        found = {path: equations_of(module_at(self.changed, path)) for path in paths}
+    def equations(self, stage: Stage, data: Sequence[Arguments]) -> dict[str, NormalEquations]:
+        """What the layers of ``stage`` must satisfy on ``data``: x as the changed model reads it, y the original's."""
+        found = {path: equations_of(module_at(self.changed, path)) for path in stage.paths}
         for number, arguments in enumerate(data):
-            targets = self._targets(paths, arguments, number, found)
+            targets = self._targets(stage, arguments, number, found)
             calls = {path: iter(values) for path, values in targets.items()}
 
             def read(path: str, x: Tensor, _: Tensor, calls: Any = calls) -> None:
                 rows, y = next(calls[path])
                 found[path].add(input_rows(module_at(self.changed, path), x, rows), y)
 
-            pass_through(self.changed, paths, read, arguments, number, sum(map(len, targets.values())))
+            pass_through(self.changed, stage.paths, read, arguments, number, sum(map(len, targets.values())))
         for path, equations in found.items():
             expect_finite(path, equations.G, equations.C)
         return found
 
     def _targets(
-        self, paths: Sequence[str], arguments: Arguments, number: int, equations: Mapping[str, NormalEquations]
+        self, stage: Stage, arguments: Arguments, number: int, equations: Mapping[str, NormalEquations]
     ) -> dict[str, list[tuple[Tensor, Tensor]]]:
         """path → for each call (numbers of the rows drawn, the original's outputs there that are left)."""
         generator = torch.Generator().manual_seed(derive_seed(self.seed, number))
-        found: dict[str, list[tuple[Tensor, Tensor]]] = {path: [] for path in paths}
+        found: dict[str, list[tuple[Tensor, Tensor]]] = {path: [] for path in stage.paths}
 
         def keep(path: str, _: Tensor, y: Tensor) -> None:
             layer = module_at(self.original, path)
@@ -199,5 +199,5 @@ class Pair:
             channels = self.kept.get((TensorPlace(path, "weight"), 0))
             found[path].append((rows, output_rows(layer, y, rows, channels, len(equations[path].weight))))
 
-        pass_through(self.original, paths, keep, arguments, number)
+        pass_through(self.original, stage.paths, keep, arguments, number, stage.calls)
         return found

@@ -89,7 +89,7 @@ def reconstruction(
     edits: list[Write] = []
     lines: list[tuple[str, str]] = []
     for stage in (progress or Progress()).track(stages, "reconstructing", len(stages)):
-        for path, equations in both.equations(stage.paths, data).items():
+        for path, equations in both.equations(stage, data).items():
             solution = equations.solve(ridge)
             values = written(module_at(both.changed, path), solution)
             new = [Write(TensorPlace(path, name), value) for name, value in values.items()]

@@ -60,7 +60,7 @@ class SparseGPT(Method):
     scope: Scope = field(default_factory=PerLayer)
     where: Selector = field(default_factory=Everything)
     batches: int = 8
-    rows: int = 4096
+    rows: int = 2048
     damping: float = 0.01
 
     def __post_init__(self) -> None:
@@ -93,7 +93,7 @@ class SparseGPT(Method):
         edits: list[Write | Mask] = []
         lines: list[tuple[str, str]] = []
         for stage in stages:
-            for path, equations in pair.equations(stage.paths, data).items():
+            for path, equations in pair.equations(stage, data).items():
                 new, line = self._prune(pruned, path, zeros[path], equations)
                 apply(pruned, Plan("SparseGPT", new), in_place=True)
                 edits += new
