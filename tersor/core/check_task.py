@@ -135,7 +135,7 @@ def _check_loss(task: Task, batch: Batch) -> None:
 def _notes(task: Task, train_batches: list[Batch]) -> list[str]:
     assert task.train is not None, "a completed task has training data"
     notes = []
-    if not _same(train_batches[:2], _first_batches(task.train, "train")[:2]):
+    if not same(train_batches[:2], _first_batches(task.train, "train")[:2]):
         notes.append(
             "the train loader has randomness of its own (with torch, numpy, random and its own generator seeded alike "
             "it gives other batches, as a generator within the dataset does): a resumed run may end with other weights"
@@ -145,12 +145,12 @@ def _notes(task: Task, train_batches: list[Batch]) -> list[str]:
     return notes
 
 
-def _same(a: Any, b: Any) -> bool:
+def same(a: Any, b: Any) -> bool:
     """Whether two batches hold the same tensors and numbers; objects of other kinds are taken as the same."""
     if isinstance(a, Tensor) and isinstance(b, Tensor):
         return a.shape == b.shape and torch.equal(a, b)
     if isinstance(a, Mapping) and isinstance(b, Mapping):
-        return list(a) == list(b) and all(_same(a[key], b[key]) for key in a)
+        return list(a) == list(b) and all(same(a[key], b[key]) for key in a)
     if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
-        return len(a) == len(b) and all(map(_same, a, b))
+        return len(a) == len(b) and all(map(same, a, b))
     return a == b if isinstance(a, (int, float, str)) else True

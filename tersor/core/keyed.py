@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -43,7 +43,24 @@ def plain(batch: Any) -> Any:
 
 
 class KeyedLoader(ABC):
-    """A loader of ``Keyed`` batches; the epoch decides the view, so that an epoch can be given again."""
+    """A loader of ``Keyed`` batches of ``views`` views; the epoch decides which, so that an epoch can be given again.
+
+    ``samples``: how many the data set has. The next iteration is of the epoch that ``set_epoch`` said, else of the one
+    after the last; epoch e has view e modulo ``views``.
+    """
+
+    samples: int
+    views: int
+    epoch: int = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """The next iteration is this epoch's."""
+        self.epoch = epoch
+
+    def next_view(self) -> int:
+        """The view of the iteration that begins now."""
+        view, self.epoch = self.epoch % self.views, self.epoch + 1
+        return view
 
     @abstractmethod
     def __iter__(self) -> Iterator[Keyed]:
@@ -54,9 +71,17 @@ class KeyedLoader(ABC):
         """How many batches."""
 
     @abstractmethod
-    def set_epoch(self, epoch: int) -> None:
-        """The next iteration is this epoch's."""
-
-    @abstractmethod
     def shared(self, index: int, count: int) -> KeyedLoader:
         """The ``index``-th of ``count`` processes' share of it: as many batches for each."""
+
+    def facts(self) -> Mapping[str, Any]:
+        """What a training's record should say of it, plain JSON values."""
+        return {}
+
+
+class Replayable(ABC):
+    """A loader, other than a DataLoader, that can say which samples it gives and give their views again."""
+
+    @abstractmethod
+    def replayed(self, views: int, seed: int) -> KeyedLoader:
+        """The same batches, keyed, with augmentation drawn from (seed, view, sample) alone."""

@@ -18,15 +18,20 @@ from tersor.core.keyed import KeyedLoader
 def fixed_randomness(seed: int) -> Iterator[None]:
     """Seed torch (CPU), NumPy's global generator and ``random``; put their earlier states back at the end."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.random.default_generator.manual_seed(seed)
+    reseed(seed)
     try:
         yield
     finally:
         random.setstate(states[0])
         np.random.set_state(states[1])
         torch.set_rng_state(states[2])
+
+
+def reseed(seed: int) -> None:
+    """Seed torch (CPU), NumPy's global generator and ``random``, for good."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.random.default_generator.manual_seed(seed)
 
 
 @contextmanager

@@ -7,10 +7,17 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from tersor.core.keyed import Keyed, KeyedLoader, Replayable
+from tersor.core.randomness import fixed_randomness
+from tersor.core.step import derive_seed
+
 Augment = Callable[[Tensor], Tensor]
 
 
-class TensorBatches:
+_AT_ONCE = 1_024  # images of a view that are augmented together
+
+
+class TensorBatches(Replayable):
     """(images, targets) batches, drawn anew at each iteration; much faster than a loader that collates samples.
 
     ``images`` [n, channels, h, w], ``targets`` [n]. Order and augmentation are drawn from torch's global generator, so
@@ -33,11 +40,51 @@ class TensorBatches:
         return -(-len(self.images) // self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        count = len(self.images)
-        order = torch.randperm(count) if self.shuffle else torch.arange(count)
-        for chosen in order.split(self.batch_size):
+        for chosen in self.order().split(self.batch_size):
             images = self.images[chosen]
             yield (self.augment(images) if self.augment else images), self.targets[chosen]
+
+    def order(self) -> Tensor:
+        """The numbers of the samples in the order of the next iteration: int64 [n]."""
+        count = len(self.images)
+        return torch.randperm(count) if self.shuffle else torch.arange(count)
+
+    def replayed(self, views: int, seed: int) -> KeyedLoader:
+        """Keyed batches of ``views`` views; a whole view is augmented when its epoch begins, and stays in memory."""
+        return _Views(self, views, seed)
+
+
+class _Views(KeyedLoader):
+    def __init__(self, batches: TensorBatches, views: int, seed: int, share: tuple[int, int] = (0, 1)):
+        self.batches, self.views, self.seed, self.share = batches, views, seed, share
+        self.samples = len(batches.images)
+        self._made: tuple[int, Tensor] | None = None
+
+    def __iter__(self) -> Iterator[Keyed]:
+        view = self.next_view()
+        images = self._images(view)
+        index, count = self.share
+        chunks = self.batches.order().split(self.batches.batch_size)
+        for chosen in chunks[index : len(self) * count : count]:
+            yield Keyed((images[chosen], self.batches.targets[chosen]), chosen, view)
+
+    def _images(self, view: int) -> Tensor:
+        augment = self.batches.augment
+        if augment is None:
+            return self.batches.images
+        if self._made is None or self._made[0] != view:
+            parts = []
+            for number, some in enumerate(self.batches.images.split(_AT_ONCE)):
+                with fixed_randomness(derive_seed(self.seed, view, number)):
+                    parts.append(augment(some.clone()))
+            self._made = view, torch.cat(parts)
+        return self._made[1]
+
+    def __len__(self) -> int:
+        return len(self.batches) // self.share[1]
+
+    def shared(self, index: int, count: int) -> KeyedLoader:
+        return _Views(self.batches, self.views, self.seed, (index, count))
 
 
 def shift(images: Tensor, pixels: int) -> Tensor:
