@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import cast
@@ -11,6 +12,7 @@ from typing import cast
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from tersor.core.attached import is_attached
 from tersor.core.errors import InputError
 
 
@@ -50,8 +52,13 @@ def module_at(model: nn.Module, path: str) -> nn.Module:
         return model.get_submodule(path)
     except AttributeError:
         names = [name for name, _ in model.named_modules()]
-        near = difflib.get_close_matches(path, names, n=3) or names[1:4]
-        raise InputError("no such module", where=path or "<model>", do=f"Nearest names: {', '.join(near)}") from None
+        raise InputError("no such module", where=path or "<model>", do=nearest_names(path, names)) from None
+
+
+def nearest_names(asked: str, names: Iterable[str]) -> str:
+    """What to say where ``asked`` is none of ``names``: the nearest of them."""
+    known = [name for name in names if name]
+    return f"Nearest names: {', '.join(difflib.get_close_matches(asked, known, n=3, cutoff=0.5) or known[:3])}"
 
 
 def tensor_at(model: nn.Module, place: TensorPlace) -> Tensor:
@@ -181,11 +188,10 @@ class Not(Selector):
 
 
 def select(model: nn.Module, where: Selector) -> dict[str, nn.Module]:
-    """The modules that ``where`` means, by path. One that matches nothing is an error."""
-    found = {path: module for path, module in model.named_modules() if where.matches(path, module)}
+    """The modules that ``where`` means, by path; never what only training needs. To match nothing is an error."""
+    known = {path: module for path, module in model.named_modules() if not is_attached(path)}
+    found = {path: module for path, module in known.items() if where.matches(path, module)}
     if not found:
-        names = [name for name, _ in model.named_modules() if name]
         asked = getattr(where, "pattern", None) or getattr(where, "type_name", "")
-        near = difflib.get_close_matches(str(asked), names, n=3) or names[:3]
-        raise InputError("the selector matches no module", where=repr(where), do=f"Nearest names: {', '.join(near)}")
+        raise InputError("the selector matches no module", where=repr(where), do=nearest_names(str(asked), known))
     return found
