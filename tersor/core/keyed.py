@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, final
 
 import torch
 from torch import Tensor
@@ -46,37 +46,43 @@ class KeyedLoader(ABC):
     """A loader of ``Keyed`` batches of ``views`` views; the epoch decides which, so that an epoch can be given again.
 
     ``samples``: how many the data set has. The next iteration is of the epoch that ``set_epoch`` said, else of the one
-    after the last; epoch e has view e modulo ``views``.
+    after the last; epoch e has view e modulo ``views``. ``answers`` goes along with every batch.
     """
 
     samples: int
     views: int
     epoch: int = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """The next iteration is this epoch's."""
-        self.epoch = epoch
-
-    def next_view(self) -> int:
-        """The view of the iteration that begins now."""
-        view, self.epoch = self.epoch % self.views, self.epoch + 1
-        return view
+    answers: Any = None
 
     @abstractmethod
-    def __iter__(self) -> Iterator[Keyed]:
-        """The batches of the next epoch."""
+    def batches(self, view: int) -> Iterator[Keyed]:
+        """An epoch's batches of one view."""
 
     @abstractmethod
     def __len__(self) -> int:
         """How many batches."""
 
     @abstractmethod
-    def shared(self, index: int, count: int) -> KeyedLoader:
-        """The ``index``-th of ``count`` processes' share of it: as many batches for each."""
+    def part(self, index: int, count: int) -> KeyedLoader:
+        """Every ``count``-th batch from the ``index``-th on; an incomplete last round is left out."""
 
-    def facts(self) -> Mapping[str, Any]:
-        """What a training's record should say of it, plain JSON values."""
-        return {}
+    @final
+    def set_epoch(self, epoch: int) -> None:
+        """The next iteration is this epoch's."""
+        self.epoch = epoch
+
+    @final
+    def __iter__(self) -> Iterator[Keyed]:
+        view, self.epoch = self.epoch % self.views, self.epoch + 1
+        for keyed in self.batches(view):
+            yield replace(keyed, answers=self.answers)
+
+    @final
+    def shared(self, index: int, count: int) -> KeyedLoader:
+        """The ``index``-th of ``count`` processes' share: as many batches for each."""
+        part = self.part(index, count)
+        part.epoch, part.answers = self.epoch, self.answers
+        return part
 
 
 class Replayable(ABC):

@@ -131,12 +131,12 @@ class _ReplayedLoader(KeyedLoader):
             persistent_workers=loader.persistent_workers,
         )  # fmt: skip
 
-    def __iter__(self) -> Iterator[Keyed]:
-        self._pairs.view = self.next_view()
+    def batches(self, view: int) -> Iterator[Keyed]:
+        self._pairs.view = view
         yield from self._loader
 
     def __len__(self) -> int:
         return len(self._loader)
 
-    def shared(self, index: int, count: int) -> KeyedLoader:
+    def part(self, index: int, count: int) -> KeyedLoader:
         return _ReplayedLoader(self._original, self._dataset, self.views, (index, count))

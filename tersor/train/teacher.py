@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +15,7 @@ from tersor.core.errors import InputError
 from tersor.core.eval_mode import eval_mode
 from tersor.core.keyed import Keyed
 from tersor.core.task import Arguments
+from tersor.train.taps import Tap, sole, tapped
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,20 +39,30 @@ class Answers(ABC):
         ``ask`` runs the teacher, those layers watched, on (args, kwargs): on ``inputs``, or on some rows of them.
         """
 
+    @abstractmethod
+    def facts(self) -> Mapping[str, Any]:
+        """What a training's record says of the answers so far: plain JSON values."""
+
+    @abstractmethod
+    def sentence(self) -> str:
+        """The same for people, in one line."""
+
 
 class Reference(nn.Module):
     """A teacher that gives the output tensor itself: the task's ``output_of``, made for its own model, is not asked."""
 
 
-def run_teacher(teacher: nn.Module, inputs: Arguments, output: Callable[[Any], Tensor]) -> Answer:
+def run_teacher(
+    teacher: nn.Module, inputs: Arguments, output: Callable[[Any], Tensor], taps: Sequence[Tap] = ()
+) -> Answer:
     """Run ``teacher`` in eval mode and without a gradient; each module's own mode is put back.
 
-    ``output``: what the teacher returns → the tensor that counts. Raises InputError, with the rows, where that is not
-    finite (on a GPU, where looking would halt the queue, it shows in the loss).
+    ``output``: what the teacher returns → the tensor that counts; ``taps``: what is kept on the way. Raises InputError,
+    with the rows, where the output is not finite (on a GPU, where looking would halt the queue, it shows in the loss).
     """
     args, kwargs = inputs
     training = any(module.training for module in teacher.modules())
-    with torch.no_grad(), eval_mode(teacher) if training else nullcontext():
+    with torch.no_grad(), eval_mode(teacher) if training else nullcontext(), tapped(teacher, taps) as seen:
         result = teacher(*args, **kwargs)
         outputs = result if isinstance(teacher, Reference) else output(result)
     if outputs.device.type == "cpu" and not bool(torch.isfinite(outputs).all()):
@@ -62,4 +73,4 @@ def run_teacher(teacher: nn.Module, inputs: Arguments, output: Callable[[Any], T
             got=f"NaN or infinity in {len(rows)} of {len(finite)} rows of the batch, first in row {rows[0]}",
             expected="finite numbers", do="Check the reference model's weights and its input scaling",
         )  # fmt: skip
-    return Answer(outputs)
+    return Answer(outputs, {str(tap): value for tap, value in sole(seen.values, "teacher").items()})

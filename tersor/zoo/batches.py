@@ -55,36 +55,35 @@ class TensorBatches(Replayable):
 
 
 class _Views(KeyedLoader):
-    def __init__(self, batches: TensorBatches, views: int, seed: int, share: tuple[int, int] = (0, 1)):
-        self.batches, self.views, self.seed, self.share = batches, views, seed, share
-        self.samples = len(batches.images)
+    def __init__(self, loader: TensorBatches, views: int, seed: int, share: tuple[int, int] = (0, 1)):
+        self.loader, self.views, self.seed, self.share = loader, views, seed, share
+        self.samples = len(loader.images)
         self._made: tuple[int, Tensor] | None = None
 
-    def __iter__(self) -> Iterator[Keyed]:
-        view = self.next_view()
+    def batches(self, view: int) -> Iterator[Keyed]:
         images = self._images(view)
         index, count = self.share
-        chunks = self.batches.order().split(self.batches.batch_size)
+        chunks = self.loader.order().split(self.loader.batch_size)
         for chosen in chunks[index : len(self) * count : count]:
-            yield Keyed((images[chosen], self.batches.targets[chosen]), chosen, view)
+            yield Keyed((images[chosen], self.loader.targets[chosen]), chosen, view)
 
     def _images(self, view: int) -> Tensor:
-        augment = self.batches.augment
+        augment = self.loader.augment
         if augment is None:
-            return self.batches.images
+            return self.loader.images
         if self._made is None or self._made[0] != view:
             parts = []
-            for number, some in enumerate(self.batches.images.split(_AT_ONCE)):
+            for number, some in enumerate(self.loader.images.split(_AT_ONCE)):
                 with fixed_randomness(derive_seed(self.seed, view, number)):
                     parts.append(augment(some.clone()))
             self._made = view, torch.cat(parts)
         return self._made[1]
 
     def __len__(self) -> int:
-        return len(self.batches) // self.share[1]
+        return len(self.loader) // self.share[1]
 
-    def shared(self, index: int, count: int) -> KeyedLoader:
-        return _Views(self.batches, self.views, self.seed, (index, count))
+    def part(self, index: int, count: int) -> KeyedLoader:
+        return _Views(self.loader, self.views, self.seed, (index, count))
 
 
 def shift(images: Tensor, pixels: int) -> Tensor:
