@@ -22,9 +22,9 @@ class Reading:
     """What an objective reads: of each pair of layers (student's, teacher's) their outputs or their attention.
 
     A layer is a name ("layer3") or a shell pattern of names ("encoder.layer.*", as ByName's); of modules inside each
-    other that match, the outermost is meant. Where the teacher has m layers that match and the student n ≤ m, ``spread``
-    says which of them are learnt from: "uniform" the ⌊i m / n⌋-th for i = 1 … n, so that the last learns from the last;
-    "top" the last n; "bottom" the first n.
+    other that match, the outermost is meant. Where n of the student's layers match and m ≥ n of the teacher's,
+    ``spread`` says which are learnt from: "uniform" the ⌊i m / n⌋-th for i = 1 … n, so that the last learns from the
+    last; "top" the last n; "bottom" the first n.
     Source of the three maps: Jiao et al. 2019, TinyBERT (arXiv 1909.10351), section 4.4.
     """
 

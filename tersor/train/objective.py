@@ -5,16 +5,21 @@ from __future__ import annotations
 import inspect
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, final
 
+import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from tersor.core.errors import InputError
 from tersor.core.keyed import Keyed, plain
-from tersor.core.task import Arguments, Batch, Task, default_loss
+from tersor.core.task import TARGET_KEYS, Arguments, Batch, Task, default_loss
+from tersor.train.companion import Companion
+from tersor.train.layers import LayerPair, Reading, resolve
+from tersor.train.taps import Tap, sole, tapped
 from tersor.train.teacher import Answer, run_teacher
 
 
@@ -25,40 +30,112 @@ class Forward:
     then what it saw, provided that it called the model with the batch's own inputs.
     """
 
-    def __init__(self, model: nn.Module, batch: Batch, task: Task):
+    def __init__(self, model: nn.Module, batch: Batch, task: Task, reads: Sequence[Reading] = ()):
         self.model, self.batch, self.task = model, plain(batch), task
         self.keyed = batch if isinstance(batch, Keyed) else None
-        self._calls: list[tuple[tuple[Any, ...], Mapping[str, Any], Any]] = []
+        self.reads = tuple(reads)
+        self._calls: list[_Call] = []
+
+    @property
+    def student(self) -> nn.Module:
+        """The model, free of what wraps it where several processes train."""
+        model = self.model
+        return model.module if isinstance(model, DistributedDataParallel) else model
+
+    @property
+    def targets(self) -> Tensor:
+        """The batch's targets. Raises InputError where it has none."""
+        if self.labels is None:
+            got = f"a dict with keys {sorted(map(str, self.batch))}" if isinstance(self.batch, Mapping) else "None"
+            raise InputError(
+                "the batch has no labels", where="task.targets_of", got=got, expected="targets, which this loss needs",
+                do="Learn from the teacher alone (SoftTargets(), Distill(alpha=1)), or bring labels",
+            )  # fmt: skip
+        return self.labels
 
     @cached_property
-    def targets(self) -> Tensor:
-        """The batch's targets."""
+    def labels(self) -> Tensor | None:
+        """The batch's targets; None where it has none."""
+        if (
+            self.task.targets_of is None
+            and isinstance(self.batch, Mapping)
+            and not self.batch.keys() & set(TARGET_KEYS)
+        ):
+            return None
         return self.task.targets(self.batch)
 
-    @cached_property
+    @property
     def outputs(self) -> Tensor:
         """The model's output tensor, with its gradient."""
+        return self._pass[0]
+
+    @cached_property
+    def _pass(self) -> tuple[Tensor, dict[Tap, list[Tensor]]]:
+        """The model's output, and what passed its taps on the way."""
         if self.task.loss is not None:
             _ = self.task_loss
             meant = self._bound(*self.task.inputs(self.batch, self.model))
-            for args, kwargs, result in self._calls:
-                if _same_objects(self._bound(args, kwargs), meant):
-                    return self.task.output(result)
-        return self.task.outputs(self.model, self.batch)
+            for call in self._calls:
+                if _same_objects(self._bound(call.args, call.kwargs), meant):
+                    return self.task.output(call.result), call.seen
+        with tapped(self.student, self._taps[0]) as seen:
+            return self.task.outputs(self.model, self.batch), seen.take()
 
     @cached_property
     def task_loss(self) -> Tensor:
         """The task's own loss: []."""
         if self.task.loss is None:
             return default_loss(self.outputs, self.targets)
-        hook = self.model.register_forward_hook(self._remember, with_kwargs=True)
-        try:
-            return self.task.loss(self.model, self.batch)
-        finally:
-            hook.remove()
+        with tapped(self.student, self._taps[0]) as seen:
 
-    def _remember(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
-        self._calls.append((args, kwargs, result))
+            def remember(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+                self._calls.append(_Call(args, kwargs, result, seen.take()))
+
+            hook = self.model.register_forward_hook(remember, with_kwargs=True)
+            try:
+                return self.task.loss(self.model, self.batch)
+            finally:
+                hook.remove()
+
+    @cached_property
+    def _pairs(self) -> dict[Reading, tuple[tuple[Tap, Tap], ...]]:
+        return {reading: resolve(reading, self.student, self._reference) for reading in self.reads}
+
+    @cached_property
+    def _taps(self) -> tuple[tuple[Tap, ...], tuple[Tap, ...]]:
+        """The student's and the teacher's, each once."""
+        pairs = [pair for found in self._pairs.values() for pair in found] if self.reads else []
+        return tuple(dict.fromkeys(ours for ours, _ in pairs)), tuple(dict.fromkeys(theirs for _, theirs in pairs))
+
+    def pairs(self, reading: Reading) -> list[LayerPair]:
+        """What the pairs of layers that ``reading`` means gave. Raises InputError where it was not said beforehand."""
+        if reading not in self.reads:
+            raise InputError(
+                "the forward pass was not told which layers are read", where=str(reading.pairs),
+                do="Call the objective, or make Forward(model, batch, task, objective.reads())",
+            )  # fmt: skip
+        theirs = self._answer.layers
+        return [LayerPair((s.path, t.path), self._ours[s], theirs[str(t)]) for s, t in self._pairs[reading]]
+
+    @cached_property
+    def _ours(self) -> dict[Tap, Tensor]:
+        return sole(self._pass[1], "student")
+
+    @cached_property
+    def attention_mask(self) -> Tensor | None:
+        """bool [batch, length], False at padding: the input ``attention_mask``, where the model has one."""
+        args, kwargs = self.task.inputs(self.batch, self.model)
+        mask = self._bound(args, kwargs).get("attention_mask", kwargs.get("attention_mask"))
+        return mask.bool() if isinstance(mask, Tensor) and mask.ndim == 2 else None
+
+    def counted(self, positions: torch.Size, layer: str = "") -> Tensor | None:
+        """bool ``positions`` [batch, length], False at padding; None where nothing says what is padding.
+
+        Where a model has encoder and decoder, the mask is the encoder's: it counts for layers named so alone.
+        """
+        two = "decoder_input_ids" in inspect.signature(self.task.model.forward).parameters
+        mask = None if two and "encoder" not in layer.split(".") else self.attention_mask
+        return mask if mask is not None and mask.shape == positions else None
 
     def _bound(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
         """Arguments by the names that the task's model has for them, however they were passed."""
@@ -79,22 +156,36 @@ class Forward:
         The reference is moved to the outputs' device when it first runs, and stays there. Raises InputError where there
         is none, or where its output is not finite.
         """
-        reference, device = self.task.reference, self.outputs.device
-        if reference is None:
-            raise InputError(
-                "there is no teacher", where="task.reference", got="None", expected="a model",
-                do="Pass reference= to Task, or call task.complete(): it takes the model given",
-            )  # fmt: skip
+        reference, device = self._reference, self.outputs.device
 
         def ask(inputs: Arguments) -> Answer:
             if any(tensor.device != device for tensor in (*reference.parameters(), *reference.buffers())):
                 reference.to(device)
-            return run_teacher(reference, inputs, self.task.output)
+            return run_teacher(reference, inputs, self.task.output, self._taps[1])
 
         inputs = self.task.inputs(self.batch, reference)
         if self.keyed is not None and self.keyed.answers is not None:
-            return self.keyed.answers.answer(self.keyed, inputs, (), ask)
+            return self.keyed.answers.answer(self.keyed, inputs, tuple(map(str, self._taps[1])), ask)
         return ask(inputs)
+
+    @property
+    def _reference(self) -> nn.Module:
+        if self.task.reference is None:
+            raise InputError(
+                "there is no teacher", where="task.reference", got="None", expected="a model",
+                do="Pass reference= to Task, or call task.complete(): it takes the model given",
+            )  # fmt: skip
+        return self.task.reference
+
+
+@dataclass(frozen=True, eq=False)
+class _Call:
+    """One call of the model: what went in, what came out, and what passed its taps."""
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    result: Any
+    seen: dict[Tap, list[Tensor]]
 
 
 def _same_objects(a: Any, b: Any) -> bool:
@@ -114,19 +205,31 @@ class Objective(ABC):
     @final
     def __call__(self, model: nn.Module, batch: Batch, task: Task) -> Tensor:
         """The objective of one batch: a tensor of shape [] with a gradient."""
-        return self.of(Forward(model, batch, task))
+        return self.of(Forward(model, batch, task, self.reads()))
 
     @abstractmethod
     def of(self, forward: Forward) -> Tensor:
         """The objective, read off one forward pass: []."""
 
+    def reads(self) -> tuple[Reading, ...]:
+        """The pairs of layers that it reads beside the outputs; none unless a subclass says so."""
+        return ()
+
+    def companions(self) -> tuple[Companion, ...]:
+        """What goes along with the training: it puts on the model what the objective needs there; none by default."""
+        return ()
+
+    def weights(self, model: nn.Module) -> Mapping[str, float]:
+        """Weights that training changes, by name, as they stand on ``model``; none by default."""
+        return {}
+
     def __mul__(self, weight: float) -> Sum:
-        return Sum(tuple((weight * w, part) for w, part in _terms(self)))
+        return Sum(tuple((weight * w, part) for w, part in terms_of(self)))
 
     __rmul__ = __mul__
 
     def __add__(self, other: Objective) -> Sum:
-        return Sum(_terms(self) + _terms(other))
+        return Sum(terms_of(self) + terms_of(other))
 
 
 @final
@@ -142,22 +245,52 @@ class TaskLoss(Objective):
 @final
 @dataclass(frozen=True)
 class Sum(Objective):
-    """Σ weight · objective over ``terms``, pairs of (weight, objective). Raises InputError for an infinite weight."""
+    """Σ weight · objective over ``terms``, pairs of (weight, objective); a term of weight 0 is not computed.
+
+    Raises InputError for a weight that is negative or infinite, and, when it is used, where all of them are zero.
+    """
 
     terms: tuple[tuple[float, Objective], ...]
 
     def __post_init__(self) -> None:
         for weight, part in self.terms:
-            if not math.isfinite(weight):
-                raise InputError("a weight must be finite", where=f"{weight} * {part}", got=weight)
+            if not 0 <= weight < math.inf:
+                raise InputError("a weight must be finite, and 0 or more", where=f"{weight} * {part}", got=weight)
         if not self.terms:
             raise InputError("a sum needs at least one objective", where="Sum")
 
     def of(self, forward: Forward) -> Tensor:
         """The weighted sum for one forward pass: []."""
-        first, *rest = (weight * part.of(forward) for weight, part in self.terms)
+        first, *rest = (weight * part.of(forward) for weight, part in self.counting)
         return sum(rest, start=first)
 
+    def reads(self) -> tuple[Reading, ...]:
+        """What its terms read, each once."""
+        return tuple(dict.fromkeys(reading for _, part in self.counting for reading in part.reads()))
 
-def _terms(objective: Objective) -> tuple[tuple[float, Objective], ...]:
+    def companions(self) -> tuple[Companion, ...]:
+        """Its terms', each once."""
+        found: list[Companion] = []
+        for _, part in self.counting:
+            found += [companion for companion in part.companions() if companion not in found]
+        return tuple(found)
+
+    def weights(self, model: nn.Module) -> Mapping[str, float]:
+        """Its terms'."""
+        return {name: value for _, part in self.counting for name, value in part.weights(model).items()}
+
+    @property
+    def counting(self) -> tuple[tuple[float, Objective], ...]:
+        """The terms whose weight is not 0. Raises InputError where there is none."""
+        found = tuple((weight, part) for weight, part in self.terms if weight > 0)
+        if not found:
+            raise InputError(
+                "all weights are zero", where=" + ".join(f"{weight} * {part}" for weight, part in self.terms),
+                expected="a weight above 0",
+            )  # fmt: skip
+        return found
+
+
+def terms_of(objective: Objective) -> tuple[tuple[float, Objective], ...]:
+    """The terms of a sum; of any other objective itself, with weight 1."""
     return objective.terms if isinstance(objective, Sum) else ((1.0, objective),)
