@@ -78,6 +78,15 @@ def user_code(
         raise kind(what, where=where, got=type_and_message(error), expected=expected, do=do) from error
 
 
+@contextmanager
+def located(where: str) -> Iterator[None]:
+    """Say of an error of Tersor's where it was: its own place is named after ``where``."""
+    try:
+        yield
+    except TersorError as error:
+        raise error.at(", ".join(filter(None, (where, error.where)))) from error.__cause__ or error
+
+
 def type_and_message(error: BaseException) -> str:
     """ "KeyError: 'labels'"; of an error in a DataLoader's worker the last line, which is the error there."""
     kind, text = type(error).__name__, str(error).strip()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -29,7 +30,11 @@ class Companion(ABC):
     Whatever it remembers must stand on the model as buffers (not persistent ones, if training alone needs them):
     checkpoints then hold it, and a training that was killed goes on to the same weights. With several processes each
     has its own; gradients are averaged when it sees them, and it must decide the same everywhere.
+
+    ``needs_length``: whether it counts steps, so that the loader must say how many batches it has.
     """
+
+    needs_length: ClassVar[bool] = True
 
     @abstractmethod
     def begin(self, model: nn.Module, task: Task) -> None:

@@ -12,7 +12,7 @@ from typing import Any, Literal, final
 
 from torch import nn
 
-from tersor.core.errors import InputError, TersorError, TrainingError, user_code
+from tersor.core.errors import InputError, TrainingError, located, user_code
 from tersor.core.loading import batches_of
 from tersor.core.randomness import fixed_randomness, keeps_own_randomness, seeded
 from tersor.core.step import Context, Result, Step, derive_seed
@@ -23,6 +23,7 @@ from tersor.train.companion import Companion
 from tersor.train.objective import Objective, TaskLoss
 from tersor.train.optimizer import Optimizer
 from tersor.train.precision import multiplies_bf16
+from tersor.train.rehearse import rehearse
 from tersor.train.schedules import Cosine, Schedule
 from tersor.train.state import TrainingState, keeps_other_state
 from tersor.train.trainer import NotFinite, Trainer, accelerator, device_of, length_of
@@ -51,7 +52,9 @@ class Finetune(Step):
     With ``context.folder`` a checkpoint is written there after each epoch, and a run of the same settings on the same
     model goes on after the last one, to the same weights (same machine and threads). A loss that is not finite takes
     training back to the last good epoch with half the learning rate, once; it is noticed within 64 batches. ``history``
-    has epoch, loss, validation, lr (of the epoch's last step) and seconds.
+    has epoch, loss, validation, lr (of the epoch's last step), seconds, and weights where the objective changes them.
+
+    An objective that reads layers is evaluated on one batch before training starts.
 
     Raises InputError for numbers out of range, an empty loader, a batch that cannot be read, nothing to train;
     TrainingError where the loss is not finite a second time, or a batch cannot be trained on; ArtifactError where a
@@ -99,13 +102,13 @@ def _reference_put_back(task: Task) -> Iterator[None]:
             task.reference.to(home)
 
 
-@contextmanager
-def _at(title: str) -> Iterator[None]:
-    """Say of an error in which epoch it was."""
-    try:
-        yield
-    except TersorError as error:
-        raise error.at(f"{title}, {error.where}") from error
+def _begin(companions: tuple[Companion, ...], model: nn.Module, objective: Objective, task: Task, seed: int) -> None:
+    """Let companions put on ``model`` what they need; then an objective that reads layers is evaluated once."""
+    with seeded(seed):
+        for companion in companions:
+            companion.begin(model, task)
+    if objective.reads():
+        rehearse(objective, model, task, objective.of)
 
 
 class _Run:
@@ -116,17 +119,20 @@ class _Run:
         self.step, self.task, self.context, self.say = step, task, context, context.progress.say
         self.home = device_of(model)
         precision = self._precision()
+        own = () if step.companion is None else (step.companion,)
+        self.companions = own + step.objective.companions()
         copied = copy.deepcopy(model)
-        if step.companion is not None:
-            step.companion.begin(copied, task)
+        _begin(self.companions, copied, step.objective, task, derive_seed(context.seed, 0))
         self.trainer = Trainer(
-            copied, task, step.objective, step.optimizer, precision=precision, clip=step.clip, companion=step.companion
-        )
+            copied, task, step.objective, step.optimizer,
+            precision=precision, clip=step.clip, companions=self.companions,
+        )  # fmt: skip
         self.batches = self.trainer.share(task.train)
         self.length = length_of(self.batches)
         if self.length == 0:
             raise InputError("the loader is empty", where="task.train", got="no batch", expected="at least one batch")
-        if self.length is None and step.companion is not None:
+        self.counts = any(companion.needs_length for companion in self.companions)
+        if self.length is None and self.counts:
             raise InputError(
                 "a companion must know how long training is", where="task.train", got="a loader without a length",
                 expected="__len__", do="Give the loader a length",
@@ -192,7 +198,7 @@ class _Run:
             yield batch
             given += 1
             next(self.clock, None)  # before the epoch's own, so that sparse output tells of the whole
-        if self.step.companion is not None and given != self.length:
+        if self.counts and given != self.length:
             raise InputError(
                 "the loader gives another number of batches than it says, and a companion counts them",
                 where="task.train", got=f"{given} batches", expected=f"{self.length}, its length",
@@ -208,21 +214,23 @@ class _Run:
     def _epoch(self, epoch: int) -> dict[str, Any]:
         begun = time.monotonic()
         title = f"epoch {epoch}/{self.step.epochs}"
-        with seeded(derive_seed(self.context.seed, epoch), self.batches, epoch), _at(title):
+        with seeded(derive_seed(self.context.seed, epoch), self.batches, epoch), located(title):
             with closing(self._batches(title)) as batches:
                 done, steps = self._steps(epoch - 1), self._steps(self.step.epochs) if self.length else None
                 loss = self.trainer.epoch(batches, lambda number: self._factor(epoch, number), done, steps)
             lr = self.trainer.optimizer.param_groups[0]["lr"]
             validation = self.trainer.validate()
         seconds = round(time.monotonic() - begun, 3)
-        return {"epoch": epoch, "loss": loss, "validation": validation, "lr": lr, "seconds": seconds}
+        entry = {"epoch": epoch, "loss": loss, "validation": validation, "lr": lr, "seconds": seconds}
+        weights = self.step.objective.weights(self.trainer.model)
+        return {**entry, "weights": dict(weights)} if weights else entry
 
     def _steps(self, epochs: int) -> int:
         return epochs * (self.length or 0)
 
     def _settled(self, epoch: int) -> bool:
-        companion = self.step.companion
-        return companion is None or companion.settled(self._steps(epoch), self._steps(self.step.epochs))
+        done, steps = self._steps(epoch), self._steps(self.step.epochs)
+        return all(companion.settled(done, steps) for companion in self.companions)
 
     def _factor(self, epoch: int, number: int) -> float:
         length, number = (self.length, min(number, self.length - 1)) if self.length else (1, 0)
@@ -270,8 +278,8 @@ class _Run:
             "precision": "bf16" if self.trainer.bf16 else "fp32",
         }
         model = self.trainer.finish(self.home)
-        plans = () if self.step.companion is None else (self.step.companion.finish(model),)
-        return Result(model, plans, history=tuple(state.history), facts=facts)
+        plans = [companion.finish(model) for companion in self.companions]
+        return Result(model, tuple(plan for plan in plans if plan.edits), history=tuple(state.history), facts=facts)
 
 
 def estimate(step: Finetune, model: nn.Module, task: Task) -> float:
@@ -283,8 +291,10 @@ def estimate(step: Finetune, model: nn.Module, task: Task) -> float:
     assert task.train is not None and task.validation is not None
     with fixed_randomness(0), _reference_put_back(task):
         bf16 = step.precision == "bf16" and multiplies_bf16(accelerator().device)
+        copied = copy.deepcopy(model)
+        _begin(step.objective.companions(), copied, step.objective, task, seed=0)
         trainer = Trainer(
-            copy.deepcopy(model), task, step.objective, step.optimizer,
+            copied, task, step.objective, step.optimizer,
             precision="bf16" if bf16 else "fp32", clip=step.clip,
         )  # fmt: skip
         times = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -11,7 +11,7 @@ from accelerate.utils import broadcast, send_to_device
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from tersor.core.errors import InputError, TrainingError, user_code
+from tersor.core.errors import InputError, TrainingError, located, user_code
 from tersor.core.keyed import KeyedLoader
 from tersor.core.task import Batch, Task
 from tersor.train.companion import Companion, Moment
@@ -50,9 +50,9 @@ class Trainer:
 
     def __init__(
         self, model: nn.Module, task: Task, objective: Objective, optimizer: Optimizer,
-        *, precision: Literal["fp32", "bf16"] = "fp32", clip: float | None = None, companion: Companion | None = None,
+        *, precision: Literal["fp32", "bf16"] = "fp32", clip: float | None = None, companions: Sequence[Companion] = (),
     ):  # fmt: skip
-        self.task, self.objective, self.clip, self.companion = task, objective, clip, companion
+        self.task, self.objective, self.clip, self.companions = task, objective, clip, companions
         self.accelerator = accelerator()
         self.device: torch.device = self.accelerator.device
         self.model = model.to(self.device).train()
@@ -77,14 +77,14 @@ class Trainer:
     ) -> float:
         """Train on every batch, with ``factor(number)`` of the learning rate; returns the mean loss.
 
-        ``done``, ``steps``: the optimiser's steps before this epoch, and in the whole training; a companion needs them.
+        ``done``, ``steps``: the optimiser's steps before this epoch, and in the whole training; companions need them.
         Raises NotFinite, InputError where there is no batch, and TrainingError where a batch cannot be trained on.
         """
         self.model.train()
         losses: list[Tensor] = []
         for number, batch in enumerate(batches):
             set_factor(self.optimizer, factor(number))
-            with user_code("a batch cannot be trained on", where=f"batch {number}", kind=TrainingError):
+            with located(f"batch {number}"), user_code("a batch cannot be trained on", where="", kind=TrainingError):
                 losses.append(self.step(batch, None if steps is None else (done + number, steps)))
             if len(losses) % CHECK_EVERY == 0:
                 self._expect_finite(losses[-CHECK_EVERY:], first=number + 1 - CHECK_EVERY)
@@ -102,20 +102,20 @@ class Trainer:
     def step(self, batch: Batch, place: tuple[int, int] | None = None) -> Tensor:
         """Forward, backward and one step of the optimiser; returns the loss without its gradient.
 
-        ``place``: how many steps are done of how many, for the companion; None: it is left at home.
+        ``place``: how many steps are done of how many, for the companions; None: they are left at home.
         """
         if self.device.type != "cpu":
             batch = send_to_device(batch, self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             loss = self.objective(self._wrapped, batch, self.task)
         self.accelerator.backward(loss)
-        companion, (done, steps) = (None, (0, 0)) if place is None else (self.companion, place)
-        if companion is not None:
+        companions, (done, steps) = ((), (0, 0)) if place is None else (self.companions, place)
+        for companion in companions:
             companion.after_backward(self._moment(done, steps))
         if self.clip is not None:
             self.accelerator.clip_grad_norm_(self._parameters, self.clip)
         self.optimizer.step()
-        if companion is not None:
+        for companion in companions:
             companion.after_step(self._moment(done + 1, steps))
         self.optimizer.zero_grad()
         return loss.detach()

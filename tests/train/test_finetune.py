@@ -231,7 +231,7 @@ def test_whatever_a_batch_raises_is_told_with_epoch_and_batch(error):
     with pytest.raises(TrainingError) as caught:
         run(Finetune(), make_task(loss=explode), Context(3, None, progress))
     assert caught.value.where == "epoch 2/5, batch 3" and "boom" in caught.value.got
-    assert caught.value.got.startswith(type(error).__name__) and caught.value.__cause__.__cause__ is error
+    assert caught.value.got.startswith(type(error).__name__) and caught.value.__cause__ is error
     assert progress.running == 0  # no bar is left behind
 
 
