@@ -119,7 +119,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--models", nargs="+", choices=tuple(TITLES), default=tuple(TITLES))
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--epochs", type=int, default=2, help="of training, in every arm that trains")
-    parser.add_argument("--lr", type=float, default=0.05, help="peak learning rate, in every arm that trains")
+    parser.add_argument("--lr", type=float, default=0.02, help="peak learning rate, in every arm that trains")
     parser.add_argument("--original-epochs", type=int, default=5, help="of the originals on Fashion-MNIST")
     parser.add_argument("--images", type=int, default=None, help="fewer training images, to try it out")
     parser.add_argument("--test-images", type=int, default=None, help="fewer test images, to try it out")

@@ -21,7 +21,8 @@ from tersor.prune.sparsegpt import SparseGPT
 from tersor.train.finetune import Finetune
 
 SPARSITIES = (0.8, 0.9, 0.95)
-REPAIR = CorrectVariance()
+BATCHES = 4  # of calibration
+REPAIR = CorrectVariance(batches=BATCHES)
 DENSE = "dense, trained on"
 RECOVERED = "SparseGPT, global, then trained"
 
@@ -73,21 +74,21 @@ WITHOUT_TRAINING: Mapping[str, Make] = {
     "one shot + repair, layer": lambda s, _: Pipeline((Prune(s), REPAIR)),
     "one shot + repair, global": lambda s, _: Pipeline((Prune(s, scope=Global()), REPAIR)),
     "one shot + repair, Erdős–Rényi": lambda s, _: Pipeline((Prune(s, scope=ErdosRenyi()), REPAIR)),
-    "SparseGPT + repair, layer": lambda s, _: Pipeline((SparseGPT(s), REPAIR)),
-    "SparseGPT + repair, global": lambda s, _: Pipeline((SparseGPT(s, scope=Global()), REPAIR)),
-    "SparseGPT, global": lambda s, _: SparseGPT(s, scope=Global()),
+    "SparseGPT + repair, layer": lambda s, _: Pipeline((SparseGPT(s, batches=BATCHES), REPAIR)),
+    "SparseGPT + repair, global": lambda s, _: Pipeline((SparseGPT(s, scope=Global(), batches=BATCHES), REPAIR)),
+    "SparseGPT, global": lambda s, _: SparseGPT(s, scope=Global(), batches=BATCHES),
 }
 TRAINED: Mapping[str, Make] = {
     "gradual, global": lambda s, training: prune_gradually(s, training=training, prune=Prune(scope=Global())),
-    RECOVERED: lambda s, training: Pipeline((SparseGPT(s, scope=Global()), training)),
+    RECOVERED: lambda s, training: Pipeline((SparseGPT(s, scope=Global(), batches=BATCHES), training)),
     "one shot + repair, global, then trained": lambda s, training: Pipeline(
         (Prune(s, scope=Global()), REPAIR, training)
     ),
 }
 PATTERNS: Mapping[str, tuple[float | None, bool, Make]] = {
     "2:4, one shot + repair": (None, False, lambda s, _: Pipeline((Prune(pattern=NM()), REPAIR))),
-    "2:4, SparseGPT + repair": (None, False, lambda s, _: Pipeline((SparseGPT(pattern=NM()), REPAIR))),
-    "2:4, SparseGPT, then trained": (None, True, lambda s, t: Pipeline((SparseGPT(pattern=NM()), t))),
+    "2:4, SparseGPT + repair": (None, False, lambda s, _: Pipeline((SparseGPT(pattern=NM(), batches=BATCHES), REPAIR))),
+    "2:4, SparseGPT, then trained": (None, True, lambda s, t: Pipeline((SparseGPT(pattern=NM(), batches=BATCHES), t))),
     "4×1 blocks, one shot + repair, global": (
         0.8, False, lambda s, _: Pipeline((Prune(s, pattern=Block(4, 1), scope=Global()), REPAIR))
     ),
