@@ -26,9 +26,9 @@ def row_hash(rows: Tensor, seed: int = 0) -> Tensor:
     """
     count = len(rows)
     values = torch.view_as_real(rows) if rows.is_complex() else rows
-    flat = values.detach().reshape(count, -1).contiguous()
-    if flat.numel() == 0:
+    if values.numel() == 0:
         return torch.full((count,), seed, dtype=torch.int64)
+    flat = values.detach().reshape(count, -1).contiguous()
     size = flat.shape[1] * flat.element_size()
     lanes = torch.int32 if size % 4 == 0 else _LANES[flat.element_size()]
     if flat.storage_offset() * flat.element_size() % 4:  # such a tensor cannot be seen as wider numbers

@@ -133,6 +133,8 @@ class Records:
         Raises OSError where the disk is full or the files cannot be written; what is torn then is not found later.
         """
         inside = np.nonzero(slots < self.slots)[0]
+        if not len(inside):
+            return 0
         rows = np.zeros((len(inside), self.size), dtype=np.uint8)
         start = _HEAD
         for column in self.columns:
