@@ -13,6 +13,7 @@ from typing import Any, Literal, final
 from torch import nn
 
 from tersor.core.errors import InputError, TrainingError, located, user_code
+from tersor.core.keyed import KeyedLoader
 from tersor.core.loading import batches_of
 from tersor.core.randomness import fixed_randomness, keeps_own_randomness, seeded
 from tersor.core.step import Context, Result, Step, derive_seed
@@ -277,6 +278,10 @@ class _Run:
             "learning_rate_halved": state.halved,
             "precision": "bf16" if self.trainer.bf16 else "fp32",
         }
+        answers = self.batches.answers if isinstance(self.batches, KeyedLoader) else None
+        if answers is not None:
+            facts["teacher"] = answers.facts()
+            self.say(answers.sentence())
         model = self.trainer.finish(self.home)
         plans = [companion.finish(model) for companion in self.companions]
         return Result(model, tuple(plan for plan in plans if plan.edits), history=tuple(state.history), facts=facts)

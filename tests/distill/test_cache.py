@@ -131,7 +131,10 @@ def test_training_with_the_cache_is_training_without_it(folder):
     cache = TeacherCache(folder, views=2)
     step, histories = Finetune(epochs=5, objective=Distill()), []
     for given in (replace(task, train=replayed(batches, 2)), cache.on(task), cache.on(task)):
-        histories.append([entry["loss"] for entry in step.run(student, given, Context(3)).history])
+        heard = Heard()
+        result = step.run(student, given, Context(3, progress=heard))
+        histories.append([entry["loss"] for entry in result.history])
+    assert result.facts["teacher"]["hits"] >= 4 * 96 and "teacher cache: " in heard.said[-1]
     plain, cold, warm = histories
     assert cold == pytest.approx(plain, rel=1e-3) and cold != plain
     assert warm == pytest.approx(cold, rel=1e-6)
