@@ -89,8 +89,8 @@ class Task:
             return self.inputs_of(batch)
         if isinstance(batch, Mapping):
             named = {key: value for key, value in batch.items() if key not in TARGET_KEYS}
-            own = _by_name(named, model.forward) if isinstance(model, nn.Module) else None
-            return own or _by_name(named, self.model.forward) or ((), named)
+            own = by_name(named, model.forward) if isinstance(model, nn.Module) else None
+            return own or by_name(named, self.model.forward) or ((), named)
         if isinstance(batch, (tuple, list)) and len(batch) >= 2:
             given = batch[0] if len(batch) == 2 and isinstance(batch[0], (tuple, list)) else batch[:-1]
             return tuple(given), {}
@@ -155,14 +155,7 @@ class Task:
             metric = MEAN_SQUARED_ERROR if self.targets(first).is_floating_point() else ACCURACY
             said.append(f"the metric is {metric.name.replace('_', ' ')}, by the type of the targets")
         reference = self.model if self.reference is None else self.reference
-        if self.reference is None or not _at_rest(reference):  # the user's own modules stay as they are
-            try:
-                reference = copy.deepcopy(reference).eval().requires_grad_(False)
-            except RuntimeError as error:  # the old torch.nn.utils.weight_norm leaves tensors that do not copy
-                raise InputError(
-                    "the model cannot be copied", where="task.model", got=type_and_message(error),
-                    do="Use torch.nn.utils.parametrizations.weight_norm, or detach the tensors that the model keeps",
-                ) from error  # fmt: skip
+        reference = at_rest(reference, copied=self.reference is None)
         return replace(
             self, calibration=calibration, example_inputs=example, metric=metric, reference=reference,
             derived=tuple(said),
@@ -198,7 +191,7 @@ def output_tensor(result: Any) -> Tensor:
     )  # fmt: skip
 
 
-def _by_name(named: Mapping[str, Any], forward: Callable[..., Any]) -> Arguments | None:
+def by_name(named: Mapping[str, Any], forward: Callable[..., Any]) -> Arguments | None:
     """Named inputs as ``forward`` takes them; None where it takes no such names."""
     parameters = inspect.signature(forward).parameters.values()
     ordered = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)][: len(named)]
@@ -226,10 +219,23 @@ def _example_of(inputs: Arguments) -> tuple[Tensor, ...]:
     return tuple(value[:2] for value in args)
 
 
-def _at_rest(model: nn.Module) -> bool:
-    return not any(module.training for module in model.modules()) and not any(
-        p.requires_grad for p in model.parameters()
+def at_rest(model: nn.Module, *, copied: bool = False) -> nn.Module:
+    """``model`` in eval mode and without gradients: itself where it is so, else (or if ``copied``) a copy.
+
+    The user's own modules stay as they are. Raises InputError where it cannot be copied.
+    """
+    resting = not any(part.training for part in model.modules()) and not any(
+        parameter.requires_grad for parameter in model.parameters()
     )
+    if resting and not copied:
+        return model
+    try:
+        return copy.deepcopy(model).eval().requires_grad_(False)
+    except RuntimeError as error:  # the old torch.nn.utils.weight_norm leaves tensors that do not copy
+        raise InputError(
+            "the model cannot be copied", where="task.model", got=type_and_message(error),
+            do="Use torch.nn.utils.parametrizations.weight_norm, or detach the tensors that the model keeps",
+        ) from error  # fmt: skip
 
 
 def _strange_batch(batch: Batch) -> InputError:
