@@ -1,16 +1,17 @@
-"""Learning from the teacher's outputs: soft targets, and their sum with the task's own loss."""
+"""Learning from the teacher's outputs: soft targets, decoupled ones, logits, and sums with the task's own loss."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import final
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tersor.core.check_batch import IGNORED
 from tersor.core.errors import InputError
+from tersor.distill.checks import expect_positive, expect_weights
+from tersor.distill.samples import classes_of, divergence, expect_same, is_regression, samples_of
 from tersor.train.objective import Forward, Objective
 
 
@@ -19,9 +20,10 @@ from tersor.train.objective import Forward, Objective
 class SoftTargets(Objective):
     """T² · KL(softmax(z_t / T) ‖ softmax(z_s / T)), the mean over samples; the teacher is ``task.reference``.
 
-    Logits z: [batch, classes]; [batch, …, classes] counts each position as a sample, positions whose target is −100
-    left out; [batch, classes, …] where that is what matches the targets. Float targets mean regression: the mean
-    squared error to the teacher's output then, without a temperature.
+    Logits z: [batch, classes]; [batch, …, classes] counts each position as a sample, positions whose target is −100 and
+    padding by the model's ``attention_mask`` left out; [batch, classes, …] where that is what matches the targets.
+    Labels may be missing. Float targets mean regression: the mean squared error to the teacher's output then, without a
+    temperature.
 
     Raises InputError for a temperature that is not positive, where teacher and student differ in shape or classes, and
     where the teacher's output is not finite.
@@ -31,27 +33,16 @@ class SoftTargets(Objective):
     temperature: float = 4.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.temperature < math.inf:
-            raise InputError(
-                "the temperature must be positive", where=f"{type(self).__name__}.temperature", got=self.temperature
-            )
+        expect_positive("SoftTargets", temperature=self.temperature)
 
     def of(self, forward: Forward) -> Tensor:
         """The divergence from the teacher for one forward pass: []."""
-        student, teacher = forward.outputs.float(), forward.reference_outputs.float()
-        targets = forward.targets
-        if targets.is_floating_point():
-            _expect_same(student, teacher, axis=None)
-            return F.mse_loss(student, teacher)
-        axis = class_axis(student, targets)
-        _expect_same(student, teacher, axis)
-        log_p_s = F.log_softmax(student / self.temperature, dim=axis)
-        log_p_t = F.log_softmax(teacher / self.temperature, dim=axis)
-        divergence = F.kl_div(log_p_s, log_p_t, reduction="none", log_target=True).sum(dim=axis)
-        if targets.ndim == 1:
-            return self.temperature**2 * divergence.mean()
-        counted = targets != IGNORED
-        return self.temperature**2 * (divergence * counted).sum() / counted.sum().clamp_min(1)
+        if is_regression(forward):
+            return _squared_error(forward)
+        samples = samples_of(forward, "SoftTargets")
+        log_p_s = F.log_softmax(samples.student / self.temperature, dim=-1)
+        log_p_t = F.log_softmax(samples.teacher / self.temperature, dim=-1)
+        return self.temperature**2 * samples.mean(divergence(log_p_t, log_p_s))
 
 
 @final
@@ -68,8 +59,7 @@ class Distill(Objective):
     alpha: float = 0.7
 
     def __post_init__(self) -> None:
-        if not 0 < self.temperature < math.inf:
-            raise InputError("the temperature must be positive", where="Distill.temperature", got=self.temperature)
+        expect_positive("Distill", temperature=self.temperature)
         if not 0 <= self.alpha <= 1:
             raise InputError("alpha is no fraction", where="Distill.alpha", got=self.alpha, expected="0 … 1")
 
@@ -83,34 +73,64 @@ class Distill(Objective):
         return self.alpha * soft + (1 - self.alpha) * forward.task_loss
 
 
-def class_axis(outputs: Tensor, targets: Tensor) -> int:
-    """The axis of ``outputs`` that counts classes, by the targets' shape: the last one if it can be, else axis 1.
+@final
+@dataclass(frozen=True)
+class DecoupledSoftTargets(Objective):
+    """T² · (``alpha`` · TCKD + ``beta`` · NCKD), the mean over samples: soft targets in two parts, weighed apart.
 
-    Raises InputError where neither fits.
+    TCKD = KL of (p_y, 1 − p_y), how sure of the label's class y; NCKD = KL of softmax(z / T) over the other classes
+    alone. Soft targets weigh NCKD by 1 − p_y of the teacher, so that a sure teacher teaches little. Needs labels; add
+    the task's loss: ``TaskLoss() + DecoupledSoftTargets()``. Shapes are SoftTargets'.
+
+    Raises InputError for a temperature that is not positive, weights that are negative or both zero, labels that are
+    missing or no classes, and what SoftTargets raises.
+    Source: Zhao et al. 2022 (arXiv 2203.08679), equation 7; T² as in the authors' code.
     """
-    shape, expected = outputs.shape, targets.shape
-    if len(shape) > 1 and shape[:-1] == expected:
-        return -1
-    if len(shape) > 2 and (*shape[:1], *shape[2:]) == tuple(expected):
-        return 1
-    raise InputError(
-        "outputs and targets do not fit for distillation", where="SoftTargets",
-        got=f"outputs {list(shape)}, targets {list(expected)}",
-        expected="outputs [batch, …, classes] or [batch, classes, …], targets [batch, …]",
-        do="Pass output_of= or targets_of= to Task so that they do",
-    )  # fmt: skip
+
+    alpha: float = 1.0
+    beta: float = 8.0
+    temperature: float = 4.0
+
+    def __post_init__(self) -> None:
+        expect_positive("DecoupledSoftTargets", temperature=self.temperature)
+        expect_weights("DecoupledSoftTargets", alpha=self.alpha, beta=self.beta)
+
+    def of(self, forward: Forward) -> Tensor:
+        """Both parts for one forward pass: []."""
+        samples = classes_of(forward, "DecoupledSoftTargets")
+        assert samples.targets is not None, "classes"
+        sure_t, others_t = _decoupled(samples.teacher / self.temperature, samples.targets)
+        sure_s, others_s = _decoupled(samples.student / self.temperature, samples.targets)
+        tckd, nckd = divergence(sure_t, sure_s), divergence(others_t, others_s)
+        return self.temperature**2 * samples.mean(self.alpha * tckd + self.beta * nckd)
 
 
-def _expect_same(student: Tensor, teacher: Tensor, axis: int | None) -> None:
-    if student.shape == teacher.shape:
-        return
-    if axis is not None and student.ndim == teacher.ndim and student.shape[axis] != teacher.shape[axis]:
-        raise InputError(
-            "teacher and student have different numbers of classes", where="task.reference",
-            got=f"teacher {teacher.shape[axis]}, student {student.shape[axis]}", expected="the same number",
-            do="Distil from a teacher of the same classes",
-        )  # fmt: skip
-    raise InputError(
-        "teacher and student give outputs of different shapes", where="task.reference",
-        got=f"teacher {list(teacher.shape)}, student {list(student.shape)}", expected="the same shape",
-    )  # fmt: skip
+def _decoupled(z: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-probabilities (p_y, 1 − p_y) [n, 2], and those of the other classes alone [n, classes], −∞ at the label's."""
+    log_p, label = F.log_softmax(z, dim=-1), targets[:, None]
+    others = log_p.scatter(1, label, -torch.inf)
+    log_rest = others.logsumexp(dim=-1, keepdim=True)
+    return torch.cat([log_p.gather(1, label), log_rest], dim=-1), others - log_rest
+
+
+@final
+@dataclass(frozen=True)
+class MatchLogits(Objective):
+    """The mean of (z_s − z_t)² over samples and classes: logits learnt by regression, without a temperature.
+
+    Shapes and errors are SoftTargets'; for float targets it is the same.
+    Source: Ba and Caruana 2013 (arXiv 1312.6184), equation 1, which halves it.
+    """
+
+    def of(self, forward: Forward) -> Tensor:
+        """The squared error for one forward pass: []."""
+        if is_regression(forward):
+            return _squared_error(forward)
+        samples = samples_of(forward, "MatchLogits")
+        return samples.mean((samples.student - samples.teacher).square().mean(dim=-1))
+
+
+def _squared_error(forward: Forward) -> Tensor:
+    student, teacher = forward.outputs.float(), forward.reference_outputs.float()
+    expect_same(student, teacher, axis=None)
+    return F.mse_loss(student, teacher)
