@@ -1,4 +1,5 @@
 import copy
+import math
 from dataclasses import replace
 
 import pytest
@@ -9,7 +10,7 @@ from torch.nn import functional as F
 from tersor.core.errors import InputError
 from tersor.core.step import Context
 from tersor.core.task import Task
-from tersor.distill.response import Distill, SoftTargets
+from tersor.distill.response import DecoupledSoftTargets, Distill, MatchLogits, SoftTargets
 from tersor.train.finetune import Finetune
 from tersor.train.objective import TaskLoss
 from tersor.train.optimizer import Optimizer
@@ -145,3 +146,123 @@ def test_a_student_learns_from_its_teacher_alone_and_leaves_it_as_it_was():
     assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
     assert all(module.training for module in teacher.modules())
     assert all(parameter.requires_grad and parameter.grad is None for parameter in teacher.parameters())
+
+
+# Decoupled soft targets, logits, labels that are missing
+
+
+def naive_decoupled(student, teacher, targets, alpha, beta, temperature):
+    def divergence(p, q):
+        return sum(float(a) * math.log(float(a) / float(b)) for a, b in zip(p, q, strict=True))
+
+    total = 0.0
+    for z_s, z_t, y in zip(student.double(), teacher.double(), targets, strict=True):
+        p_s, p_t = (torch.softmax(z / temperature, 0) for z in (z_s, z_t))
+        sure = divergence([p_t[y], 1 - p_t[y]], [p_s[y], 1 - p_s[y]])
+        others = [i for i in range(len(z_s)) if i != y]
+        rest = divergence(p_t[others] / (1 - p_t[y]), p_s[others] / (1 - p_s[y]))
+        total += alpha * sure + beta * rest
+    return temperature**2 * total / len(targets)
+
+
+@pytest.mark.parametrize(("alpha", "beta", "temperature"), [(1, 8, 4), (0, 2, 1), (3, 0, 2)])
+def test_decoupled_soft_targets_are_the_paper_s_two_parts(logits, alpha, beta, temperature):
+    student, teacher, targets = logits
+    got = objective_of(DecoupledSoftTargets(alpha, beta, temperature), student, teacher, targets)
+    assert got.item() == pytest.approx(naive_decoupled(student, teacher, targets, alpha, beta, temperature), rel=1e-5)
+
+
+def test_with_the_teacher_s_own_weights_the_two_parts_are_soft_targets(logits):
+    student, teacher, _ = logits
+    one = slice(0, 1)  # the weight 1 − p_y is each sample's own
+    target = torch.tensor([2])
+    beta = 1 - float(torch.softmax(teacher[one] / 3, 1)[0, 2])
+    got = objective_of(DecoupledSoftTargets(1, beta, 3), student[one], teacher[one], target)
+    assert torch.allclose(got, objective_of(SoftTargets(3), student[one], teacher[one], target), rtol=1e-5)
+
+
+def test_a_teacher_that_is_all_but_certain_gives_a_finite_gradient():
+    teacher, student = torch.tensor([[200.0, 0, -200], [0, 300, 0]]), torch.tensor([[-200.0, 0, 200], [0, 0, 0]])
+    model = Given(student)
+    loss = DecoupledSoftTargets(temperature=1)(
+        model, (torch.zeros(2, 1), torch.tensor([0, 1])), Task(model, reference=Given(teacher))
+    )
+    loss.backward()
+    assert torch.isfinite(loss) and torch.isfinite(model.outputs.grad).all() and model.outputs.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("objective", [DecoupledSoftTargets(), MatchLogits(), SoftTargets()])
+def test_positions_that_are_ignored_or_padding_do_not_count(objective):
+    torch.manual_seed(0)
+    student, teacher = torch.randn(2, 3, 4), torch.randn(2, 3, 4)
+    targets = torch.tensor([[1, 2, -100], [0, -100, 3]])
+    mask = torch.tensor([[1, 1, 1], [0, 1, 1]])
+    counted = (targets != -100) & (mask == 1)
+    model = Padded(student)
+    batch = {"x": torch.zeros(2, 1), "attention_mask": mask, "labels": targets}
+    got = objective(model, batch, Task(model, reference=Padded(teacher)))
+    flat = objective_of(objective, student[counted], teacher[counted], targets[counted])
+    assert got.item() == pytest.approx(flat.item(), rel=1e-5)
+    batch = {"x": torch.zeros(2, 1), "attention_mask": mask, "labels": torch.full((2, 3), -100)}
+    assert objective(model, batch, Task(model, reference=Padded(teacher))).item() == 0
+
+
+class Padded(Given):
+    def forward(self, x, attention_mask):
+        return self.outputs
+
+
+class Two(Given):
+    def forward(self, x, attention_mask, decoder_input_ids=None):
+        return self.outputs
+
+
+def test_an_encoder_s_mask_does_not_hide_positions_of_the_decoder():
+    torch.manual_seed(0)
+    student, teacher = torch.randn(2, 3, 4), torch.randn(2, 3, 4)
+    batch = {"x": torch.zeros(2, 1), "attention_mask": torch.tensor([[1, 0, 0]] * 2), "labels": torch.ones(2, 3).long()}
+    model = Two(student)
+    got = SoftTargets(2.0)(model, batch, Task(model, reference=Two(teacher)))
+    assert got.item() == pytest.approx(naive_soft(student.flatten(0, 1), teacher.flatten(0, 1), 2.0), rel=1e-5)
+
+
+def test_logits_are_matched_by_squared_error(logits):
+    student, teacher, targets = logits
+    assert torch.allclose(objective_of(MatchLogits(), student, teacher, targets), F.mse_loss(student, teacher))
+    floats = torch.randn(5, 7)
+    assert torch.allclose(objective_of(MatchLogits(), student, teacher, floats), F.mse_loss(student, teacher))
+
+
+@pytest.mark.parametrize("objective", [SoftTargets(2.0), Distill(2.0, alpha=1.0), MatchLogits()])
+def test_what_needs_no_labels_does_without(logits, objective):
+    student, teacher, targets = logits
+    model = Given(student)
+    got = objective(model, {"x": torch.zeros(5, 1)}, Task(model, reference=Given(teacher)))
+    assert torch.allclose(got, objective_of(objective, student, teacher, targets))
+
+
+@pytest.mark.parametrize("objective", [TaskLoss(), Distill(), DecoupledSoftTargets()])
+def test_labels_that_are_missing_where_a_loss_needs_them_are_an_error(logits, objective):
+    student, teacher, _ = logits
+    model = Given(student)
+    with pytest.raises(InputError, match=r"the batch has no labels. Got a dict with keys \['x'\]"):
+        objective(model, {"x": torch.zeros(5, 1)}, Task(model, reference=Given(teacher)))
+
+
+def test_labels_that_are_no_classes_are_an_error_where_classes_are_needed(logits):
+    student, teacher, _ = logits
+    with pytest.raises(InputError, match="DecoupledSoftTargets: this loss needs classes. Got targets of torch.float32"):
+        objective_of(DecoupledSoftTargets(), student, teacher, torch.randn(5, 7))
+
+
+def test_a_teacher_that_gives_nan_is_named_with_its_batch_in_training(logits):
+    class Spoils(nn.Linear):
+        def forward(self, x):
+            return super().forward(x) / (x[:1, :1] != 7)
+
+    x, y = torch.randn(12, 4), torch.randint(0, 3, (12,))
+    x[8] = 7.0
+    batches = list(zip(x.split(4), y.split(4), strict=True))
+    task = replace(Task(nn.Linear(4, 3), batches, batches, batches).complete(), reference=Spoils(4, 3).eval())
+    with pytest.raises(InputError, match="epoch 1/1, batch 2, task.reference: the teacher's output is not finite"):
+        Finetune(epochs=1, objective=Distill()).run(task.model, task, Context(1))
