@@ -62,8 +62,8 @@ def caption(data: Mapping[str, Any]) -> str:
     scale = scale_of(metric["value"], metric["unit"])
     points = ("point" if data["max_drop"] == 1 else "points") if metric["unit"] == "fraction" else metric["unit"]
     text = (
-        f"{human(metric['name']).capitalize()} of the whole model with one layer pruned, on {data['samples']} validation samples; "
-        f"as it is: {scale.full(metric['value'])}. within: the largest sparsity that costs at most "
+        f"{human(metric['name']).capitalize()} of the whole model with one layer pruned, on {data['samples']} "
+        f"validation samples; as it is: {scale.full(metric['value'])}. within: the largest sparsity that costs at most "
         f"{data['max_drop']:g} {points} by itself."
     )
     if data["together"]:
