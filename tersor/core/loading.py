@@ -10,6 +10,20 @@ from tersor.core.errors import user_code
 B = TypeVar("B")
 
 
+def every_nth(items: Iterable[B], index: int, count: int) -> Iterator[B]:
+    """The ``index``-th of each ``count`` items: one process's share; an incomplete last round is left out.
+
+    >>> list(every_nth("abcdefgh", 1, 3))
+    ['b', 'e']
+    """
+    turn: list[B] = []
+    for item in items:
+        turn.append(item)
+        if len(turn) == count:
+            yield turn[index]
+            turn = []
+
+
 def batches_of(loader: Iterable[B], where: str) -> Iterator[B]:
     """Yield the batches of a loader of the user's.
 

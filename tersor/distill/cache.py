@@ -26,7 +26,7 @@ from tersor.distill.records import Column, Records, Shelf
 from tersor.distill.stored_answer import decode, distance, encode, storable
 from tersor.train.checkpoint import fingerprint
 from tersor.train.replay import replayed
-from tersor.train.teacher import Answer, Answers, Ask
+from tersor.train.teacher import Answer, Answers, Ask, device_of_inputs
 
 VERSION = 1
 TOLERANCE = {False: 2**-8, True: 2**-4}  # of a stored answer beside one computed again: fp16 and, autocast, bfloat16
@@ -285,7 +285,7 @@ class _Batch:
         self.inputs, self._count = inputs, len(keyed.samples)
         self.slots: NDArray[np.int64] = keyed.view * samples + keyed.samples.numpy()
         tensors = [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
-        self.device = tensors[0].device if tensors else torch.device("cpu")
+        self.device = device_of_inputs(inputs)
         self.hashes: NDArray[np.int64] = np.zeros(self._count, dtype=np.int64)
         with np.errstate(over="ignore"):
             for number, tensor in enumerate(tensors):

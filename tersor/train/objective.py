@@ -7,7 +7,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, final
 
 import torch
@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from tersor.core.errors import InputError
 from tersor.core.keyed import Keyed, plain
-from tersor.core.task import TARGET_KEYS, Arguments, Batch, Task, default_loss
+from tersor.core.task import TARGET_KEYS, Batch, Task, default_loss
 from tersor.train.companion import Companion
 from tersor.train.layers import LayerPair, Reading, resolve
 from tersor.train.taps import Tap, sole, tapped
@@ -153,16 +153,10 @@ class Forward:
     def _answer(self) -> Answer:
         """The teacher's answer to the batch: from where a keyed batch says, else by a forward pass.
 
-        The reference is moved to the outputs' device when it first runs, and stays there. Raises InputError where there
-        is none, or where its output is not finite.
+        Raises InputError where there is no reference, or where its output is not finite.
         """
-        reference, device = self._reference, self.outputs.device
-
-        def ask(inputs: Arguments) -> Answer:
-            if any(tensor.device != device for tensor in (*reference.parameters(), *reference.buffers())):
-                reference.to(device)
-            return run_teacher(reference, inputs, self.task.output, self._taps[1])
-
+        reference = self._reference
+        ask = partial(run_teacher, reference, output=self.task.output, taps=self._taps[1])
         inputs = self.task.inputs(self.batch, reference)
         if self.keyed is not None and self.keyed.answers is not None:
             return self.keyed.answers.answer(self.keyed, inputs, tuple(map(str, self._taps[1])), ask)

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from tersor.core.check_task import same
 from tersor.core.errors import InputError, user_code
 from tersor.core.keyed import Keyed, KeyedLoader, Replayable
+from tersor.core.loading import every_nth
 from tersor.core.randomness import fixed_randomness, reseed
 from tersor.core.step import derive_seed
 from tersor.core.task import Batch
@@ -93,13 +94,8 @@ class _Pairs:
         self.sampler, self.share, self.view = sampler, share, 0
 
     def __iter__(self) -> Iterator[list[_Pair]]:
-        index, count = self.share
-        turn: list[list[int]] = []
-        for numbers in self.sampler:
-            turn.append(list(numbers))
-            if len(turn) == count:  # an incomplete last round is left out
-                yield [(int(number), self.view) for number in turn[index]]
-                turn = []
+        for numbers in every_nth(self.sampler, *self.share):
+            yield [(int(number), self.view) for number in numbers]
 
     def __len__(self) -> int:
         return len(self.sampler) // self.share[1]  # type: ignore[arg-type]

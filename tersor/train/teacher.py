@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from tersor.core.errors import InputError
 from tersor.core.eval_mode import eval_mode
@@ -52,15 +53,24 @@ class Reference(nn.Module):
     """A teacher that gives the output tensor itself: the task's ``output_of``, made for its own model, is not asked."""
 
 
+def device_of_inputs(inputs: Arguments) -> torch.device:
+    """Where the first tensor lies; the CPU where there is none."""
+    return next((leaf.device for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)), torch.device("cpu"))
+
+
 def run_teacher(
     teacher: nn.Module, inputs: Arguments, output: Callable[[Any], Tensor], taps: Sequence[Tap] = ()
 ) -> Answer:
     """Run ``teacher`` in eval mode and without a gradient; each module's own mode is put back.
 
+    It is moved to the device of its inputs, and stays there.
     ``output``: what the teacher returns → the tensor that counts; ``taps``: what is kept on the way. Raises InputError,
     with the rows, where the output is not finite (on a GPU, where looking would halt the queue, it shows in the loss).
     """
     args, kwargs = inputs
+    device = device_of_inputs(inputs)
+    if any(tensor.device != device for tensor in (*teacher.parameters(), *teacher.buffers())):
+        teacher.to(device)
     training = any(module.training for module in teacher.modules())
     with torch.no_grad(), eval_mode(teacher) if training else nullcontext(), tapped(teacher, taps) as seen:
         result = teacher(*args, **kwargs)

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from tersor.core.errors import InputError, TrainingError, located, user_code
 from tersor.core.keyed import KeyedLoader
+from tersor.core.loading import every_nth
 from tersor.core.task import Batch, Task
 from tersor.train.companion import Companion, Moment
 from tersor.train.objective import Objective
@@ -181,12 +182,7 @@ class _Share:
         self.loader, self.index, self.count = loader, index, count
 
     def __iter__(self) -> Iterator[Batch]:
-        turn = []
-        for batch in self.loader:
-            turn.append(batch)
-            if len(turn) == self.count:
-                yield turn[self.index]
-                turn = []
+        return every_nth(self.loader, self.index, self.count)
 
     def __len__(self) -> int:
         length = length_of(self.loader)
