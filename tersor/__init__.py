@@ -50,7 +50,22 @@ _HOME = {
     "FoldBatchNorm": "tersor.quantize.fold",
     "Quantize": "tersor.quantize.quantize",
     "Finetune": "tersor.train.finetune",
+    "TaskLoss": "tersor.train.objective",
+    "Adaptive": "tersor.train.adaptive",
+    "GradientNorms": "tersor.train.adaptive",
+    "ValidationLoss": "tersor.train.adaptive",
     "Distill": "tersor.distill.response",
+    "SoftTargets": "tersor.distill.response",
+    "DecoupledSoftTargets": "tersor.distill.response",
+    "MatchLogits": "tersor.distill.response",
+    "Hints": "tersor.distill.features",
+    "AttentionTransfer": "tersor.distill.features",
+    "AttentionMaps": "tersor.distill.attention",
+    "RelativeDistances": "tersor.distill.relations",
+    "RelativeAngles": "tersor.distill.relations",
+    "SimilarityPreserving": "tersor.distill.relations",
+    "CorrelationCongruence": "tersor.distill.relations",
+    "Correlation": "tersor.distill.relations",
     "Budgets": "tersor.run.budgets",
     "compress": "tersor.jobs.compress",
     "resume": "tersor.jobs.compress",
@@ -76,7 +91,16 @@ if TYPE_CHECKING:
     from tersor.core.plan import Plan
     from tersor.core.step import Context, Pipeline
     from tersor.core.task import Metric, Task
-    from tersor.distill.response import Distill
+    from tersor.distill.attention import AttentionMaps
+    from tersor.distill.features import AttentionTransfer, Hints
+    from tersor.distill.relations import (
+        Correlation,
+        CorrelationCongruence,
+        RelativeAngles,
+        RelativeDistances,
+        SimilarityPreserving,
+    )
+    from tersor.distill.response import DecoupledSoftTargets, Distill, MatchLogits, SoftTargets
     from tersor.export.artifact import load_artifact as load
     from tersor.export.artifact import save_artifact as save
     from tersor.export.onnx import export_onnx
@@ -108,7 +132,9 @@ if TYPE_CHECKING:
     from tersor.quantize.fold import FoldBatchNorm
     from tersor.quantize.quantize import Quantize
     from tersor.run.budgets import Budgets
+    from tersor.train.adaptive import Adaptive, GradientNorms, ValidationLoss
     from tersor.train.finetune import Finetune
+    from tersor.train.objective import TaskLoss
 
 
 def __getattr__(name: str) -> Any:

@@ -11,7 +11,6 @@ from weakref import WeakKeyDictionary
 import torch
 from accelerate.utils import send_to_device
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from tersor.core.errors import InputError
 from tersor.core.place import Everything, Selector, TensorPlace, module_at, select, tensor_at
@@ -33,7 +32,7 @@ class GroupSparsity(Objective):
     w_k is everything coupled to unit k (what makes it, what reads it, scales of norms, depthwise filters; no biases),
     I_k = ‖w_k‖² its importance as it stands at each step. The most important unit of a group decays at the rate
     ``strength`` (γ = 1; the gradient is strength · γ · w, as weight decay's), the least at 2^α times that. Add it to an
-    objective: ``TaskLoss() + GroupSparsity(5e-4)``; in a recipe ``group_sparsity`` is that sum.
+    objective: ``TaskLoss() + GroupSparsity(5e-4)``; in a recipe a list: ``[task_loss, {group_sparsity: {…}}]``.
 
     The groups are those of the model being trained that ``where`` means and nothing freezes (of attention ``heads`` as
     a whole, or equally inside them). They are found once, from the task's example inputs, and again where the model or
@@ -49,37 +48,14 @@ class GroupSparsity(Objective):
     heads: Literal["whole", "inside"] = "whole"
 
     def __post_init__(self) -> None:
-        _check(type(self).__name__, self.strength, self.alpha)
+        for name in ("strength", "alpha"):
+            if not 0 <= (got := getattr(self, name)) < math.inf:
+                raise InputError("must be a number from 0 on", where=f"GroupSparsity.{name}", got=got)
 
     def of(self, forward: Forward) -> Tensor:
         """The penalty of the weights as they stand: []. No pass through the model."""
-        wrapped = forward.model
-        model = wrapped.module if isinstance(wrapped, DistributedDataParallel) else wrapped
+        model = forward.student
         return self.strength * penalty(model, _units_of(model, forward.task, self), self.alpha)
-
-
-@final
-@dataclass(frozen=True)
-class TaskLossWithGroupSparsity(Objective):
-    """``TaskLoss() + GroupSparsity(strength, alpha, where, heads)`` as one name for recipes; see GroupSparsity."""
-
-    strength: float = 5e-4
-    alpha: float = 4.0
-    where: Selector = Everything()
-    heads: Literal["whole", "inside"] = "whole"
-
-    def __post_init__(self) -> None:
-        _check(type(self).__name__, self.strength, self.alpha)
-
-    def of(self, forward: Forward) -> Tensor:
-        """The sum for one forward pass: []."""
-        return forward.task_loss + GroupSparsity(self.strength, self.alpha, self.where, self.heads).of(forward)
-
-
-def _check(name: str, strength: float, alpha: float) -> None:
-    for field, got in (("strength", strength), ("alpha", alpha)):
-        if not 0 <= got < math.inf:
-            raise InputError("must be a number from 0 on", where=f"{name}.{field}", got=got)
 
 
 @dataclass(frozen=True, eq=False)

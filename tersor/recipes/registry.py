@@ -3,7 +3,16 @@
 from __future__ import annotations
 
 from tersor.core.step import Method, Step
-from tersor.distill.response import Distill
+from tersor.distill.attention import AttentionMaps
+from tersor.distill.features import AttentionTransfer, Hints
+from tersor.distill.relations import (
+    Correlation,
+    CorrelationCongruence,
+    RelativeAngles,
+    RelativeDistances,
+    SimilarityPreserving,
+)
+from tersor.distill.response import DecoupledSoftTargets, Distill, MatchLogits, SoftTargets
 from tersor.prune.adapter import PruneBehindAdapter
 from tersor.prune.block_scores import BlockScore, LossIncrease, RelativeNorm, Similarity
 from tersor.prune.blocks import PruneBlocks
@@ -21,7 +30,7 @@ from tersor.prune.elements import (
     WeightTaylor,
 )
 from tersor.prune.gradual import GradualSparsity
-from tersor.prune.group_sparsity import TaskLossWithGroupSparsity
+from tersor.prune.group_sparsity import GroupSparsity
 from tersor.prune.lottery import LotteryTicket
 from tersor.prune.patterns import NM, Block, Element, Pattern, Rows
 from tersor.prune.prune import Prune
@@ -44,9 +53,10 @@ from tersor.quantize.fold import FoldBatchNorm
 from tersor.quantize.quantize import Quantize
 from tersor.quantize.ranges import MeanSquaredError, MinMax, Percentile, Range
 from tersor.recipes.schema import Registry
+from tersor.train.adaptive import Adaptive, GradientNorms, Rule, ValidationLoss
 from tersor.train.companion import Companion
 from tersor.train.finetune import Finetune
-from tersor.train.objective import Objective, TaskLoss
+from tersor.train.objective import Objective, Sum, TaskLoss
 from tersor.train.recalibrate import RecalibrateBatchNorm
 from tersor.train.schedules import Constant, Cosine, OneCycle, Schedule
 
@@ -68,7 +78,24 @@ STEPS = Registry(
             "quantize": Quantize,
         },
         Method: {"prune_channels": PruneChannels},
-        Objective: {"task_loss": TaskLoss, "distill": Distill, "group_sparsity": TaskLossWithGroupSparsity},
+        Objective: {
+            "task_loss": TaskLoss,
+            "distill": Distill,
+            "soft_targets": SoftTargets,
+            "decoupled": DecoupledSoftTargets,
+            "match_logits": MatchLogits,
+            "hints": Hints,
+            "attention_transfer": AttentionTransfer,
+            "attention_maps": AttentionMaps,
+            "relative_distances": RelativeDistances,
+            "relative_angles": RelativeAngles,
+            "similarity_preserving": SimilarityPreserving,
+            "correlation_congruence": CorrelationCongruence,
+            "correlation": Correlation,
+            "group_sparsity": GroupSparsity,
+            "adaptive": Adaptive,
+        },
+        Rule: {"gradient_norms": GradientNorms, "validation_loss": ValidationLoss},
         Score: {
             "taylor": Taylor,
             "magnitude": Magnitude,
@@ -94,5 +121,6 @@ STEPS = Registry(
         BlockScore: {"similarity": Similarity, "relative_norm": RelativeNorm, "loss_increase": LossIncrease},
         Range: {"min_max": MinMax, "percentile": Percentile, "mean_squared_error": MeanSquaredError},
         Schedule: {"cosine": Cosine, "one_cycle": OneCycle, "constant": Constant},
-    }
+    },
+    sums={Objective: Sum},
 )

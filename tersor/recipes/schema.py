@@ -9,15 +9,26 @@ import re
 import reprlib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from typing import Annotated, Any, Union
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, create_model, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    create_model,
+    model_validator,
+)
 
 from tersor.core.errors import InputError, TersorError
 from tersor.core.place import Both, ByName, ByType, Either, Everything, Not, Selector
 
+_ONE, _SUM = "one of them", "a list of them"  # how errors of pydantic name the two forms of a field
 _UNION_BRANCH = re.compile(r"float|int|str|bool|(mapping|dict)\[.*\]", re.DOTALL)  # pydantic's names of branches
 
 
@@ -25,6 +36,10 @@ class _Made(BaseModel):
     """Validated fields of one dataclass."""
 
     model_config = ConfigDict(extra="forbid", strict=False, arbitrary_types_allowed=True)
+
+
+def _one_or_sum(value: Any) -> str:
+    return _SUM if isinstance(value, (list, tuple)) else _ONE
 
 
 class _Choice(BaseModel):
@@ -35,11 +50,32 @@ class _Choice(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _one(cls, value: Any) -> Any:
-        if isinstance(value, str):
-            value = {value: {}}
-        if isinstance(value, Mapping) and len(value) == 1:
-            return {key: ({} if fields is None else fields) for key, fields in value.items()}
-        raise ValueError(f"expected one of {', '.join(cls.model_fields)}, as a name or as one key with its settings")
+        return _named(value, cls.model_fields)
+
+
+class _Term(BaseModel):
+    """The same with a weight, in a list: ``{distill: {temperature: 4}, weight: 0.7}``."""
+
+    model_config = ConfigDict(extra="forbid")
+    weight: float = 1.0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one(cls, value: Any) -> Any:
+        names = [name for name in cls.model_fields if name != "weight"]
+        if not isinstance(value, Mapping) or "weight" not in value:
+            return _named(value, names)
+        rest = {name: fields for name, fields in value.items() if name != "weight"}
+        return {**_named(rest, names), "weight": value["weight"]}
+
+
+def _named(value: Any, names: Iterable[str]) -> dict[str, Any]:
+    """{name: settings} of a name alone, or of one key with its settings."""
+    if isinstance(value, str):
+        value = {value: {}}
+    if isinstance(value, Mapping) and len(value) == 1:
+        return {key: ({} if fields is None else fields) for key, fields in value.items()}
+    raise ValueError(f"expected one of {', '.join(names)}, as a name or as one key with its settings")
 
 
 def _selector(value: Any) -> Selector:
@@ -65,13 +101,18 @@ def _selector(value: Any) -> Selector:
 
 
 class Registry:
-    """Names in recipes → dataclasses, grouped by the abstract class that a field asks for."""
+    """Names in recipes → dataclasses, grouped by the abstract class that a field asks for.
 
-    def __init__(self, families: Mapping[type, Mapping[str, type]]):
-        self.families = families
+    ``sums``: of a family, the class of its weighted sums, made from pairs of (weight, member): a field that asks for
+    the family is also read from a list of members, each with a weight of 1 unless it says another.
+    """
+
+    def __init__(self, families: Mapping[type, Mapping[str, type]], sums: Mapping[type, type] | None = None):
+        self.families, self.sums = families, sums or {}
         self._of_model: dict[type[BaseModel], type] = {}
         self.model_for = cache(self._model_for)
         self.choice_for = cache(self._choice_for)
+        self.term_for = cache(self._term_for)
 
     def build(self, base: type, value: Any, path: str) -> Any:
         """The object of family ``base`` that ``value`` describes; InputError says ``path`` and what is allowed."""
@@ -88,6 +129,8 @@ class Registry:
             return _selector_text(value)
         if not dataclasses.is_dataclass(value) or isinstance(value, type):
             return list(value) if isinstance(value, tuple) else value
+        if type(value) in self.sums.values():
+            return [{**self.settings(member), "weight": weight} for weight, member in getattr(value, "terms")]  # noqa: B009
         names = (name for known in self.families.values() for name, kind in known.items() if type(value) is kind)
         name = next(names, None)
         return self._fields(value) if name is None else {name: self._fields(value)}
@@ -106,11 +149,15 @@ class Registry:
                 )
         return found
 
-    def _choice_for(self, base: type) -> type[BaseModel]:
-        fields: dict[str, Any] = {
-            name: (self.model_for(kind) | None, None) for name, kind in self.families[base].items()
-        }
-        return create_model(base.__name__, __base__=_Choice, **fields)
+    def _choice_for(self, base: type, without: type | None = None) -> type[BaseModel]:
+        return create_model(base.__name__, __base__=_Choice, **self._members(base, without))
+
+    def _term_for(self, base: type, without: type | None = None) -> type[BaseModel]:
+        return create_model(base.__name__, __base__=_Term, **self._members(base, without))
+
+    def _members(self, base: type, without: type | None) -> dict[str, Any]:
+        kinds = ((name, kind) for name, kind in self.families[base].items() if kind is not without)
+        return {name: (self.model_for(kind) | None, None) for name, kind in kinds}
 
     def _model_for(self, kind: type) -> type[BaseModel]:
         hints = typing.get_type_hints(kind)
@@ -119,20 +166,26 @@ class Registry:
             if not field.init:
                 continue
             required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-            fields[field.name] = (self._annotation(hints[field.name]), ... if required else None)
+            fields[field.name] = (self._annotation(hints[field.name], kind), ... if required else None)
         model = create_model(kind.__name__, __base__=_Made, **fields)
         self._of_model[model] = kind
         return model
 
-    def _annotation(self, hint: Any) -> Any:
+    def _annotation(self, hint: Any, owner: type) -> Any:
+        """What pydantic reads for a field of ``owner``; a member of a family may hold the others, but not its like."""
         if hint is Selector:
             return Annotated[Any, BeforeValidator(_selector)]
         if hint in self.families:
-            return self.choice_for(hint)
+            without = owner if owner in self.families[hint].values() else None
+            choice = self.choice_for(hint, without)
+            if hint not in self.sums:
+                return choice
+            terms = Annotated[list[self.term_for(hint, without)], Field(min_length=1)]  # type: ignore[misc, valid-type]
+            return Annotated[Annotated[choice, Tag(_ONE)] | Annotated[terms, Tag(_SUM)], Discriminator(_one_or_sum)]
         if inspect.isclass(hint) and dataclasses.is_dataclass(hint):
             return self.model_for(hint)
         if typing.get_origin(hint) in (Union, types.UnionType):
-            options = tuple(self._annotation(option) for option in typing.get_args(hint))
+            options = tuple(self._annotation(option, owner) for option in typing.get_args(hint))
             return Union[options]  # noqa: UP007  (built at run time)
         return hint
 
@@ -140,6 +193,14 @@ class Registry:
         if isinstance(model, _Choice):
             (name,) = model.model_fields_set
             return self._object(getattr(model, name))
+        if isinstance(model, _Term):
+            (name,) = model.model_fields_set - {"weight"}
+            return model.weight, self._object(getattr(model, name))
+        if isinstance(model, list) and model and isinstance(model[0], _Term):
+            (kind,) = {kind for base, kind in self.sums.items() if base.__name__ == type(model[0]).__name__}
+            if not any(term.weight for term in model):
+                raise InputError("all weights are zero", where=kind.__name__, expected="a weight above 0")
+            return kind(tuple(map(self._object, model)))
         if isinstance(model, _Made):
             given = {name: self._object(getattr(model, name)) for name in model.model_fields_set}
             return self._of_model[type(model)](**given)
@@ -166,7 +227,11 @@ def _selector_text(value: Selector) -> Any:
 def explain(error: ValidationError, path: str, model: type[BaseModel]) -> TersorError:
     """The first fault of a pydantic error as an InputError: path, what was got, what is allowed."""
     fault = _deepest(error)
-    parts = [part for part in fault["loc"] if not _UNION_BRANCH.fullmatch(str(part)) or isinstance(part, int)]
+    parts = [
+        part
+        for part in fault["loc"]
+        if part not in (_ONE, _SUM) and not _UNION_BRANCH.fullmatch(str(part)) or isinstance(part, int)
+    ]
     where = path + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts)
     if fault["type"] == "extra_forbidden":
         parent = _field_model(model, fault["loc"][:-1])
@@ -194,7 +259,13 @@ def _field_model(model: type[BaseModel], loc: tuple[Any, ...]) -> type[BaseModel
     for part in loc:
         if current is None or part not in current.model_fields:
             continue  # list positions and union branches are no fields
-        options = [current.model_fields[part].annotation, *typing.get_args(current.model_fields[part].annotation)]
-        found = [option for option in options if inspect.isclass(option) and issubclass(option, BaseModel)]
-        current = found[0] if found else None
+        current = next(_models_in(current.model_fields[part].annotation), None)
     return current
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The pydantic models that a field's annotation names, however deep."""
+    if inspect.isclass(annotation) and issubclass(annotation, BaseModel):
+        yield annotation
+    for option in typing.get_args(annotation):
+        yield from _models_in(option)

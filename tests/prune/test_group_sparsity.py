@@ -14,7 +14,7 @@ from tersor.core.step import Context
 from tersor.core.task import Task
 from tersor.prune import group_sparsity
 from tersor.prune.channels import PruneChannels
-from tersor.prune.group_sparsity import GroupSparsity, TaskLossWithGroupSparsity
+from tersor.prune.group_sparsity import GroupSparsity
 from tersor.train.finetune import Finetune
 from tersor.train.objective import TaskLoss
 from tersor.train.optimizer import Optimizer
@@ -80,20 +80,12 @@ def test_training_shrinks_the_unimportant_units_faster_than_the_important_ones()
     before = slices(task.model).detach().norm(dim=1)
     weak = before.argsort()[:2]
     strong = before.argsort()[-2:]
-    step = Finetune(epochs=10, objective=TaskLossWithGroupSparsity(0.01), optimizer=Optimizer(lr=0.05), keep="last")
+    step = Finetune(epochs=10, objective=TaskLoss() + GroupSparsity(0.01), optimizer=Optimizer(lr=0.05), keep="last")
     left = slices(step.run(task.model, task, Context(1)).model).detach().norm(dim=1) / before
     assert left[weak].max() < 0.5 * left[strong].min(), left
     plain = Finetune(epochs=10, objective=TaskLoss(), optimizer=Optimizer(lr=0.05), keep="last")
     without = slices(plain.run(task.model, task, Context(1)).model).detach().norm(dim=1) / before
     assert without[weak].min() > left[weak].max()
-
-
-def test_the_sum_is_one_name_in_a_recipe():
-    task = make_task()
-    batch = next(iter(task.validation))
-    net = task.model.eval()
-    expected = (TaskLoss() + GroupSparsity(0.02, 2.0))(net, batch, task)
-    assert torch.allclose(TaskLossWithGroupSparsity(0.02, 2.0)(net, batch, task), expected)
 
 
 class Stopping:
@@ -207,8 +199,8 @@ def test_heads_decay_as_wholes_or_equally_inside(heads):
 def test_what_cannot_be_is_refused():
     with pytest.raises(InputError, match="GroupSparsity.strength"):
         GroupSparsity(strength=-1.0)
-    with pytest.raises(InputError, match="TaskLossWithGroupSparsity.alpha"):
-        TaskLossWithGroupSparsity(alpha=float("nan"))
+    with pytest.raises(InputError, match="GroupSparsity.alpha"):
+        GroupSparsity(alpha=float("nan"))
     net = nn.Linear(3, 2)
     with pytest.raises(InputError, match="no example inputs"):
         GroupSparsity()(net, None, Task(net))

@@ -4,12 +4,14 @@ import yaml
 from tersor.core.errors import InputError
 from tersor.core.place import ByName, ByType, Everything, Not
 from tersor.core.step import Pipeline, Step
-from tersor.distill.response import Distill
+from tersor.distill.features import Hints
+from tersor.distill.response import DecoupledSoftTargets, Distill
 from tersor.prune.amount import Keep
 from tersor.prune.channels import PruneChannels
 from tersor.prune.drop_and_grow import DropAndGrow
 from tersor.prune.elements import Movement, Wanda
 from tersor.prune.gradual import GradualSparsity
+from tersor.prune.group_sparsity import GroupSparsity
 from tersor.prune.lottery import LotteryTicket
 from tersor.prune.patterns import NM
 from tersor.prune.prune import Prune
@@ -17,7 +19,9 @@ from tersor.prune.scopes import ErdosRenyi, Global, PerType
 from tersor.prune.unmask import Unmask
 from tersor.recipes.recipe import BUILT_IN, parts_of, read_recipe, to_yaml
 from tersor.recipes.registry import STEPS
+from tersor.train.adaptive import Adaptive, ValidationLoss
 from tersor.train.finetune import Finetune
+from tersor.train.objective import TaskLoss
 
 
 def _recipe(part):
@@ -79,9 +83,30 @@ def test_amounts_survive_being_printed_and_read(given):
             LotteryTicket(rounds=2, training=Finetune(epochs=4), prune=Prune(scope=ErdosRenyi())),
         ),
         ({"unmask": {"weights": "stored"}}, Unmask(weights="stored")),
+        (
+            {"finetune": {"objective": ["task_loss", {"group_sparsity": {"strength": 0.005}, "weight": 2}]}},
+            Finetune(objective=TaskLoss() + 2.0 * GroupSparsity(0.005)),
+        ),
+        (
+            {"finetune": {"objective": [{"hints": {"pairs": {"a": "b.*"}, "loss": "cosine"}}]}},
+            Finetune(objective=1.0 * Hints({"a": "b.*"}, "cosine")),
+        ),
+        (
+            {
+                "finetune": {
+                    "objective": {
+                        "adaptive": {
+                            "objective": ["task_loss", {"decoupled": {"beta": 2}, "weight": 0.5}],
+                            "rule": {"validation_loss": {"temperature": 3}},
+                        }
+                    }
+                }
+            },
+            Finetune(objective=Adaptive(TaskLoss() + 0.5 * DecoupledSoftTargets(beta=2), ValidationLoss(3))),
+        ),
     ],
 )
-def test_sparsity_is_read_and_survives_being_printed(part, step):
+def test_a_part_is_read_and_survives_being_printed(part, step):
     recipe = read_recipe(_recipe(part))
     assert recipe.steps[0].step == step
     assert read_recipe(yaml.safe_load(to_yaml(recipe))).steps == recipe.steps
@@ -107,6 +132,23 @@ def test_sparsity_is_read_and_survives_being_printed(part, step):
         (_recipe({"finetune": {"objective": {"distil": {}}}}), ["finetune.objective", "distil", "task_loss, distill"]),
         (_recipe({"finetune": {"objective": {"distill": {"temperature": -1}}}}), ["emperature", "-1"]),
         (_recipe({"finetune": {}, "quantize": {}}), ["parts[0]", "one key"]),
+        (_recipe({"finetune": {"objective": []}}), ["finetune.objective: ", "at least 1"]),
+        (
+            _recipe({"finetune": {"objective": ["task_loss", {"hnts": {"pairs": {"a": "b"}}}]}}),
+            ["finetune.objective[1].hnts", "Did you mean 'hints'"],
+        ),
+        (_recipe({"finetune": {"objective": [{"hints": {"pair": {}}}]}}), ["objective[0].hints.pairs", "required"]),
+        (_recipe({"finetune": {"objective": {"hints": {"pairs": {}}}}}), ["Hints.pairs", "no pairs of layers"]),
+        (
+            _recipe({"finetune": {"objective": [{"distill": {}, "weight": "much"}]}}),
+            ["finetune.objective[0].weight", "much"],
+        ),
+        (_recipe({"finetune": {"objective": [{"distill": {}, "weight": -1}]}}), ["0 or more", "-1"]),
+        (_recipe({"finetune": {"objective": [{"distill": {}, "weight": 0}]}}), ["all weights are zero"]),
+        (
+            _recipe({"finetune": {"objective": {"adaptive": {"objective": ["task_loss", "adaptive"]}}}}),
+            ["objective.adaptive.objective[1].adaptive", "unknown name"],
+        ),
         (_recipe({"finetune": {"precision": "fp8"}}), ["finetune.precision", "fp8", "bf16"]),
         (_recipe({"prune_channels": {"sparsity": 1.5}}), ["parsity", "1.5"]),
         ({"name": "mine", "steps": []}, ["recipe.steps"]),
