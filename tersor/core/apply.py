@@ -13,6 +13,7 @@ from torch.nn.utils import parametrize
 
 from tersor.core.edit import Attribute, Cut, Edit, Mask, Quantizer, Slice, Swap, Write
 from tersor.core.errors import InputError
+from tersor.core.eval_mode import eval_mode
 from tersor.core.fake_quantize import FakeQuantize
 from tersor.core.intercept import intercept_at, welcome
 from tersor.core.masked import Masked, standing_mask
@@ -42,6 +43,9 @@ def apply(model: nn.Module, plan: Plan, *, in_place: bool = False) -> nn.Module:
     target = model if in_place else copy.deepcopy(model)
     for edit in plan.edits:
         write(target, edit)
+    if any(isinstance(edit, Slice) for edit in plan.edits):
+        with eval_mode(target, training=True):
+            pass  # modules that keep what they computed of their weights forget it when they begin to train
     return target
 
 

@@ -243,6 +243,7 @@ _LOCK = threading.RLock()
 def _put_back(model: nn.Module) -> Iterator[None]:
     holders = [holder for module in model.modules() for holder in (vars(module), module._buffers)]
     holders += [vars(config) for _, _, config in _configs(model)]
+    holders += [value for holder in holders for value in holder.values() if type(value) is dict]  # a module's own cache
     before = [(holder, dict(holder)) for holder in holders]
     try:
         yield

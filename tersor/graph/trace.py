@@ -128,6 +128,7 @@ def trace(model: nn.Module, example_inputs: tuple[Any, ...], *, training: bool =
         with eval_mode(model, training=training), warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
             with watched(model) as book:
+                model.train().train(training)  # modules that keep what they computed of their weights forget it
                 program = torch.export.export(model, example_inputs, strict=False)
             program = program.run_decompositions({})
     except Exception as error:  # torch.export raises whatever the user's forward or its own passes raise

@@ -298,3 +298,30 @@ def test_any_chain_of_blocks_shrinks_exactly(names, sparsity):
     plan = PruneChannels(sparsity=sparsity, score=Random()).plan(net, task)
     assert verify_edits(net, apply(net, plan), plan, task, tolerance=1e-9) < 1e-9
     assert not [skip for skip in plan.skips if "literal" in skip.reason]
+
+
+def test_what_a_module_keeps_in_a_dictionary_is_made_anew():
+    """timm's attentions keep their biases by device while they do not train: neither capture nor surgery may leave a
+    stale one there."""
+
+    class Cached(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.bias, self.last = nn.Linear(3, 8), nn.Parameter(torch.randn(8)), nn.Linear(8, 2)
+            self.cache = {}
+
+        def train(self, mode=True):
+            if mode:
+                self.cache = {}
+            return super().train(mode)
+
+        def forward(self, x):
+            if "cpu" not in self.cache:
+                self.cache["cpu"] = self.bias * 2
+            return self.last(self.first(x) + self.cache["cpu"])
+
+    net, x = Cached().eval(), torch.randn(4, 3)
+    expected = net(x)
+    small = PruneChannels(0.5, multiple_of=1).run(net, Task(net, example_inputs=(x,))).model
+    assert small.first.out_features == 4 and small(x).shape == (4, 2)
+    assert torch.equal(net(x), expected)
