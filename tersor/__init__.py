@@ -55,6 +55,15 @@ _HOME = {
     "GradientNorms": "tersor.train.adaptive",
     "ValidationLoss": "tersor.train.adaptive",
     "Distill": "tersor.distill.response",
+    "Teacher": "tersor.distill.teachers",
+    "Teachers": "tersor.distill.teachers",
+    "TeacherCache": "tersor.distill.cache",
+    "Ahead": "tersor.distill.ahead",
+    "drop_layers": "tersor.distill.students",
+    "scaled": "tersor.distill.scaling",
+    "scaled_config": "tersor.distill.scaling",
+    "capacity": "tersor.measure.capacity",
+    "replayed": "tersor.train.replay",
     "SoftTargets": "tersor.distill.response",
     "DecoupledSoftTargets": "tersor.distill.response",
     "MatchLogits": "tersor.distill.response",
@@ -112,6 +121,7 @@ if TYPE_CHECKING:
     from tersor.jobs.prune_file import inspect_file, prune_file
     from tersor.jobs.sensitivity import sensitivity
     from tersor.measure.sensitivity import Probe
+    from tersor.measure.capacity import capacity
     from tersor.prune.adapter import PruneBehindAdapter
     from tersor.prune.amount import Keep
     from tersor.prune.blocks import PruneBlocks
@@ -134,6 +144,7 @@ if TYPE_CHECKING:
     from tersor.run.budgets import Budgets
     from tersor.train.adaptive import Adaptive, GradientNorms, ValidationLoss
     from tersor.train.finetune import Finetune
+    from tersor.train.replay import replayed
     from tersor.train.objective import TaskLoss
 
 
