@@ -120,15 +120,16 @@ class Graph:
 
 
 def trace(model: nn.Module, example_inputs: tuple[Any, ...], *, training: bool = False) -> Graph:
-    """Capture ``model``'s forward in eval mode, or as it trains. The model is not changed.
+    """Capture ``model``'s forward in eval mode, or as it trains. The model is not changed, but for what its modules
+    keep of their weights until they train again.
 
     Raises GraphError, saying where the capture stopped and the usual mend.
     """
     try:
         with eval_mode(model, training=training), warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
+            model.train().train(training)  # modules that keep what they computed of their weights forget it
             with watched(model) as book:
-                model.train().train(training)  # modules that keep what they computed of their weights forget it
                 program = torch.export.export(model, example_inputs, strict=False)
             program = program.run_decompositions({})
     except Exception as error:  # torch.export raises whatever the user's forward or its own passes raise
