@@ -100,7 +100,9 @@ if TYPE_CHECKING:
     from tersor.core.plan import Plan
     from tersor.core.step import Context, Pipeline
     from tersor.core.task import Metric, Task
+    from tersor.distill.ahead import Ahead
     from tersor.distill.attention import AttentionMaps
+    from tersor.distill.cache import TeacherCache
     from tersor.distill.features import AttentionTransfer, Hints
     from tersor.distill.relations import (
         Correlation,
@@ -110,6 +112,9 @@ if TYPE_CHECKING:
         SimilarityPreserving,
     )
     from tersor.distill.response import DecoupledSoftTargets, Distill, MatchLogits, SoftTargets
+    from tersor.distill.scaling import scaled, scaled_config
+    from tersor.distill.students import drop_layers
+    from tersor.distill.teachers import Teacher, Teachers
     from tersor.export.artifact import load_artifact as load
     from tersor.export.artifact import save_artifact as save
     from tersor.export.onnx import export_onnx
@@ -120,8 +125,8 @@ if TYPE_CHECKING:
     from tersor.jobs.load_check import load_check
     from tersor.jobs.prune_file import inspect_file, prune_file
     from tersor.jobs.sensitivity import sensitivity
-    from tersor.measure.sensitivity import Probe
     from tersor.measure.capacity import capacity
+    from tersor.measure.sensitivity import Probe
     from tersor.prune.adapter import PruneBehindAdapter
     from tersor.prune.amount import Keep
     from tersor.prune.blocks import PruneBlocks
@@ -144,8 +149,8 @@ if TYPE_CHECKING:
     from tersor.run.budgets import Budgets
     from tersor.train.adaptive import Adaptive, GradientNorms, ValidationLoss
     from tersor.train.finetune import Finetune
-    from tersor.train.replay import replayed
     from tersor.train.objective import TaskLoss
+    from tersor.train.replay import replayed
 
 
 def __getattr__(name: str) -> Any:
