@@ -1,4 +1,4 @@
-"""Distillation: a student learns from a teacher, ``task.reference``, by objectives of a training (docs/cards/distill.md)."""
+"""Distillation: a student learns from a teacher, ``task.reference``, by the objectives of a training."""
 
 from tersor.distill.attention import AttentionMaps
 from tersor.distill.features import AttentionTransfer, Hints
