@@ -55,6 +55,7 @@ ENTRIES = {
     "torch-pruning-max": Entry("Torch-Pruning, max", _norm("max", True)),
     "torch-pruning-layer": Entry("Torch-Pruning, layer", _norm("mean", False)),
     "tersor": Entry("Tersor", TersorArm()),
+    "tersor-layer": Entry("Tersor, layer", TersorArm(scope="layer")),
     "tersor-distilled": Entry("Tersor, distilled", TersorArm(), Distill()),
 }
 
