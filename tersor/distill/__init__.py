@@ -1,6 +1,8 @@
 """Distillation: a student learns from a teacher, ``task.reference``, by the objectives of a training."""
 
+from tersor.distill.ahead import Ahead
 from tersor.distill.attention import AttentionMaps
+from tersor.distill.cache import TeacherCache
 from tersor.distill.features import AttentionTransfer, Hints
 from tersor.distill.relations import (
     Correlation,
@@ -10,8 +12,12 @@ from tersor.distill.relations import (
     SimilarityPreserving,
 )
 from tersor.distill.response import DecoupledSoftTargets, Distill, MatchLogits, SoftTargets
+from tersor.distill.scaling import scaled, scaled_config
+from tersor.distill.students import drop_layers
+from tersor.distill.teachers import Teacher, Teachers
 
 __all__ = [
+    "Ahead",
     "AttentionMaps",
     "AttentionTransfer",
     "Correlation",
@@ -24,4 +30,10 @@ __all__ = [
     "RelativeDistances",
     "SimilarityPreserving",
     "SoftTargets",
+    "Teacher",
+    "TeacherCache",
+    "Teachers",
+    "drop_layers",
+    "scaled",
+    "scaled_config",
 ]

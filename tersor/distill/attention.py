@@ -39,7 +39,7 @@ class AttentionMaps(Objective):
 
     Raises InputError where a name matches nothing, a layer holds no attention or several, and for other numbers of
     heads, queries or keys.
-    Source: Wang et al. 2020, MiniLM (arXiv 2002.10957), equation 6 ("kl"); Jiao et al. 2019, TinyBERT (arXiv
+    Source: Wang et al. 2020, MiniLM (arXiv 2002.10957), section 3.1 ("kl"); Jiao et al. 2019, TinyBERT (arXiv
     1909.10351), equation 7, of unnormalised scores ("mse").
     """
 

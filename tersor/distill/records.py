@@ -10,9 +10,10 @@ import math
 import os
 import secrets
 import shutil
+import weakref
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,11 +65,13 @@ class Records:
         self.size = _HEAD + sum(column.size for column in columns)
         self._seed = zlib.crc32(f"{salt} {columns}".encode())
         self._file: int | None = None
-        self._lock = os.open(folder / LOCK, os.O_RDONLY)
-        fcntl.flock(self._lock, fcntl.LOCK_SH)  # who makes room leaves this folder alone, until the process ends
+        self._closing = ExitStack()
+        weakref.finalize(self, self._closing.close)
+        lock = self._opened(folder / LOCK, os.O_RDONLY)
+        fcntl.flock(lock, fcntl.LOCK_SH)  # who makes room leaves this folder alone, until it is closed
         path = folder / RECORDS
         try:
-            self._file = os.open(path, os.O_RDWR)
+            self._file = self._opened(path, os.O_RDWR)
         except OSError as error:
             if error.errno not in _READ_ONLY:
                 raise
@@ -79,6 +82,11 @@ class Records:
                 os.truncate(self._file, self.slots * self.size)  # takes no room until something is written
         shape = self.slots, self.size
         self._map = np.memmap(path, np.uint8, "r", shape=shape) if self.slots else np.zeros(shape, np.uint8)
+
+    def _opened(self, path: Path, flags: int) -> int:
+        descriptor = os.open(path, flags)
+        self._closing.callback(os.close, descriptor)
+        return descriptor
 
     @property
     def writable(self) -> bool:
@@ -92,9 +100,7 @@ class Records:
 
     def close(self) -> None:
         """Let go of the files; nothing can be read or written any more."""
-        for descriptor in (self._file, self._lock):
-            if descriptor is not None:
-                os.close(descriptor)
+        self._closing.close()
         self._file, self._map, self.slots = None, np.zeros((0, self.size), np.uint8), 0
 
     def read(

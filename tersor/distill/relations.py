@@ -33,7 +33,7 @@ class RelativeDistances(Objective):
         pairs, spread: see ``Hints``.
 
     Raises InputError where a name matches nothing.
-    Source: Park et al. 2019, RKD (arXiv 1904.05068), equations 4 to 6; with ``RelativeAngles`` at weights 25 and 50.
+    Source: Park et al. 2019, RKD (arXiv 1904.05068), section 3.2.1; with ``RelativeAngles`` at weights 25 and 50.
     """
 
     pairs: Mapping[str, str] = field(default_factory=dict)
@@ -84,7 +84,7 @@ class RelativeAngles(Objective):
         pairs, spread: see ``Hints``.
 
     Raises InputError where a name matches nothing.
-    Source: Park et al. 2019, RKD (arXiv 1904.05068), equations 7 to 9.
+    Source: Park et al. 2019, RKD (arXiv 1904.05068), section 3.2.2.
     """
 
     pairs: Mapping[str, str] = field(default_factory=dict)
@@ -128,8 +128,8 @@ class SimilarityPreserving(Objective):
         between: what is compared with what.
 
     Raises InputError where a name matches nothing, and between positions where there are none to join.
-    Source: Tung and Mori 2019 (arXiv 1907.09682), equations 2 to 4; between positions Liu et al. 2019 (arXiv
-    1903.04197), section 3.2, pair-wise.
+    Source: Tung and Mori 2019 (arXiv 1907.09682), section 3.1; between positions Liu et al. 2019 (arXiv
+    1903.04197), section 3, pair-wise distillation.
     """
 
     pairs: Mapping[str, str] = field(default_factory=dict)
@@ -223,7 +223,7 @@ class Correlation(Objective):
 
     Raises InputError for a temperature that is not positive, weights that are negative or both zero, and what
     SoftTargets raises.
-    Source: Huang et al. 2022, DIST (arXiv 2205.10536), equations 7 to 10; T² as in the authors' code.
+    Source: Huang et al. 2022, DIST (arXiv 2205.10536), section 3; T² as in the authors' code.
     """
 
     beta: float = 1.0

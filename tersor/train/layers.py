@@ -25,7 +25,7 @@ class Reading:
     other that match, the outermost is meant. Where n of the student's layers match and m ≥ n of the teacher's,
     ``spread`` says which are learnt from: "uniform" the ⌊i m / n⌋-th for i = 1 … n, so that the last learns from the
     last; "top" the last n; "bottom" the first n.
-    Source of the three maps: Jiao et al. 2019, TinyBERT (arXiv 1909.10351), section 4.4.
+    Source of the three maps: Jiao et al. 2019, TinyBERT (arXiv 1909.10351), section 4, on the mapping function.
     """
 
     pairs: tuple[tuple[str, str], ...]
