@@ -14,6 +14,7 @@ from tersor.core.progress import Progress
 from tersor.core.step import Context
 from tersor.core.task import Task
 from tersor.distill.cache import TeacherCache
+from tersor.distill.features import Hints
 from tersor.distill.response import Distill
 from tersor.distill.stored_answer import decode, encode
 from tersor.train.finetune import Finetune
@@ -262,6 +263,21 @@ def test_layers_are_kept_beside_the_outputs(folder):
     assert asked == [BATCH] * BATCHES
     with pytest.raises(InputError, match="a row for each sample, and this layer gives none"):
         encode(Answer(torch.zeros(4, 2), {"scale": torch.zeros(3)}), None)
+
+
+def test_feature_losses_read_the_teacher_s_layers_from_the_cache(folder):
+    torch.manual_seed(0)
+    teacher = nn.Sequential(Counting(), nn.ReLU(), nn.Linear(CLASSES, CLASSES)).eval().requires_grad_(False)
+    data = DataLoader(Shifted(), batch_size=BATCH, shuffle=True)
+    student = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, CLASSES))
+    task = Task(student, data, data, data, reference=teacher)
+    step, losses = Finetune(epochs=3, objective=Distill() + 0.5 * Hints({"1": "1"})), []
+    for given in (replace(task, train=replayed(data, 1)), TeacherCache(folder, views=1, refresh=0).on(task)):
+        teacher[0].rows = 0
+        losses.append([entry["loss"] for entry in step.run(student, given, Context(1)).history])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3) and teacher[0].rows < 2 * SAMPLES
+    columns = Path(_records(folder)[0]).with_name("schema.json").read_text()
+    assert '"layer ' in columns
 
 
 @pytest.mark.parametrize("shape", [(7, 50), (3, 4, 50)])
