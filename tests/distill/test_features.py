@@ -20,6 +20,8 @@ from tersor.distill.relations import (
     SimilarityPreserving,
 )
 from tersor.distill.response import DecoupledSoftTargets, Distill, MatchLogits, SoftTargets
+from tersor.prune.gradual import GradualSparsity
+from tersor.prune.prune import Prune
 from tersor.train.finetune import Finetune, estimate
 from tersor.train.objective import Forward, TaskLoss
 from tersor.train.optimizer import Optimizer
@@ -409,3 +411,13 @@ def test_a_forward_pass_that_was_not_told_of_layers_says_so():
     task = task_of(Net(4), Net(4))
     with pytest.raises(InputError, match="not told which layers"):
         HINTS.of(Forward(task.model, task.train[0], task))
+
+
+def test_what_prunes_meanwhile_leaves_projections_alone():
+    task = task_of(Net(4), Net(6))
+    companion = GradualSparsity(Prune(0.5), end=0.5, updates=2)
+    result = Finetune(epochs=2, objective=TaskLoss() + HINTS, companion=companion).run(task.model, task, Context(1))
+    assert {edit.place.module for edit in result.plans[0].edits} == {"conv1", "conv2", "head"} and len(
+        result.plans
+    ) == 1
+    assert CHILD not in result.model._modules and int((result.model.conv2.weight == 0).sum()) == 72
