@@ -11,6 +11,7 @@ from typing import Any, final
 from torch import nn
 
 from tersor.core.apply import apply
+from tersor.core.errors import InputError
 from tersor.core.plan import Plan
 from tersor.core.progress import Progress
 from tersor.core.randomness import seeded
@@ -19,13 +20,31 @@ from tersor.core.verify import verify_edits
 
 
 @dataclass(frozen=True)
+class Every:
+    """How often a training writes a checkpoint inside an epoch: after so many ``batches``, and when so many ``minutes``
+    are over (looked at after each 64 batches); None: not by that. Raises InputError for numbers that are not positive.
+    """
+
+    batches: int | None = None
+    minutes: float | None = 10.0
+
+    def __post_init__(self) -> None:
+        for name in ("batches", "minutes"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise InputError("must be positive", where=f"Every.{name}", got=value)
+
+
+@dataclass(frozen=True)
 class Context:
     """What a step is given beside model and task. ``seed``: all its randomness derives from it. ``folder``: where it
-    may keep checkpoints and logs while it runs (None: nowhere). ``progress``: whom it tells how far it is."""
+    may keep checkpoints and logs while it runs (None: nowhere). ``progress``: whom it tells how far it is. ``every``:
+    how often it keeps where it is, which changes nothing of what it gives."""
 
     seed: int = 0
     folder: Path | None = None
     progress: Progress = field(default_factory=Progress)
+    every: Every = Every()
 
     def part(self, number: int, name: str) -> Context:
         """The context of a part of a step: a seed and a folder of its own."""

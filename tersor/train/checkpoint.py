@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from tersor.core.errors import ArtifactError
 from tersor.core.files import sync_folder, write_atomically
 from tersor.core.progress import Progress
-from tersor.train.state import TrainingState, model_tensors
+from tersor.train.state import Midway, TrainingState, model_tensors
 
 TENSORS, FACTS = "state.safetensors", "state.json"
-VERSION = 1
+_INSIDE = "-batch-"  # in the name of a checkpoint inside an epoch
+VERSION = 2
 
 
 def fingerprint(settings: Any, seed: int, model: nn.Module) -> str:
@@ -56,10 +57,12 @@ def _name(kind: type) -> str:
 
 
 class Checkpoints:
-    """The checkpoints in ``folder`` of the training that ``fingerprint`` names: the last two epochs.
+    """The checkpoints in ``folder`` of the training that ``fingerprint`` names: the last two epochs, and the last one
+    inside an epoch.
 
-    A checkpoint is a folder ``epoch-0003``, written under another name, fsynced and renamed; an older one is removed
-    after that. Numbers are in ``state.json`` with its own checksum and that of the tensors.
+    A checkpoint is a folder, ``epoch-0003`` or ``epoch-0003-batch-000640`` (in the epoch after it), written under
+    another name, fsynced and renamed; an older one is removed after that. Numbers are in ``state.json`` with its own
+    checksum and that of the tensors.
     """
 
     def __init__(self, folder: Path, fingerprint: str):
@@ -69,14 +72,28 @@ class Checkpoints:
     def write(self, state: TrainingState) -> None:
         """Keep ``state``. Raises ArtifactError where it cannot be written; earlier checkpoints are then untouched."""
         name = f"epoch-{state.epoch:04d}"
+        body = {"best_epoch": state.best_epoch, "halved": state.halved, "history": state.history}
+        self._write(name, _named_tensors(state), body)
+        self._remove_except({name, self._previous})
+        self._previous = name
+
+    def write_midway(self, state: Midway) -> None:
+        """Keep a state inside an epoch, in the place of the one before; raises as ``write``."""
+        name = f"epoch-{state.epoch:04d}{_INSIDE}{state.batches:06d}"
+        groups = {"model": state.model, "optimizer": state.optimizer}
+        inside = {"losses": state.losses, "randomness": state.randomness, "seen": state.seen}
+        self._write(name, _flat({**groups, "inside": inside}), {"halved": state.halved})
+        self._remove_except({name, *(path.name for path in self.folder.iterdir() if _INSIDE not in path.name)})
+
+    def _write(self, name: str, tensors: dict[str, Tensor], body: dict[str, Any]) -> None:
         part = self.folder / f".{name}.part"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             shutil.rmtree(part, ignore_errors=True)
             part.mkdir()
-            data = save(_named_tensors(state))
+            data = save(tensors)
             write_atomically(part / TENSORS, data)
-            write_atomically(part / FACTS, self._facts(state, data))
+            write_atomically(part / FACTS, self._facts(body, data))
             self._put(part, self.folder / name)
         except OSError as error:
             shutil.rmtree(part, ignore_errors=True)
@@ -84,18 +101,10 @@ class Checkpoints:
                 "the checkpoint cannot be written", where=str(self.folder), got=error.strerror or error,
                 do="Make room or choose another folder, then run again: finished epochs are kept",
             ) from error  # fmt: skip
-        self._remove_except({name, self._previous})
-        self._previous = name
 
-    def _facts(self, state: TrainingState, data: bytes) -> bytes:
-        body = {
-            "version": VERSION,
-            "fingerprint": self.fingerprint,
-            "tensors": hashlib.sha256(data).hexdigest(),
-            "best_epoch": state.best_epoch,
-            "halved": state.halved,
-            "history": state.history,
-        }
+    def _facts(self, said: dict[str, Any], data: bytes) -> bytes:
+        tensors = hashlib.sha256(data).hexdigest()
+        body = {"version": VERSION, "fingerprint": self.fingerprint, "tensors": tensors, **said}
         return json.dumps({"body": body, "sha256": _checksum(body)}, indent=1).encode()
 
     def _put(self, part: Path, target: Path) -> None:
@@ -114,16 +123,39 @@ class Checkpoints:
         if not self.folder.is_dir():
             return None
         for path in sorted(self.folder.glob("epoch-*"), reverse=True):
-            try:
-                state = self._read(path)
-            except _Unusable as error:
-                progress.say(f"checkpoint {path} is not used: {error}")
-                continue
-            self._previous = path.name
-            return state
+            read = None if _INSIDE in path.name else self._usable(path, progress)
+            if read is not None:
+                self._previous = path.name
+                body, parts = read
+                best = parts.get("best") or parts["model"]
+                return TrainingState(
+                    parts["model"], parts["optimizer"], best, body["best_epoch"], body["history"], body["halved"]
+                )
         return None
 
-    def _read(self, path: Path) -> TrainingState:
+    def midway(self, epoch: int, processes: int, progress: Progress) -> Midway | None:
+        """The last whole checkpoint inside the epoch after ``epoch`` by so many processes; said as by ``latest``."""
+        for path in sorted(self.folder.glob(f"epoch-{epoch:04d}{_INSIDE}*"), reverse=True):
+            read = self._usable(path, progress)
+            if read is None:
+                continue
+            body, parts = read
+            state = Midway(epoch, parts["model"], parts["optimizer"], **parts["inside"], halved=body["halved"])
+            if len(state.losses) == processes:
+                return state
+            progress.say(
+                f"checkpoint {path} is not used: {len(state.losses)} processes wrote it, {processes} train now"
+            )
+        return None
+
+    def _usable(self, path: Path, progress: Progress) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]] | None:
+        try:
+            return self._read(path)
+        except _Unusable as error:
+            progress.say(f"checkpoint {path} is not used: {error}")
+            return None
+
+    def _read(self, path: Path) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]]:
         try:
             stored = json.loads((path / FACTS).read_bytes())
             body = stored["body"]
@@ -134,13 +166,9 @@ class Checkpoints:
             data = (path / TENSORS).read_bytes()
             if hashlib.sha256(data).hexdigest() != body["tensors"]:
                 raise _Unusable(f"{TENSORS} is damaged")
-            parts = _parts(load(data))
+            return body, _parts(load(data))
         except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
             raise _Unusable(f"{type(error).__name__}: {error}") from error
-        best = parts["best"] or parts["model"]
-        return TrainingState(
-            parts["model"], parts["optimizer"], best, body["best_epoch"], body["history"], body["halved"]
-        )
 
 
 class _Unusable(Exception):
@@ -155,6 +183,10 @@ def _named_tensors(state: TrainingState) -> dict[str, Tensor]:
     groups = {"model": state.model, "optimizer": state.optimizer}
     if state.best is not state.model:
         groups["best"] = state.best
+    return _flat(groups)
+
+
+def _flat(groups: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
     return {
         f"{group}/{name}": tensor.detach().to("cpu").contiguous()
         for group, tensors in groups.items()
@@ -163,8 +195,8 @@ def _named_tensors(state: TrainingState) -> dict[str, Tensor]:
 
 
 def _parts(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    parts: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}, "best": {}}
+    parts: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}}
     for full, tensor in tensors.items():
         group, _, name = full.partition("/")
-        parts[group][name] = tensor
+        parts.setdefault(group, {})[name] = tensor
     return parts

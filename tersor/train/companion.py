@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -55,6 +56,10 @@ class Companion(ABC):
     @abstractmethod
     def expected(self, model: nn.Module, task: Task) -> Plan | None:
         """For a dry run: what the training would do to ``model``, as far as counts go; None: nothing can be said."""
+
+    def judged(self, model: nn.Module) -> AbstractContextManager[None]:
+        """While open, ``model`` is what validation judges; by default the one in training."""
+        return nullcontext()
 
     @abstractmethod
     def finish(self, model: nn.Module) -> Plan:

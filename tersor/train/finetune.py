@@ -1,16 +1,16 @@
-"""Finetune: train a copy of the model, on accelerate, resumable after each epoch."""
+"""Finetune: train a copy of the model, on accelerate, resumable after each epoch and inside it."""
 
 from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from itertools import count, islice
 from typing import Any, Literal, final
 
-from torch import nn
+from torch import Tensor, nn
 
 from tersor.core.errors import InputError, TrainingError, located, user_code
 from tersor.core.keyed import KeyedLoader
@@ -18,15 +18,17 @@ from tersor.core.loading import batches_of
 from tersor.core.randomness import fixed_randomness, keeps_own_randomness, seeded
 from tersor.core.step import Context, Result, Step, derive_seed
 from tersor.core.task import Batch, Task
+from tersor.train.average import Average
 from tersor.train.board import Board
 from tersor.train.checkpoint import Checkpoints, fingerprint
 from tersor.train.companion import Companion
+from tersor.train.midway import Clock, mark_of, midway, set_randomness
 from tersor.train.objective import Objective, TaskLoss
 from tersor.train.optimizer import Optimizer
 from tersor.train.precision import multiplies_bf16
 from tersor.train.rehearse import rehearse
 from tersor.train.schedules import Cosine, Schedule
-from tersor.train.state import TrainingState, keeps_other_state
+from tersor.train.state import Midway, TrainingState, keeps_other_state
 from tersor.train.trainer import NotFinite, Trainer, accelerator, device_of, length_of
 from tersor.train.validate import is_better, validate
 
@@ -49,11 +51,15 @@ class Finetune(Step):
         clip: largest norm of the gradient; None: any.
         companion: what goes along (``GradualSparsity``, ``DropAndGrow``): only epochs at which it is settled can be the
             best or count for ``patience``. The loader must have a length.
+        average: validate and hand back averaged weights (``Average()``). The loader must have a length.
 
-    With ``context.folder`` a checkpoint is written there after each epoch, and a run of the same settings on the same
-    model goes on after the last one, to the same weights (same machine and threads). A loss that is not finite takes
-    training back to the last good epoch with half the learning rate, once; it is noticed within 64 batches. ``history``
-    has epoch, loss, validation, lr (of the epoch's last step), seconds, and weights where the objective changes them.
+    With ``context.folder`` a checkpoint is written there after each epoch and, as ``context.every`` says, inside it; a
+    run of the same settings on the same model goes on from the last one, to the same weights (same machine and
+    threads). Where the loader does not begin an epoch again with the same batches, the epoch is begun again.
+
+    A loss that is not finite takes training back to the last good epoch with half the learning rate, once; it is
+    noticed within 64 batches. ``history`` has epoch, loss, validation, lr (of the epoch's last step), seconds, and
+    weights where the objective changes them.
 
     An objective that reads layers is evaluated on one batch before training starts.
 
@@ -71,6 +77,7 @@ class Finetune(Step):
     patience: int | None = None
     clip: float | None = None
     companion: Companion | None = None
+    average: Average | None = None
 
     def __post_init__(self) -> None:
         if self.epochs < 1:
@@ -112,6 +119,10 @@ def _begin(companions: tuple[Companion, ...], model: nn.Module, objective: Objec
         rehearse(objective, model, task, objective.of)
 
 
+class _OtherBatches(Exception):
+    """An epoch that was begun again gives other batches than before."""
+
+
 class _Run:
     """One run of a Finetune: the loop over epochs, and what is remembered between them."""
 
@@ -120,8 +131,8 @@ class _Run:
         self.step, self.task, self.context, self.say = step, task, context, context.progress.say
         self.home = device_of(model)
         precision = self._precision()
-        own = () if step.companion is None else (step.companion,)
-        self.companions = own + step.objective.companions()
+        own = [companion for companion in (step.companion, *step.objective.companions(), step.average) if companion]
+        self.companions = tuple(own)
         copied = copy.deepcopy(model)
         _begin(self.companions, copied, step.objective, task, derive_seed(context.seed, 0))
         self.trainer = Trainer(
@@ -139,7 +150,9 @@ class _Run:
                 expected="__len__", do="Give the loader a length",
             )  # fmt: skip
         self.checkpoints = self._checkpoints(model)
+        self.clock = Clock(context.every, self.trainer)
         self.state = self._first_state()
+        self.midway = self._first_midway()
 
     def _precision(self) -> Literal["fp32", "bf16"]:
         if self.step.precision == "bf16" and not multiplies_bf16(accelerator().device):
@@ -164,18 +177,30 @@ class _Run:
         found = self.checkpoints.latest(self.context.progress) if self.checkpoints else None
         if found is not None:
             self.say(f"going on after epoch {found.epoch}/{self.step.epochs}")
-            self.trainer.restore(found)
+            self.trainer.restore(found.model, found.optimizer)
             return found
         tensors, optimizer = self.trainer.snapshot()
         return TrainingState(tensors, optimizer, best=tensors)
+
+    def _first_midway(self) -> Midway | None:
+        """Where to go on inside the first epoch, if anywhere."""
+        if self.checkpoints is None:
+            return None
+        processes = self.trainer.accelerator.num_processes
+        found = self.checkpoints.midway(self.state.epoch, processes, self.context.progress)
+        if found is not None:
+            self.say(f"going on after batch {found.batches} of epoch {found.epoch + 1}")
+            self.trainer.restore(found.model, found.optimizer)
+            self.state.halved = found.halved
+        return found
 
     def all_epochs(self) -> Result:
         main = self.trainer.accelerator.is_main_process
         folder = self.context.folder / "tensorboard" if self.context.folder and main else None
         board = Board(folder, self.state.epoch)
         assert self.task.metric is not None
-        with closing(self._clock()) as self.clock:
-            next(self.clock, None)  # starts it
+        with closing(self._ticks()) as self.ticks:
+            next(self.ticks, None)  # starts it
             while self.state.epoch < self.step.epochs and not self._out_of_patience():
                 entry = self._good_epoch()
                 self._remember(entry)
@@ -186,7 +211,7 @@ class _Run:
         board.close()
         return self._result()
 
-    def _clock(self) -> Generator[int, None, None]:
+    def _ticks(self) -> Generator[int, None, None]:
         """One tick per batch, told as progress over all epochs: an estimate of the time left for the whole training."""
         left = self.step.epochs - self.state.epoch
         total = left * self.length if self.length else None
@@ -194,11 +219,14 @@ class _Run:
 
     def _batches(self, title: str) -> Generator[Batch, None, None]:
         batches = batches_of(self.batches, "task.train")
-        given = 0
+        given, midway = 0, self.midway
         for batch in self.context.progress.track(batches, title, self.length):
-            yield batch
             given += 1
-            next(self.clock, None)  # before the epoch's own, so that sparse output tells of the whole
+            if midway is None or given > midway.batches:
+                yield batch
+            elif given == midway.batches:
+                self._go_on(midway, batch)
+            next(self.ticks, None)  # before the epoch's own, so that sparse output tells of the whole
         if self.counts and given != self.length:
             raise InputError(
                 "the loader gives another number of batches than it says, and a companion counts them",
@@ -211,6 +239,11 @@ class _Run:
                 return self._epoch(self.state.epoch + 1)
             except NotFinite as error:
                 self._step_back(error)  # a second time this raises
+            except _OtherBatches:
+                self.say("the loader does not give the same batches again: going on from the start of the epoch")
+                self.trainer.restore(self.state.model, self.state.optimizer)
+            finally:
+                self.midway = None
 
     def _epoch(self, epoch: int) -> dict[str, Any]:
         begun = time.monotonic()
@@ -218,7 +251,12 @@ class _Run:
         with seeded(derive_seed(self.context.seed, epoch), self.batches, epoch), located(title):
             with closing(self._batches(title)) as batches:
                 done, steps = self._steps(epoch - 1), self._steps(self.step.epochs) if self.length else None
-                loss = self.trainer.epoch(batches, lambda number: self._factor(epoch, number), done, steps)
+                before = self.midway.of(self._process)[0] if self.midway else ()
+                pause = self if self.checkpoints else None
+                self.clock.begin(len(before))
+                loss = self.trainer.epoch(
+                    batches, lambda number: self._factor(epoch, number), done, steps, before=before, pause=pause
+                )
             lr = self.trainer.optimizer.param_groups[0]["lr"]
             validation = self.trainer.validate()
         seconds = round(time.monotonic() - begun, 3)
@@ -226,15 +264,40 @@ class _Run:
         weights = self.step.objective.weights(self.trainer.model)
         return {**entry, "weights": dict(weights)} if weights else entry
 
+    @property
+    def _process(self) -> int:
+        return self.trainer.accelerator.process_index
+
+    def _go_on(self, midway: Midway, batch: Batch) -> None:
+        """``batch`` is the last one that was trained on before: go on as if it had been just now."""
+        _, randomness, seen = midway.of(self._process)
+        if self.trainer.anyone(mark_of(batch, self.task) != seen):
+            raise _OtherBatches
+        set_randomness(randomness, self.trainer.device)
+
+    def due(self, batches: int) -> bool:
+        """Whether to write a checkpoint inside the epoch, after so many batches."""
+        return self.clock.due(batches)
+
+    def keep(self, losses: Sequence[Tensor], batch: Batch) -> None:
+        """Write a checkpoint inside the epoch."""
+        assert self.checkpoints is not None, "there is a folder"
+        mark = mark_of(batch, self.task)
+        state = midway(self.trainer, self.state.epoch, losses, mark, self.state.halved)
+        if self.trainer.accelerator.is_main_process:
+            self.checkpoints.write_midway(state)
+
     def _steps(self, epochs: int) -> int:
-        return epochs * (self.length or 0)
+        """The optimiser's steps in so many epochs."""
+        return epochs * -(-(self.length or 0) // self.step.optimizer.accumulate)
 
     def _settled(self, epoch: int) -> bool:
         done, steps = self._steps(epoch), self._steps(self.step.epochs)
         return all(companion.settled(done, steps) for companion in self.companions)
 
     def _factor(self, epoch: int, number: int) -> float:
-        length, number = (self.length, min(number, self.length - 1)) if self.length else (1, 0)
+        length = self._steps(1) or 1
+        number = min(number // self.step.optimizer.accumulate, length - 1) if self.length else 0
         factor = self.step.schedule.factor((epoch - 1) * length + number, self.step.epochs * length)
         return factor / 2 if self.state.halved else factor
 
@@ -248,7 +311,7 @@ class _Run:
             ) from error  # fmt: skip
         back = f"to the end of epoch {epoch - 1}" if epoch > 1 else "to the start"
         self.say(f"epoch {epoch}{batch}: {error} is not finite; back {back} with half the learning rate")
-        self.trainer.restore(self.state)
+        self.trainer.restore(self.state.model, self.state.optimizer)
         self.state.halved = True
 
     def _remember(self, entry: dict[str, Any]) -> None:

@@ -18,6 +18,7 @@ from tersor.core.fake_quantize import FakeQuantize
 class Optimizer:
     """SGD with momentum, or AdamW (``momentum`` is then β₁; β₂ is 0.999).
 
+    ``accumulate``: the mean gradient of so many batches makes one step; at an epoch's end, of those that are left.
     Weight decay pulls only on tensors of two or more dimensions: not on biases, norms or quantiser scales. The learning
     rate of quantiser scales is ``lr`` · ``scale_lr``. Raises InputError for numbers out of range.
     Source of the decoupled decay: Loshchilov and Hutter 2017 (arXiv 1711.05101).
@@ -28,6 +29,7 @@ class Optimizer:
     momentum: float = 0.9
     weight_decay: float = 5e-4
     scale_lr: float = 1.0
+    accumulate: int = 1
 
     def __post_init__(self) -> None:
         if self.name not in ("sgd", "adamw"):
@@ -36,6 +38,8 @@ class Optimizer:
             raise InputError("the learning rate must be positive", where="Optimizer.lr", got=self.lr)
         if not 0 <= self.momentum < 1:
             raise InputError("out of range", where="Optimizer.momentum", got=self.momentum, expected="0 ≤ momentum < 1")
+        if self.accumulate < 1:
+            raise InputError("too few", where="Optimizer.accumulate", got=self.accumulate, expected="1 or more")
         for name in ("weight_decay", "scale_lr"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise InputError("must be 0 or more", where=f"Optimizer.{name}", got=getattr(self, name))

@@ -33,6 +33,33 @@ class TrainingState:
         return len(self.history)
 
 
+@dataclass(frozen=True, eq=False)
+class Midway:
+    """A training after some batches of the epoch that follows ``epoch``, at a step of the optimiser.
+
+    ``model``, ``optimizer``: copies of their tensors. ``losses``: float32 [processes, batches], of the epoch so far.
+    ``randomness``: float64 [processes, n], the generators' states. ``seen``: int64 [processes], the marks of the last
+    batches. ``halved``: as in TrainingState.
+    """
+
+    epoch: int
+    model: Tensors
+    optimizer: Tensors
+    losses: Tensor
+    randomness: Tensor
+    seen: Tensor
+    halved: bool
+
+    @property
+    def batches(self) -> int:
+        """How many batches of the epoch are done."""
+        return self.losses.shape[1]
+
+    def of(self, process: int) -> tuple[list[Tensor], Tensor, int]:
+        """One process's losses, random state, and mark of its last batch."""
+        return list(self.losses[process]), self.randomness[process], int(self.seen[process])
+
+
 def model_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Every parameter and buffer by name, tied ones once, buffers that are not saved otherwise too; not copied."""
     return {name: tensor.detach() for name, tensor in [*model.named_parameters(), *model.named_buffers()]}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Literal
+from contextlib import ExitStack, contextmanager
+from typing import Any, Literal, Protocol
 
 import torch
 from accelerate import Accelerator
@@ -18,7 +19,7 @@ from tersor.core.task import Batch, Task
 from tersor.train.companion import Companion, Moment
 from tersor.train.objective import Objective
 from tersor.train.optimizer import Optimizer, load_state_tensors, set_factor, state_tensors
-from tersor.train.state import TrainingState, model_tensors
+from tersor.train.state import Tensors, model_tensors
 from tersor.train.validate import validate
 
 CHECK_EVERY = 64  # batches: how late a loss that is not finite is noticed (reading each one would halt a GPU's queue)
@@ -46,6 +47,16 @@ def accelerator() -> Accelerator:
         ) from error  # fmt: skip
 
 
+class Pause(Protocol):
+    """Where an epoch may be gone on with later."""
+
+    def due(self, batches: int) -> bool:
+        """Whether to keep the state after so many batches; the same answer in every process."""
+
+    def keep(self, losses: Sequence[Tensor], batch: Batch) -> None:
+        """Keep it: ``losses`` of the epoch so far, and its last ``batch``."""
+
+
 class Trainer:
     """Trains ``model`` itself. With several processes each takes its share of the batches; gradients are averaged."""
 
@@ -58,6 +69,8 @@ class Trainer:
         self.device: torch.device = self.accelerator.device
         self.model = model.to(self.device).train()
         self.optimizer = optimizer.build(self.model)
+        self.accumulate = optimizer.accumulate
+        self._gathered = 0  # batches whose gradients wait for a step
         self.bf16 = precision == "bf16"
         self._parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         several = self.accelerator.num_processes > 1
@@ -74,42 +87,83 @@ class Trainer:
         return _Share(loader, self.accelerator.process_index, self.accelerator.num_processes)
 
     def epoch(
-        self, batches: Iterable[Batch], factor: Callable[[int], float], done: int = 0, steps: int | None = None
-    ) -> float:
+        self, batches: Iterable[Batch], factor: Callable[[int], float], done: int = 0, steps: int | None = None,
+        *, before: Sequence[Tensor] = (), pause: Pause | None = None,
+    ) -> float:  # fmt: skip
         """Train on every batch, with ``factor(number)`` of the learning rate; returns the mean loss.
 
         ``done``, ``steps``: the optimiser's steps before this epoch, and in the whole training; companions need them.
+        ``before``: the losses of the batches that were done in it already; ``pause`` is asked after each step.
         Raises NotFinite, InputError where there is no batch, and TrainingError where a batch cannot be trained on.
         """
         self.model.train()
-        losses: list[Tensor] = []
-        for number, batch in enumerate(batches):
+        losses, self._gathered = list(before), 0
+        checked, place = len(losses), None
+        for number, batch in enumerate(batches, start=len(losses)):
+            place = None if steps is None else (done + number // self.accumulate, steps)
+            ends = (number + 1) % self.accumulate == 0
             set_factor(self.optimizer, factor(number))
-            with located(f"batch {number}"), user_code("a batch cannot be trained on", where="", kind=TrainingError):
-                losses.append(self.step(batch, None if steps is None else (done + number, steps)))
-            if len(losses) % CHECK_EVERY == 0:
-                self._expect_finite(losses[-CHECK_EVERY:], first=number + 1 - CHECK_EVERY)
+            with located(f"batch {number}"), self._blamed():
+                losses.append(self._gather(batch))
+                if ends:
+                    self._update(place)
+            due = pause is not None and ends and pause.due(len(losses))
+            if due or len(losses) - checked >= CHECK_EVERY:
+                self._expect_finite(losses[checked:], first=checked)
+                checked = len(losses)
+            if due and pause is not None:
+                self._expect_finite_model()
+                pause.keep(losses, batch)
         if not losses:
             raise InputError(
                 "the loader is empty", where="task.train", got="no batch", expected="at least one batch",
                 do="Fewer samples than one batch and drop_last=True give this too",
             )  # fmt: skip
-        unchecked = len(losses) % CHECK_EVERY
-        self._expect_finite(losses[len(losses) - unchecked :], first=len(losses) - unchecked)
+        if self._gathered:
+            self._update(place)
+        self._expect_finite(losses[checked:], first=checked)
         self._agree()
         self._expect_finite_model()
         return float(self.accelerator.reduce(torch.stack(losses).mean(), "mean"))
 
-    def step(self, batch: Batch, place: tuple[int, int] | None = None) -> Tensor:
-        """Forward, backward and one step of the optimiser; returns the loss without its gradient.
+    @contextmanager
+    def _blamed(self) -> Iterator[None]:
+        """What goes wrong in a batch is its fault, but for another process that is gone."""
+        try:
+            with user_code("a batch cannot be trained on", where="", kind=TrainingError):
+                yield
+        except TrainingError as error:
+            if self.accelerator.num_processes > 1 and _is_about_others(error.__cause__):
+                raise TrainingError(
+                    "another process of this training is gone", where=error.where, got=error.got,
+                    do="Look at its output; start all of them again: training goes on from the last checkpoint",
+                ) from error  # fmt: skip
+            raise
 
-        ``place``: how many steps are done of how many, for the companions; None: they are left at home.
-        """
+    def step(self, batch: Batch) -> Tensor:
+        """Forward, backward and one step of the optimiser, companions left at home; returns the loss."""
+        loss = self._gather(batch)
+        self._update(None)
+        return loss
+
+    def _gather(self, batch: Batch) -> Tensor:
+        """Forward and backward: gradients add up; returns the loss without its gradient."""
         if self.device.type != "cpu":
             batch = send_to_device(batch, self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             loss = self.objective(self._wrapped, batch, self.task)
         self.accelerator.backward(loss)
+        self._gathered += 1
+        return loss.detach()
+
+    def _update(self, place: tuple[int, int] | None) -> None:
+        """One step of the optimiser by the mean of the gradients that were gathered.
+
+        ``place``: how many steps are done of how many, for the companions; None: they are left at home.
+        """
+        if self._gathered > 1:
+            torch._foreach_div_([p.grad for p in self._parameters if p.grad is not None], float(self._gathered))
+        self._gathered = 0
         companions, (done, steps) = ((), (0, 0)) if place is None else (self.companions, place)
         for companion in companions:
             companion.after_backward(self._moment(done, steps))
@@ -119,7 +173,6 @@ class Trainer:
         for companion in companions:
             companion.after_step(self._moment(done + 1, steps))
         self.optimizer.zero_grad()
-        return loss.detach()
 
     def _moment(self, done: int, steps: int) -> Moment:
         return Moment(self.model, self.task, self.optimizer, done, steps)
@@ -128,15 +181,14 @@ class Trainer:
         if not losses:
             return
         wrong = ~torch.isfinite(torch.stack(losses))
-        # Every process must take the same turn, so each asks whether any of them has seen one.
-        if bool(self.accelerator.reduce(wrong.any().float(), "sum") > 0):
+        if self.anyone(bool(wrong.any())):  # every process must take the same turn
             position = int(wrong.float().argmax()) if bool(wrong.any()) else 0
             raise NotFinite(first + position)
 
     def _expect_finite_model(self) -> None:
         floats = [tensor for tensor in model_tensors(self.model).values() if tensor.is_floating_point()]
         wrong = torch.stack([~torch.isfinite(tensor).all() for tensor in floats]).any()
-        if bool(self.accelerator.reduce(wrong.float(), "sum") > 0):
+        if self.anyone(bool(wrong)):
             raise NotFinite(None)
 
     def _agree(self) -> None:
@@ -148,18 +200,34 @@ class Trainer:
 
     def validate(self) -> float:
         """The task's metric on its validation data; of several processes the main one's value counts."""
-        value = torch.tensor(validate(self.model, self.task, self.device), dtype=torch.float64, device=self.device)
+        with ExitStack() as judged:
+            for companion in self.companions:
+                judged.enter_context(companion.judged(self.model))
+            found = validate(self.model, self.task, self.device)
+        value = torch.tensor(found, dtype=torch.float64, device=self.device)
         return float(broadcast(value) if self.accelerator.num_processes > 1 else value)
+
+    def anyone(self, answer: bool) -> bool:
+        """Whether any process says so, in every process."""
+        if self.accelerator.num_processes == 1:
+            return answer
+        return bool(self.accelerator.reduce(torch.tensor(float(answer), device=self.device), "sum") > 0)
+
+    def main_says(self, answer: bool) -> bool:
+        """The main process's answer, in every process."""
+        if self.accelerator.num_processes == 1:
+            return answer
+        return bool(broadcast(torch.tensor(float(answer), device=self.device)) > 0)
 
     def snapshot(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Copies of (the model's tensors, the optimiser's)."""
         copies = {name: tensor.clone() for name, tensor in model_tensors(self.model).items()}
         return copies, state_tensors(self.optimizer, self.model)
 
-    def restore(self, state: TrainingState) -> None:
-        """Go on from ``state``."""
-        self.write(state.model)
-        load_state_tensors(self.optimizer, self.model, state.optimizer)
+    def restore(self, model: Tensors, optimizer: Tensors) -> None:
+        """Go on from these values."""
+        self.write(model)
+        load_state_tensors(self.optimizer, self.model, optimizer)
         self.optimizer.zero_grad()
 
     def write(self, tensors: Any) -> None:
@@ -189,6 +257,11 @@ class _Share:
         if length is None:
             raise TypeError("the loader has no length")
         return length // self.count
+
+
+def _is_about_others(error: BaseException | None) -> bool:
+    """Whether an error is one of the processes' talk."""
+    return isinstance(error, torch.distributed.DistError) or any(name in str(error) for name in ("gloo", "NCCL"))
 
 
 def length_of(loader: Any) -> int | None:

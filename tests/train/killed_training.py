@@ -27,10 +27,11 @@ from tersor.core.edit import Mask, Quantizer
 from tersor.core.place import ActivationPlace, TensorPlace
 from tersor.core.plan import Plan
 from tersor.core.progress import Progress
-from tersor.core.step import Context
+from tersor.core.step import Context, Every
 from tersor.core.task import Task
 from tersor.distill.response import Distill
-from tersor.train import checkpoint
+from tersor.train import checkpoint, midway
+from tersor.train.average import Average
 from tersor.train.finetune import Finetune
 from tersor.train.optimizer import Optimizer
 
@@ -76,7 +77,7 @@ def edited(model: nn.Module) -> nn.Module:
     return apply(model, Plan("by hand", (Mask(weight, keep), *quantizers)))
 
 
-def train(kind: str, folder: Path | None, progress: Progress | None = None) -> dict:
+def train(kind: str, folder: Path | None, progress: Progress | None = None, every: Every = Every()) -> dict:
     torch.manual_seed(5)
     teacher, model = Net(), Net()
     model = edited(model) if kind == "edited" else model
@@ -85,8 +86,10 @@ def train(kind: str, folder: Path | None, progress: Progress | None = None) -> d
     held_out = DataLoader(Augmented(40, 2), batch_size=20)
     task = Task(model, loader, held_out, held_out, reference=teacher).complete()
     name, lr = ("adamw", 0.01) if kind == "edited" else ("sgd", 0.05)
-    step = Finetune(epochs=EPOCHS, objective=Distill(alpha=0.5), optimizer=Optimizer(name, lr), clip=5.0)
-    result = step.run(model, task, Context(7, folder, progress or Progress()))
+    accumulate, average = (3, Average(0.9)) if kind == "edited" else (1, None)
+    optimizer = Optimizer(name, lr, accumulate=accumulate)
+    step = Finetune(epochs=EPOCHS, objective=Distill(alpha=0.5), optimizer=optimizer, clip=5.0, average=average)
+    result = step.run(model, task, Context(7, folder, progress or Progress(), every))
     digest = hashlib.sha256(save(dict(result.model.state_dict()))).hexdigest()
     history = [{key: value for key, value in entry.items() if key != "seconds"} for entry in result.history]
     return {"weights": digest, "history": history, "facts": dict(result.facts)}
@@ -117,8 +120,16 @@ class Listening(Progress):
         self.said.append(text)
 
 
-def at_batch(epoch: int, batch: int) -> Callable[[str, Path], None]:
-    return lambda kind, folder: train(kind, folder, DeadlyProgress(epoch, batch))
+def at_batch(epoch: int, batch: int, every: Every = Every()) -> Callable[[str, Path], None]:
+    return lambda kind, folder: train(kind, folder, DeadlyProgress(epoch, batch), every)
+
+
+def twice(kind: str, folder: Path) -> None:
+    """Dies in the third epoch, goes on inside it, dies in the last."""
+    if os.fork() == 0:
+        at_batch(3, 3, Every(batches=3))(kind, folder)
+    os.wait()
+    at_batch(4, 3, Every(batches=1))(kind, folder)
 
 
 def before_rename(kind: str, folder: Path) -> None:
@@ -155,6 +166,9 @@ MOMENTS = {
     "first epoch": at_batch(1, 2),
     "second epoch, first batch": at_batch(2, 0),
     "third epoch": at_batch(3, 3),
+    "inside the first epoch": at_batch(1, 3, Every(batches=3)),
+    "inside the third epoch": at_batch(3, 3, Every(minutes=1e-9)),
+    "inside two epochs": twice,
     "before the checkpoint is renamed": before_rename,
     "before old checkpoints are removed": before_old_ones_go,
     "in the middle of a file": in_the_middle_of_a_file,
@@ -197,6 +211,7 @@ def main(base: Path) -> None:
 
 
 if __name__ == "__main__":
+    midway.CHECK_EVERY = 3  # batches between two looks at the clock
     torch.set_num_threads(1)  # a fork of a process with a thread pool would hang
     import torch._dynamo  # (what an optimiser imports: once, not in every child)
     import torch.utils.tensorboard  # noqa: F401

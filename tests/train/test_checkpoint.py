@@ -16,10 +16,13 @@ from tersor.train import checkpoint
 from tersor.train.finetune import Finetune
 from tersor.train.optimizer import Optimizer
 
-MOMENTS = {  # when killed -> after which epoch it must go on
+MOMENTS = {  # when killed -> after which epoch, and which batch of which epoch, it must go on
     "first epoch": None,
     "second epoch, first batch": 1,
     "third epoch": 2,
+    "inside the first epoch": (None, 3, 1),
+    "inside the third epoch": (2, 3, 3),
+    "inside two epochs": (3, 3, 4),
     "before the checkpoint is renamed": 1,
     "before old checkpoints are removed": 3,
     "in the middle of a file": 1,
@@ -41,8 +44,9 @@ def killed(tmp_path_factory):
 def test_a_killed_training_ends_with_the_same_weights(killed, kind, moment):
     whole, resumed = killed[kind]["uninterrupted"], killed[kind][moment]
     assert resumed["killed"]
-    after = MOMENTS[moment]
-    assert resumed["said"] == ([] if after is None else [f"going on after epoch {after}/4"])
+    after, *inside = MOMENTS[moment] if isinstance(MOMENTS[moment], tuple) else (MOMENTS[moment],)
+    said = [] if after is None else [f"going on after epoch {after}/4"]
+    assert resumed["said"] == said + (["going on after batch {} of epoch {}".format(*inside)] if inside else [])
     assert resumed["weights"] == whole["weights"]
     assert resumed["history"] == whole["history"]
     assert resumed["facts"] == whole["facts"]
