@@ -114,8 +114,8 @@ class Forward:
                 "the forward pass was not told which layers are read", where=str(reading.pairs),
                 do="Call the objective, or make Forward(model, batch, task, objective.reads())",
             )  # fmt: skip
-        theirs = self._answer.layers
-        return [LayerPair((s.path, t.path), self._ours[s], theirs[str(t)]) for s, t in self._pairs[reading]]
+        ours, theirs = self._ours, self._answer.layers
+        return [LayerPair((s.path, t.path), ours[s], theirs[str(t)]) for s, t in self._pairs[reading]]
 
     @cached_property
     def _ours(self) -> dict[Tap, Tensor]:
