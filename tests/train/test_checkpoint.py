@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import load
 from torch import nn
 
-from tersor.core.errors import ArtifactError
+from tersor.core.errors import ArtifactError, InputError, TrainingError
 from tersor.core.progress import Progress
-from tersor.core.step import Context
+from tersor.core.step import Context, Every
 from tersor.core.task import Task
 from tersor.train import checkpoint
 from tersor.train.finetune import Finetune
@@ -176,3 +176,74 @@ def test_a_model_with_state_that_is_no_tensor_is_trained_without_checkpoints_and
     STEP.run(nn.Sequential(Secretive(5, 3)), task, Context(0, tmp_path, progress))
     assert any("no checkpoints: 0 keep state" in text for text in progress.said)
     assert not (tmp_path / "checkpoint").exists()
+
+
+class Stopped(Exception):
+    pass
+
+
+class Unsteady:
+    """Batches whose order is drawn batch by batch from the generator that dropout draws from too."""
+
+    def __init__(self, batches):
+        self.batches = batches
+
+    def __iter__(self):
+        left = list(self.batches)
+        while left:
+            yield left.pop(int(torch.randint(len(left), ())))
+
+    def __len__(self):
+        return len(self.batches)
+
+
+def stopping_task(at, kind):
+    torch.manual_seed(0)
+    batches = [(torch.randn(8, 5), torch.randint(0, 3, (8,))) for _ in range(12)]
+    calls = iter(range(10**6))
+
+    def loss(model, batch):
+        if model.training and next(calls) == at:
+            raise Stopped
+        return nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+    model = nn.Sequential(nn.Linear(5, 6), nn.Dropout(0.5), nn.Linear(6, 3))
+    return Task(model, kind(batches), batches, batches, batches, loss=loss).complete()
+
+
+@pytest.mark.parametrize("kind", [list, Unsteady])
+def test_an_epoch_goes_on_inside_only_where_the_loader_gives_the_same_batches_again(tmp_path, kind):
+    step = Finetune(epochs=2, optimizer=Optimizer(lr=0.1))
+    context = Context(1, tmp_path, Listening(), Every(batches=4))
+    whole = stopping_task(None, kind)
+    expected = step.run(whole.model, whole, Context(1)).model.state_dict()
+    task = stopping_task(12 + 10, kind)
+    with pytest.raises(TrainingError):
+        step.run(task.model, task, context)
+    assert (tmp_path / "checkpoint" / "epoch-0001-batch-000008").is_dir()
+    task = stopping_task(None, kind)
+    context.progress.said.clear()
+    result = step.run(task.model, task, context)
+    said = context.progress.said
+    assert said[:2] == ["going on after epoch 1/2", "going on after batch 8 of epoch 2"]
+    assert ("does not give the same batches" in said[-1]) == (kind is Unsteady) and len(said) == 2 + (kind is Unsteady)
+    assert same(result.model.state_dict(), expected)
+
+
+def test_a_damaged_checkpoint_inside_an_epoch_is_said_and_the_epoch_begun_again(tmp_path):
+    step, context = Finetune(epochs=2), Context(1, tmp_path, Listening(), Every(batches=4))
+    task = stopping_task(10, list)
+    with pytest.raises(TrainingError):
+        step.run(task.model, task, context)
+    cut_in_half(tmp_path / "checkpoint" / "epoch-0000-batch-000008" / "state.safetensors")
+    task = stopping_task(None, list)
+    again = step.run(task.model, task, context).model.state_dict()
+    assert len(context.progress.said) == 1 and "not used" in context.progress.said[0]
+    task = stopping_task(None, list)
+    assert same(again, step.run(task.model, task, Context(1)).model.state_dict())
+
+
+@pytest.mark.parametrize("fields", [{"batches": 0}, {"minutes": -1.0}])
+def test_intervals_of_checkpoints_are_positive(fields):
+    with pytest.raises(InputError, match="Every"):
+        Every(**fields)
