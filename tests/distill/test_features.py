@@ -1,4 +1,5 @@
 import copy
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -290,7 +291,7 @@ def test_a_layer_that_is_called_twice_or_never_is_an_error():
     unused = Net(4)
     unused.spare = nn.Linear(2, 2)
     with pytest.raises(InputError, match="spare: nothing passes this layer of the teacher"):
-        Hints({"conv2": "spare"})(task.model, task.train[0], replace(task, reference=unused))
+        Hints({"conv1": "spare"})(task.model, task.train[0], replace(task, reference=unused))
 
 
 @pytest.mark.parametrize(
@@ -371,18 +372,24 @@ def test_student_and_teacher_run_once_for_a_sum_of_all_of_them():
     assert calls == [task.model, task.reference]
 
 
-@pytest.mark.parametrize("fails", ["student", "teacher"])
-def test_hooks_are_gone_after_an_error(fails):
-    class Failing(Net):
-        def forward(self, x):
-            self.conv1(x)
-            raise RuntimeError("boom")
+class Attending(nn.Module):
+    def __init__(self, fails):
+        super().__init__()
+        self.at, self.fails = nn.MultiheadAttention(4, 1, batch_first=True), fails
 
-    student, teacher = (Failing(4) if fails == who else Net(4) for who in ("student", "teacher"))
-    good = Net(4)
-    task = replace(task_of(good, good), reference=teacher)
-    with pytest.raises(RuntimeError, match="boom"):
-        (HINTS + AttentionMaps({"conv1": "conv1"}))(student, task.train[0], task)
+    def forward(self, x):
+        y = self.at(x, x, x)[0]
+        if self.fails:
+            raise RuntimeError("boom")
+        return y.sum(1)
+
+
+@pytest.mark.parametrize("fails", ["student", "teacher", "neither"])
+def test_hooks_are_gone_also_after_an_error(fails):
+    student, teacher = (Attending(fails == who) for who in ("student", "teacher"))
+    batch, objective = (torch.randn(2, 3, 4), torch.tensor([0, 1])), Hints(AT) + AttentionMaps(AT)
+    with pytest.raises(RuntimeError, match="boom") if fails != "neither" else nullcontext():
+        objective(student, batch, Task(student, reference=teacher))
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in [*student.modules(), *teacher.modules()])
     assert torch.overrides._get_current_function_mode_stack() == []
 
