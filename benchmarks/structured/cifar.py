@@ -25,6 +25,7 @@ from benchmarks.structured.results import Finished, Log
 from benchmarks.structured.training import Budget, checksum, correct, mean_of, subset, task_of, train
 from tersor.core.progress import Progress
 from tersor.distill.response import Distill
+from tersor.prune.scores import Magnitude
 from tersor.train.objective import Objective, TaskLoss
 from tersor.zoo.cache import cache_folder, cache_path, trained_once
 from tersor.zoo.cifar import Images, trained_resnet20
@@ -56,6 +57,10 @@ ENTRIES = {
     "torch-pruning-layer": Entry("Torch-Pruning, layer", _norm("mean", False)),
     "tersor": Entry("Tersor", TersorArm()),
     "tersor-layer": Entry("Tersor, layer", TersorArm(scope="layer")),
+    "tersor-magnitude": Entry(
+        "Tersor, layer, magnitude",
+        TersorArm(Magnitude(members="all"), scope="layer", repair=False),
+    ),
     "tersor-distilled": Entry("Tersor, distilled", TersorArm(), Distill()),
 }
 
