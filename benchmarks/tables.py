@@ -18,7 +18,8 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def write(name: str, title: str, body: str, by: str = "make bench") -> None:
     """Print a page and keep it as docs/benchmarks/NAME.md."""
-    page = f"# {title}\n\n{body}\n\nMeasured on: {machine()}. Written by `{by}` (`benchmarks/{name.replace('-', '_')}.py`).\n"
+    script = f"benchmarks/{name.replace('-', '_')}.py"
+    page = f"# {title}\n\n{body}\n\nMeasured on: {machine()}. Written by `{by}` (`{script}`).\n"
     DOCS.mkdir(parents=True, exist_ok=True)
     (DOCS / f"{name}.md").write_text(page)
     print(page)
