@@ -15,6 +15,7 @@ from tersor.core.loading import every_nth
 from tersor.core.randomness import fixed_randomness, reseed
 from tersor.core.step import derive_seed
 from tersor.core.task import Batch
+from tersor.train.share import like
 
 _Pair = tuple[int, int]  # the number of a sample, and of its view
 
@@ -119,13 +120,8 @@ class _ReplayedLoader(KeyedLoader):
         self._dataset, self._original = dataset, loader
         assert loader.batch_sampler is not None, "was demanded"
         self._pairs = _Pairs(loader.batch_sampler, share)
-        self._loader = DataLoader(
-            dataset, batch_sampler=self._pairs, collate_fn=_Collate(loader.collate_fn),
-            num_workers=loader.num_workers, pin_memory=loader.pin_memory, timeout=loader.timeout,
-            worker_init_fn=loader.worker_init_fn, multiprocessing_context=loader.multiprocessing_context,
-            generator=loader.generator, prefetch_factor=loader.prefetch_factor,
-            persistent_workers=loader.persistent_workers,
-        )  # fmt: skip
+        collate = _Collate(loader.collate_fn)
+        self._loader = like(loader, dataset=dataset, batch_sampler=self._pairs, collate_fn=collate)
 
     def batches(self, view: int) -> Iterator[Keyed]:
         self._pairs.view = view

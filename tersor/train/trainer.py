@@ -10,15 +10,13 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast, send_to_device
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from tersor.core.errors import InputError, TrainingError, located, user_code
-from tersor.core.keyed import KeyedLoader
-from tersor.core.loading import every_nth
 from tersor.core.task import Batch, Task
 from tersor.train.companion import Companion, Moment
 from tersor.train.objective import Objective
 from tersor.train.optimizer import Optimizer, load_state_tensors, set_factor, state_tensors
+from tersor.train.share import shared
 from tersor.train.state import Tensors, model_tensors
 from tersor.train.validate import validate
 
@@ -78,13 +76,8 @@ class Trainer:
 
     def share(self, loader: Iterable[Batch]) -> Iterable[Batch]:
         """This process's share of a loader: with one process the loader itself."""
-        if self.accelerator.num_processes == 1:
-            return loader
-        if isinstance(loader, KeyedLoader):
-            return loader.shared(self.accelerator.process_index, self.accelerator.num_processes)
-        if isinstance(loader, DataLoader):
-            return self.accelerator.prepare_data_loader(loader, device_placement=False)
-        return _Share(loader, self.accelerator.process_index, self.accelerator.num_processes)
+        count = self.accelerator.num_processes
+        return loader if count == 1 else shared(loader, self.accelerator.process_index, count)
 
     def epoch(
         self, batches: Iterable[Batch], factor: Callable[[int], float], done: int = 0, steps: int | None = None,
@@ -241,22 +234,6 @@ class Trainer:
         self.optimizer.zero_grad()
         model: nn.Module = self.accelerator.unwrap_model(self._wrapped, keep_fp32_wrapper=False)
         return model.to(device).eval()
-
-
-class _Share:
-    """Every n-th batch of a loader that accelerate cannot divide; an incomplete last round is left out."""
-
-    def __init__(self, loader: Iterable[Batch], index: int, count: int):
-        self.loader, self.index, self.count = loader, index, count
-
-    def __iter__(self) -> Iterator[Batch]:
-        return every_nth(self.loader, self.index, self.count)
-
-    def __len__(self) -> int:
-        length = length_of(self.loader)
-        if length is None:
-            raise TypeError("the loader has no length")
-        return length // self.count
 
 
 def _is_about_others(error: BaseException | None) -> bool:
