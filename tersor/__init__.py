@@ -50,11 +50,14 @@ _HOME = {
     "FoldBatchNorm": "tersor.quantize.fold",
     "Quantize": "tersor.quantize.quantize",
     "Finetune": "tersor.train.finetune",
+    "Average": "tersor.train.average",
+    "Every": "tersor.core.step",
     "TaskLoss": "tersor.train.objective",
     "Adaptive": "tersor.train.adaptive",
     "GradientNorms": "tersor.train.adaptive",
     "ValidationLoss": "tersor.train.adaptive",
     "Distill": "tersor.distill.response",
+    "Teach": "tersor.distill.teach",
     "Teacher": "tersor.distill.teachers",
     "Teachers": "tersor.distill.teachers",
     "TeacherCache": "tersor.distill.cache",
@@ -78,6 +81,8 @@ _HOME = {
     "Budgets": "tersor.run.budgets",
     "compress": "tersor.jobs.compress",
     "resume": "tersor.jobs.compress",
+    "distill_student": "tersor.jobs.distill",
+    "Student": "tersor.jobs.student",
     "dry_run": "tersor.jobs.dry_run",
     "inspect": "tersor.jobs.inspect",
     "inspect_file": "tersor.jobs.prune_file",
@@ -98,7 +103,7 @@ if TYPE_CHECKING:
     from tersor.core.errors import TersorError
     from tersor.core.place import ByName, ByType, Everything
     from tersor.core.plan import Plan
-    from tersor.core.step import Context, Pipeline
+    from tersor.core.step import Context, Every, Pipeline
     from tersor.core.task import Metric, Task
     from tersor.distill.ahead import Ahead
     from tersor.distill.attention import AttentionMaps
@@ -114,17 +119,20 @@ if TYPE_CHECKING:
     from tersor.distill.response import DecoupledSoftTargets, Distill, MatchLogits, SoftTargets
     from tersor.distill.scaling import scaled, scaled_config
     from tersor.distill.students import drop_layers
+    from tersor.distill.teach import Teach
     from tersor.distill.teachers import Teacher, Teachers
     from tersor.export.artifact import load_artifact as load
     from tersor.export.artifact import save_artifact as save
     from tersor.export.onnx import export_onnx
     from tersor.export.pretrained import save_pretrained
     from tersor.jobs.compress import compress, resume
+    from tersor.jobs.distill import distill_student
     from tersor.jobs.dry_run import dry_run
     from tersor.jobs.inspect import inspect
     from tersor.jobs.load_check import load_check
     from tersor.jobs.prune_file import inspect_file, prune_file
     from tersor.jobs.sensitivity import sensitivity
+    from tersor.jobs.student import Student
     from tersor.measure.capacity import capacity
     from tersor.measure.sensitivity import Probe
     from tersor.prune.adapter import PruneBehindAdapter
@@ -148,6 +156,7 @@ if TYPE_CHECKING:
     from tersor.quantize.quantize import Quantize
     from tersor.run.budgets import Budgets
     from tersor.train.adaptive import Adaptive, GradientNorms, ValidationLoss
+    from tersor.train.average import Average
     from tersor.train.finetune import Finetune
     from tersor.train.objective import TaskLoss
     from tersor.train.replay import replayed

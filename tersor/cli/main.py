@@ -4,16 +4,28 @@ from __future__ import annotations
 
 import sys
 import traceback
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from tersor.cli import layers, weights
+from tersor.cli import distill, layers, weights
 from tersor.cli.interrupt import insistent_interrupts
-from tersor.cli.output import EXIT_CODES, DebugOption, JsonOption, Output, QuietOption
+from tersor.cli.output import (
+    EXIT_CODES,
+    DebugOption,
+    JsonOption,
+    OutOption,
+    Output,
+    QuietOption,
+    SecondsOption,
+    SeedOption,
+    TaskArgument,
+    ThreadsOption,
+    conclude,
+    set_threads,
+)
 from tersor.cli.values import parse_bytes, parse_milliseconds, parse_points
 from tersor.core.errors import TersorError
 
@@ -24,22 +36,13 @@ app = typer.Typer(
     help=f"Make a trained PyTorch model smaller and faster, and prove that it still behaves.\n\n{EXIT_CODES}",
 )  # fmt: skip
 
-TaskArgument = Annotated[
-    str, typer.Argument(help="digits, fashion, a Python file with task() -> tersor.Task, or package.module:function.")
-]
 RecipeOption = Annotated[
     str,
     typer.Option(
         "--recipe", "-r", help="balanced, small, fast, sparse, coarse-to-fine, or a YAML file (see: tersor recipes)."
     ),
 ]
-OutOption = Annotated[Path, typer.Option("--out", "-o", help="The run's folder; it must be new or empty.")]
 RunArgument = Annotated[Path, typer.Argument(help="A run's folder, as tersor compress made it.")]
-SeedOption = Annotated[int, typer.Option(help="All randomness of the run derives from it.", min=0)]
-ThreadsOption = Annotated[
-    int | None, typer.Option(help="Threads to train and to measure with; default: all cores.", min=1)
-]
-SecondsOption = Annotated[float, typer.Option(help="Seconds to time each batch size for.", min=0.05)]
 MaxDropOption = Annotated[str | None, typer.Option(help="Largest loss of the metric in percentage points, such as 1%.")]
 MaxSizeOption = Annotated[str | None, typer.Option(help="Largest ONNX file, such as 4MB or 500KB.")]
 MaxLatencyOption = Annotated[str | None, typer.Option(help="Largest median latency at batch 1, such as 5ms.")]
@@ -60,27 +63,6 @@ def common(
     ] = False,
 ) -> None:
     """Options of the command itself."""
-
-
-def _conclude(output: Output, folder: Path, summary: Mapping[str, Any]) -> None:
-    """The final table and verdict; exit code 3 where a budget is missed."""
-    from tersor.report.terminal import agreement_line, summary_table, verdict_line
-
-    output.json(summary)
-    output.show(summary_table(summary))
-    output.show(agreement_line(summary))
-    if not output.as_json:
-        output.console.print(verdict_line(summary))
-    output.show(f"report: {folder / 'report.html'}\nmodel:  {folder / 'model.onnx'} and {folder / 'model'}")
-    if summary["verdict"]["status"] != "passed":
-        raise typer.Exit(3)
-
-
-def _set_threads(threads: int | None) -> None:
-    if threads is not None:
-        import torch
-
-        torch.set_num_threads(threads)
 
 
 @app.command(epilog=EXIT_CODES)
@@ -106,12 +88,12 @@ def compress(
     from tersor.run.budgets import Budgets
     from tersor.run.measure_step import Timing
 
-    _set_threads(threads)
+    set_threads(threads)
     output = Output(quiet=quiet, as_json=as_json)
     budgets = Budgets(parse_points(max_drop), parse_bytes(max_size), parse_milliseconds(max_latency))
     timing = Timing(timing_seconds, threads)
     done = job(task, recipe, out, budgets=budgets, seed=seed, timing=timing, progress=output.progress)
-    _conclude(output, done.folder, done.summary)
+    conclude(output, done.folder, done.summary)
 
 
 @app.command(epilog=EXIT_CODES)
@@ -126,7 +108,7 @@ def resume(
 
     output = Output(quiet=quiet, as_json=as_json)
     done = job(run, progress=output.progress)
-    _conclude(output, done.folder, done.summary)
+    conclude(output, done.folder, done.summary)
 
 
 @app.command(epilog=EXIT_CODES)
@@ -230,6 +212,7 @@ def recipes(
     output.show("tersor recipes NAME prints one with every setting, to start your own from.")
 
 
+app.command(epilog=EXIT_CODES)(distill.distill)
 app.command(epilog=EXIT_CODES)(weights.prune)
 app.command(epilog=EXIT_CODES)(layers.sensitivity)
 

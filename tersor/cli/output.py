@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -15,6 +17,15 @@ Exit codes: 0 done and within budgets; 1 failed; 2 wrong usage or input; 3 a bud
 
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print the verdict only.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on standard output and nothing else.")]
+TaskArgument = Annotated[
+    str, typer.Argument(help="digits, fashion, a Python file with task() -> tersor.Task, or package.module:function.")
+]
+OutOption = Annotated[Path, typer.Option("--out", "-o", help="The run's folder; it must be new or empty.")]
+SeedOption = Annotated[int, typer.Option(help="All randomness of the run derives from it.", min=0)]
+ThreadsOption = Annotated[
+    int | None, typer.Option(help="Threads to train and to measure with; default: all cores.", min=1)
+]
+SecondsOption = Annotated[float, typer.Option(help="Seconds to time each batch size for.", min=0.05)]
 DebugOption = Annotated[bool, typer.Option("--debug", help="On an error, show the traceback too.")]
 
 
@@ -39,3 +50,25 @@ class Output:
         """Print for people, unless JSON or quiet was asked for."""
         if not (self.quiet or self.as_json):
             self.console.print(*renderables)
+
+
+def conclude(output: Output, folder: Path, summary: Mapping[str, Any]) -> None:
+    """The final table and verdict; exit code 3 where a budget is missed."""
+    from tersor.report.terminal import agreement_line, summary_table, verdict_line
+
+    output.json(summary)
+    output.show(summary_table(summary))
+    output.show(agreement_line(summary))
+    if not output.as_json:
+        output.console.print(verdict_line(summary))
+    output.show(f"report: {folder / 'report.html'}\nmodel:  {folder / 'model.onnx'} and {folder / 'model'}")
+    if summary["verdict"]["status"] != "passed":
+        raise typer.Exit(3)
+
+
+def set_threads(threads: int | None) -> None:
+    """Let torch train with so many threads; None: as many as it likes."""
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)

@@ -14,6 +14,7 @@ from tersor.distill.relations import (
 from tersor.distill.response import DecoupledSoftTargets, Distill, MatchLogits, SoftTargets
 from tersor.distill.scaling import scaled, scaled_config
 from tersor.distill.students import drop_layers
+from tersor.distill.teach import Teach
 from tersor.distill.teachers import Teacher, Teachers
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "RelativeDistances",
     "SimilarityPreserving",
     "SoftTargets",
+    "Teach",
     "Teacher",
     "TeacherCache",
     "Teachers",

@@ -23,11 +23,12 @@ from tersor.core.task import Task
 from tersor.export.artifact import load_artifact
 from tersor.graph.trace import trace
 from tersor.jobs.find_task import find_task, find_task_of
+from tersor.jobs.student import student_of_run, taught_of_run
 from tersor.recipes.recipe import Recipe, read_recipe
 from tersor.report.schema import parse_summary
 from tersor.report.write import write_report
 from tersor.run.budgets import Budgets, choose, merge
-from tersor.run.engine import run_steps, start_from
+from tersor.run.engine import run_steps, start_from, student_from
 from tersor.run.environment import environment
 from tersor.run.folder import RunFolder, whole_folder, write_json
 from tersor.run.measure_step import Timing
@@ -64,31 +65,57 @@ def compress(
     missed: look at ``passed``. Raises InputError for unusable input, before anything is written;
     VerificationError, TrainingError or GraphError where a step fails, with what was finished kept for ``resume``.
     """
-    progress = progress or Progress()
-    read = read_recipe(recipe)
-    folder = RunFolder(Path(out))
-    folder.expect_free()
-    found = find_task(task, progress) if isinstance(task, (str, Path)) else task
+    timing = timing or Timing()
+    found = found_for(task, out, progress or Progress())
+    asked = Asked(read_recipe(recipe), budgets or Budgets(), seed, timing)
+    command = _command(found, recipe, out, asked)
+    return begin(found, Path(out), asked, {"command": command}, progress or Progress())
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a run was asked for: ``recipe``, ``budgets`` (beside the recipe's own), ``seed``, ``timing``."""
+
+    recipe: Recipe
+    budgets: Budgets
+    seed: int
+    timing: Timing
+
+
+def found_for(task: Task | str | Path, out: str | Path, progress: Progress) -> Task:
+    """The task, when it is sure that ``out`` is free."""
+    RunFolder(Path(out)).expect_free()
+    return find_task(task, progress) if isinstance(task, (str, Path)) else task
+
+
+def begin(
+    found: Task, out: Path, asked: Asked, more_facts: Mapping[str, Any], progress: Progress,
+    student: nn.Module | None = None,
+) -> Compressed:  # fmt: skip
+    """Check everything, write run.json with ``more_facts`` in the new folder ``out``, and run.
+
+    ``student``: what the first step is given, where that is not the task's model.
+    """
     complete = found.complete()
     notes = list(check_task(complete))
     assert complete.example_inputs is not None and complete.metric is not None
-    trace(complete.model, complete.example_inputs)  # a model without a graph is refused before anything is written
-    merged, more = merge(budgets or Budgets(), read.budgets, complete.metric)
-    timing = timing or Timing()
+    for model in filter(None, (complete.model, student)):
+        trace(model, complete.example_inputs)  # a model without a graph is refused before anything is written
+    merged, more = merge(asked.budgets, asked.recipe.budgets, complete.metric)
     for note in (*notes, *more):
         progress.say(note)
     facts = {
-        "recipe": read.to_json(),
+        "recipe": asked.recipe.to_json(),
         "task": {"name": found.name, "source": found.source},
-        "seed": seed,
+        "seed": asked.seed,
         "budgets": dataclasses.asdict(merged),
-        "timing": dataclasses.asdict(timing),
+        "timing": dataclasses.asdict(asked.timing),
         "notes": [*notes, *more],
-        "command": _command(found, recipe, out, seed, budgets or Budgets(), timing),
         "base_sha256": state_hash(found.model),
         "environment": environment(),
+        **more_facts,
     }
-    return _work(RunFolder.create(folder.path, facts), found, read, progress)
+    return _work(RunFolder.create(out, facts), found, asked.recipe, progress, student)
 
 
 def resume(out: str | Path, task: Task | None = None, *, progress: Progress | None = None) -> Compressed:
@@ -106,7 +133,8 @@ def resume(out: str | Path, task: Task | None = None, *, progress: Progress | No
         if environment() != facts["environment"]:
             _note_another_machine(folder, facts, progress)
         recipe = read_recipe(_recipe_data(facts["recipe"]))
-        return _work(folder, task or find_task_of(folder, progress), recipe, progress)
+        found = taught_of_run(facts, task or find_task_of(folder, progress))
+        return _work(folder, found, recipe, progress, student_of_run(facts, found.complete()))
     finally:
         torch.set_num_threads(now)
 
@@ -121,14 +149,17 @@ def _note_another_machine(folder: RunFolder, facts: dict[str, Any], progress: Pr
         write_json(folder.description, {**facts, "notes": [*facts["notes"], note]})
 
 
-def _work(folder: RunFolder, task: Task, recipe: Recipe, progress: Progress) -> Compressed:
+def _work(folder: RunFolder, task: Task, recipe: Recipe, progress: Progress, student: nn.Module | None) -> Compressed:
     facts = folder.facts()
     try:
         with folder.lock():
             task = start_from(folder, task, progress)
+            first = None if student is None else student_from(folder, student)
             timing = Timing(**facts["timing"])
-            records = run_steps(folder, task, recipe.steps, seed=facts["seed"], timing=timing, progress=progress)
-            return _finish(folder, task, facts, records)
+            records = run_steps(
+                folder, task, recipe.steps, seed=facts["seed"], timing=timing, progress=progress, student=first
+            )
+            return _finish(folder, task, facts, records, first or task.model)
     except FileNotFoundError as error:
         raise ArtifactError(
             "a file of the run is missing", where=str(error.filename or folder.path),
@@ -141,7 +172,9 @@ def _work(folder: RunFolder, task: Task, recipe: Recipe, progress: Progress) -> 
         ) from error  # fmt: skip
 
 
-def _finish(folder: RunFolder, task: Task, facts: Mapping[str, Any], records: list[Record]) -> Compressed:
+def _finish(
+    folder: RunFolder, task: Task, facts: Mapping[str, Any], records: list[Record], base: nn.Module
+) -> Compressed:
     assert task.metric is not None
     budgets = Budgets(**facts["budgets"])
     shipped = choose(records, budgets, task.metric)
@@ -156,7 +189,7 @@ def _finish(folder: RunFolder, task: Task, facts: Mapping[str, Any], records: li
     beside.replace(folder.final_onnx)
     write_json(folder.summary, summary)
     write_report(folder.path)
-    return Compressed(load_artifact(folder.final_model, task.model).eval(), folder.path, summary)
+    return Compressed(load_artifact(folder.final_model, base).eval(), folder.path, summary)
 
 
 def _card(task: Task, summary: Mapping[str, Any]) -> str:
@@ -175,21 +208,24 @@ def _recipe_data(kept: Mapping[str, Any]) -> dict[str, Any]:
     return {"name": kept["name"], "explanation": kept["explanation"], "steps": steps}
 
 
-def _command(
-    task: Task, recipe: str | Path | Mapping[str, Any], out: str | Path, seed: int, budgets: Budgets, timing: Timing
-) -> str:
+def _command(task: Task, recipe: str | Path | Mapping[str, Any], out: str | Path, asked: Asked) -> str:
     """The command that does the same again."""
     if not task.source or isinstance(recipe, Mapping):
         return "tersor.compress(task, recipe=…) from Python"
-    units = {"max_drop": "", "max_size": "", "max_latency": "ms"}
+    return f"tersor compress {quote(task.source)} -o {quote(str(out))} --recipe {quote(str(recipe))}{told(asked)}"
+
+
+def told(asked: Asked) -> str:
+    """Budgets, seed and timing as options of the command line, where they are not the usual ones."""
+    units, timing = {"max_drop": "", "max_size": "", "max_latency": "ms"}, asked.timing
+    budgets = dataclasses.asdict(asked.budgets)
     options = {
-        **{name: f"{value:g}{units[name]}" for name, value in dataclasses.asdict(budgets).items() if value is not None},
-        **({"seed": seed} if seed else {}),
+        **{name: f"{value:g}{units[name]}" for name, value in budgets.items() if value is not None},
+        **({"seed": asked.seed} if asked.seed else {}),
         **({"timing_seconds": timing.seconds} if timing.seconds != Timing().seconds else {}),
         **({"threads": timing.threads} if timing.threads else {}),
     }
-    told = "".join(f" --{name.replace('_', '-')} {value}" for name, value in options.items())
-    return f"tersor compress {quote(task.source)} -o {quote(str(out))} --recipe {quote(str(recipe))}{told}"
+    return "".join(f" --{name.replace('_', '-')} {value}" for name, value in options.items())
 
 
 def state_hash(model: nn.Module) -> str:

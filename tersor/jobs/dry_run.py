@@ -17,6 +17,7 @@ from tersor.core.progress import Progress
 from tersor.core.randomness import seeded
 from tersor.core.step import Method, Step
 from tersor.core.task import Task
+from tersor.distill.teach import Teach
 from tersor.jobs.find_task import find_task
 from tersor.measure.compute import macs
 from tersor.measure.size import parameters
@@ -71,10 +72,10 @@ def _plan_step(model: nn.Module, task: Task, named: NamedStep) -> tuple[nn.Modul
     for part in parts_of(named.step):
         model, plan = _plan_part(model, task, part)
         plans += [plan] if plan else []
-        if isinstance(part, Finetune):
-            seconds += estimate(part, model, task)
+        if (training := _training(part)) is not None:
+            seconds += estimate(training, model, task)
     count = int(parameters(model).value)
-    trains = any(isinstance(part, Finetune) for part in parts_of(named.step))
+    trains = any(_training(part) is not None for part in parts_of(named.step))
     copies = 7 if trains else 2  # weights, gradient, two moments, best state, the model given and the teacher
     step = PlannedStep(
         named.name, named.title, tuple(plan.summary() for plan in plans), round(seconds, 1), 4 * count * copies, count,
@@ -83,8 +84,14 @@ def _plan_step(model: nn.Module, task: Task, named: NamedStep) -> tuple[nn.Modul
     return model, step
 
 
+def _training(part: Step) -> Finetune | None:
+    """How a part trains, if it does."""
+    return part.training if isinstance(part, Teach) else part if isinstance(part, Finetune) else None
+
+
 def _plan_part(model: nn.Module, task: Task, part: Step) -> tuple[nn.Module, Plan | None]:
-    companion = part.companion if isinstance(part, Finetune) else None
+    training = _training(part)
+    companion = None if training is None else training.companion
     with seeded(0, task.calibration):
         if isinstance(part, Method):
             plan: Plan | None = part.plan(model, task)

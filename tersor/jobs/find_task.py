@@ -29,15 +29,41 @@ def find_task(source: str | Path, progress: Progress | None = None) -> Task:
     if name in BUILTIN:
         return load_builtin(name, progress=progress or Progress())
     path, _, function = name.partition(":")
+    if not path.endswith(".py") and not function:
+        raise InputError(
+            "unknown task", where="TASK", got=repr(name),
+            expected=f"a built-in one ({', '.join(BUILTIN)}), a Python file, or package.module:function",
+        )  # fmt: skip
+    task, source = made(name, "task", "tersor.Task")
+    if not isinstance(task, Task):
+        raise InputError(
+            f"{function or 'task'}() returned no Task", where=source, got=type(task).__name__, expected="tersor.Task"
+        )
+    stem = Path(path).stem if path.endswith(".py") else path.rpartition(".")[2]
+    return dataclasses.replace(task, source=source, name=stem if task.name == "task" else task.name)
+
+
+def absolute(name: str, default: str) -> str:
+    """The name of a function (``file.py:function``, by default ``default``) as it means the same from every folder."""
+    path, _, function = name.partition(":")
+    return f"{Path(path).resolve()}:{function or default}" if path.endswith(".py") else name
+
+
+def made(name: str, default: str, kind: str) -> tuple[Any, str]:
+    """What a function gives, and its absolute name.
+
+    ``name``: ``file.py:function`` (by default ``default``), or ``package.module:function``; ``kind``: what it should
+    give, for errors. Raises InputError.
+    """
+    path, _, function = name.partition(":")
     if path.endswith(".py"):
-        module = _module_from_file(Path(path))
-        return _call(module, function or "task", f"{Path(path).resolve()}:{function or 'task'}", Path(path).stem)
-    if function:
-        return _call(_module_by_name(path, name), function, name, path.rpartition(".")[2])
-    raise InputError(
-        "unknown task", where="TASK", got=repr(name),
-        expected=f"a built-in one ({', '.join(BUILTIN)}), a Python file, or package.module:function",
-    )  # fmt: skip
+        source = absolute(name, default)
+        return _call(_module_from_file(Path(path)), function or default, source, kind), source
+    if not function:
+        raise InputError(
+            "not the name of a function", where=name, expected="file.py:function, or package.module:function"
+        )
+    return _call(_module_by_name(path, name), function, name, kind), name
 
 
 def find_task_of(folder: RunFolder, progress: Progress) -> Task:
@@ -85,27 +111,22 @@ def _module_by_name(module: str, source: str) -> ModuleType:
         sys.path.pop(0)
 
 
-def _call(module: ModuleType, function: str, source: str, name: str) -> Task:
+def _call(module: ModuleType, function: str, source: str, kind: str) -> Any:
     maker: Callable[[], Any] | None = getattr(module, function, None)
     if not callable(maker):
         named = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
         raise InputError(
             f"there is no function {function}()", where=source, got=f"functions {', '.join(named[:8]) or 'none'}",
-            expected=f"def {function}() -> tersor.Task",
+            expected=f"def {function}() -> {kind}",
         )  # fmt: skip
     try:
-        task = maker()
+        return maker()
     except TersorError:
         raise
     except Exception as error:  # the user's function may raise anything
         raise InputError(
             f"{function}() raised an error", where=_line(error, Path(module.__file__ or "")), got=_short(error)
         ) from error
-    if not isinstance(task, Task):
-        raise InputError(
-            f"{function}() returned no Task", where=source, got=type(task).__name__, expected="tersor.Task"
-        )
-    return dataclasses.replace(task, source=source, name=name if task.name == "task" else task.name)
 
 
 def _short(error: BaseException) -> str:

@@ -14,6 +14,7 @@ from tersor.core.task import Task
 from tersor.export.artifact import load_artifact, read_edits
 from tersor.export.verify import verify_onnx
 from tersor.jobs.find_task import find_task_of
+from tersor.jobs.student import student_of_run, taught_of_run
 from tersor.measure.quality import evaluate
 from tersor.measure.session import OnnxRunnable
 from tersor.run.engine import BASELINE
@@ -31,10 +32,11 @@ def load_check(out: str | Path, task: Task | None = None, *, progress: Progress 
     if not folder.summary.exists():
         raise ArtifactError("the run is not finished", where=str(out), do=f"tersor resume {out}")
     summary = read_json(folder.summary)
-    task = task or find_task_of(folder, progress)
+    facts = folder.facts()
+    task = taught_of_run(facts, task or find_task_of(folder, progress))
     original = load_artifact(folder.step(0, BASELINE), task.model).eval()
     complete = _with_model(task, original)
-    model = load_artifact(folder.final_model, original).eval()
+    model = load_artifact(folder.final_model, student_of_run(facts, complete) or original).eval()
     quantized = any(isinstance(edit, Quantizer) for edit in read_edits(folder.final_model))
     found = dict(verify_onnx(folder.final_onnx, model, complete, quantized=quantized))
     again = evaluate(OnnxRunnable(folder.final_onnx), complete, split="test", progress=progress)

@@ -13,6 +13,7 @@ from tersor.distill.relations import (
     SimilarityPreserving,
 )
 from tersor.distill.response import DecoupledSoftTargets, Distill, MatchLogits, SoftTargets
+from tersor.distill.teach import Teach
 from tersor.prune.adapter import PruneBehindAdapter
 from tersor.prune.block_scores import BlockScore, LossIncrease, RelativeNorm, Similarity
 from tersor.prune.blocks import PruneBlocks
@@ -74,6 +75,7 @@ STEPS = Registry(
             "lottery_ticket": LotteryTicket,
             "recalibrate_batch_norm": RecalibrateBatchNorm,
             "finetune": Finetune,
+            "distill": Teach,
             "fold_batch_norm": FoldBatchNorm,
             "quantize": Quantize,
         },

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 from tersor.core.edit import Quantizer
 from tersor.core.errors import ArtifactError, InputError, VerificationError
@@ -86,13 +87,28 @@ def _expect_same_task(baseline: Path, task: Task, progress: Progress) -> None:
             )  # fmt: skip
 
 
+def student_from(folder: RunFolder, student: nn.Module) -> nn.Module:
+    """The student with the weights that it began with (kept at the first call)."""
+    if not (folder.student / "architecture.json").exists():
+        if folder.records():
+            raise ArtifactError(
+                "the student that the run began with is gone", where=str(folder.student), expected="a saved model",
+                do="Put the folder back, or distil again into another one",
+            )  # fmt: skip
+        with whole_folder(folder.student) as part:
+            save_artifact(part, student, original=student, plans=())
+    return load_artifact(folder.student, student).eval()
+
+
 def run_steps(
-    folder: RunFolder, task: Task, steps: Sequence[NamedStep], *, seed: int, timing: Timing, progress: Progress
-) -> list[Record]:
+    folder: RunFolder, task: Task, steps: Sequence[NamedStep],
+    *, seed: int, timing: Timing, progress: Progress, student: nn.Module | None = None,
+) -> list[Record]:  # fmt: skip
     """Run what is not recorded yet, in order; returns the records of all, the baseline first.
 
-    ``task`` comes from ``start_from``. Each step is given the model as the step before saved it, so that a resumed run
-    and an uninterrupted one compute the same.
+    ``task`` comes from ``start_from``, ``student`` from ``student_from``: what the first step is given, where that is
+    another model than the task's, with which everything is compared. Each step is given the model as the step before
+    saved it, so that a resumed run and an uninterrupted one compute the same.
     """
     records = folder.records()
     everything = [NamedStep(BASELINE, "The original model", None), *steps]
@@ -108,24 +124,27 @@ def run_steps(
             continue
         progress.say(f"{number}/{len(steps)} {named.name}: {named.title}")
         previous = folder.step(number - 1, everything[number - 1].name) if number else None
-        record = _run_one(folder, task, number, named, previous, seed=seed, timing=timing, progress=progress)
+        base = task.model if student is None or number == 0 else student
+        if number == 1 and student is not None:
+            previous = folder.student
+        record = _run_one(folder, task, base, number, named, previous, seed=seed, timing=timing, progress=progress)
         folder.append(record)
         records.append(record)
     return records
 
 
 def _run_one(
-    folder: RunFolder, task: Task, number: int, named: NamedStep, previous: Path | None,
+    folder: RunFolder, task: Task, base: nn.Module, number: int, named: NamedStep, previous: Path | None,
     *, seed: int, timing: Timing, progress: Progress,
 ) -> Record:  # fmt: skip
     path = folder.step(number, named.name)
     step_seed = derive_seed(seed, number)
     if previous is not None and not (path / "step.json").exists():
-        _transform(folder, task, path, named, previous, Context(step_seed, _work(folder, path), progress))
+        _transform(task, base, path, named, previous, Context(step_seed, _work(folder, path), progress))
     measured = time.monotonic()
     if not (path / "onnx.json").exists() or not (path / "model.onnx").exists():
-        _export(task, path)
-    model = load_artifact(path, task.model).eval()
+        _export(task, base, path)
+    model = load_artifact(path, base).eval()
     found, layers = measure_step(model, path, folder.step(0, BASELINE), task, timing, progress)
     step = read_json(path / "step.json") if previous is not None else {}
     _tidy(folder, path)
@@ -138,17 +157,17 @@ def _run_one(
     )  # fmt: skip
 
 
-def _transform(folder: RunFolder, task: Task, path: Path, named: NamedStep, previous: Path, context: Context) -> None:
+def _transform(task: Task, base: nn.Module, path: Path, named: NamedStep, previous: Path, context: Context) -> None:
     """Run the step itself and save what it made, the whole folder at once."""
     begun = time.monotonic()
-    model = load_artifact(previous, task.model).eval()
+    model = load_artifact(previous, base).eval()
     assert context.folder is not None and named.step is not None
     context.folder.mkdir(parents=True, exist_ok=True)
     result = named.step.run(model, task, context)
     earlier = Plan("earlier steps", read_edits(previous))
     plans = [plan.summary() for plan in result.plans]
     with whole_folder(path) as part:
-        save_artifact(part, result.model, original=task.model, plans=(earlier, *result.plans))
+        save_artifact(part, result.model, original=base, plans=(earlier, *result.plans))
         write_json(part / "plan.json", {"plans": plans})
         write_json(
             part / "step.json",
@@ -161,10 +180,10 @@ def _transform(folder: RunFolder, task: Task, path: Path, named: NamedStep, prev
         )
 
 
-def _export(task: Task, path: Path) -> None:
+def _export(task: Task, base: nn.Module, path: Path) -> None:
     """Write and verify ``model.onnx``; what the verification found goes to ``onnx.json``."""
     assert task.example_inputs is not None
-    model = load_artifact(path, task.model).eval()
+    model = load_artifact(path, base).eval()
     quantized = any(isinstance(edit, Quantizer) for edit in read_edits(path))
     export_onnx(model, task.example_inputs, path / "model.onnx", output_of=task.output)
     write_json(path / "onnx.json", dict(verify_onnx(path / "model.onnx", model, task, quantized=quantized)))

@@ -122,6 +122,11 @@ class RunFolder:
         """``model/``: the artifact to load in Python."""
         return self.path / "model"
 
+    @property
+    def student(self) -> Path:
+        """``student/``: the model that the steps began with, where it is another one than the original."""
+        return self.path / "student"
+
     def step(self, number: int, name: str) -> Path:
         """``steps/NN-name``."""
         return self.path / "steps" / f"{number:02d}-{name}"
