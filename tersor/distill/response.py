@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tersor.core.errors import InputError
+from tersor.core.task import Task
 from tersor.distill.checks import expect_positive, expect_weights
+from tersor.distill.monitors import review
 from tersor.distill.samples import classes_of, divergence, expect_same, is_regression, samples_of
 from tersor.train.objective import Forward, Objective
 
@@ -44,6 +47,10 @@ class SoftTargets(Objective):
         log_p_t = F.log_softmax(samples.teacher / self.temperature, dim=-1)
         return self.temperature**2 * samples.mean(divergence(log_p_t, log_p_s))
 
+    def review(self, model: nn.Module, task: Task, history: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+        """Errors, capacity and temperature: see ``monitors.review``."""
+        return review(model, task, history, self.temperature)
+
 
 @final
 @dataclass(frozen=True)
@@ -71,6 +78,10 @@ class Distill(Objective):
         if self.alpha == 1:
             return soft
         return self.alpha * soft + (1 - self.alpha) * forward.task_loss
+
+    def review(self, model: nn.Module, task: Task, history: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+        """Errors, capacity and temperature: see ``monitors.review``."""
+        return review(model, task, history, self.temperature)
 
 
 @final
@@ -104,6 +115,10 @@ class DecoupledSoftTargets(Objective):
         tckd, nckd = divergence(sure_t, sure_s), divergence(others_t, others_s)
         return self.temperature**2 * samples.mean(self.alpha * tckd + self.beta * nckd)
 
+    def review(self, model: nn.Module, task: Task, history: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+        """Errors, capacity and temperature: see ``monitors.review``."""
+        return review(model, task, history, self.temperature)
+
 
 def _decoupled(z: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Log-probabilities (p_y, 1 − p_y) [n, 2], and those of the other classes alone [n, classes], −∞ at the label's."""
@@ -128,6 +143,10 @@ class MatchLogits(Objective):
             return _squared_error(forward)
         samples = samples_of(forward, "MatchLogits")
         return samples.mean((samples.student - samples.teacher).square().mean(dim=-1))
+
+    def review(self, model: nn.Module, task: Task, history: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+        """Errors, capacity and temperature: see ``monitors.review``."""
+        return review(model, task, history, None)
 
 
 def _squared_error(forward: Forward) -> Tensor:

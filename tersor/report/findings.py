@@ -23,7 +23,7 @@ def findings(summary: Summary, records: Sequence[Record] = ()) -> tuple[str, ...
     """Warnings and remarks, each one sentence, the weightiest first."""
     parts = (
         _unfinished(summary), _slower(summary), _macs_and_clock(summary), _integers(summary), _zeros(summary),
-        _close_budgets(summary), _nothing_done(records),
+        _close_budgets(summary), _reviewed(summary), _nothing_done(records),
     )  # fmt: skip
     return tuple(line for part in parts for line in part)
 
@@ -148,6 +148,15 @@ def _close_budgets(summary: Summary) -> Iterator[str]:
                 f"The budget “{name}” is missed, but its interval {interval} holds the limit of {limit}: "
                 "more test samples would tell."
             )
+
+
+def _reviewed(summary: Summary) -> Iterator[str]:
+    """What trainings say of themselves."""
+    for stage in summary.steps:
+        review = stage.facts.get("review")
+        warnings = review.get("warnings") if isinstance(review, Mapping) else None
+        for warning in warnings if isinstance(warnings, (list, tuple)) else ():
+            yield f"“{stage.name}”: {warning}"
 
 
 def _nothing_done(records: Sequence[Record]) -> Iterator[str]:

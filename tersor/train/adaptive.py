@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import cast, final
+from typing import Any, cast, final
 
 import torch
 from accelerate.utils import send_to_device
@@ -145,6 +145,10 @@ class Adaptive(Objective):
     def companions(self) -> tuple[Companion, ...]:
         """Its terms', and what sets the factors."""
         return (*self.objective.companions(), Adapt(self))
+
+    def review(self, model: nn.Module, task: Task, history: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+        """Its terms'."""
+        return self.objective.review(model, task, history)
 
     def weights(self, model: nn.Module) -> Mapping[str, float]:
         """w f of each term by its class (numbered where there are several), and what its terms say."""

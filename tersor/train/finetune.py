@@ -334,7 +334,7 @@ class _Run:
     def _result(self) -> Result:
         self.trainer.write(self.state.best)
         state = self.state
-        facts = {
+        facts: dict[str, Any] = {
             "epochs": state.epoch,
             "kept_epoch": state.best_epoch,
             "stopped_early": state.epoch < self.step.epochs,
@@ -345,8 +345,13 @@ class _Run:
         if answers is not None:
             facts["teacher"] = answers.facts()
             self.say(answers.sentence())
+        plans = [companion.finish(self.trainer.model) for companion in self.companions]
+        reviewed = dict(self.step.objective.review(self.trainer.model, self.task, state.history))
+        if reviewed:
+            facts["review"] = reviewed
+            for warning in reviewed.get("warnings", ()):
+                self.say(f"warning: {warning}")
         model = self.trainer.finish(self.home)
-        plans = [companion.finish(model) for companion in self.companions]
         return Result(model, tuple(plan for plan in plans if plan.edits), history=tuple(state.history), facts=facts)
 
 

@@ -217,6 +217,10 @@ class Objective(ABC):
         """Weights that training changes, by name, as they stand on ``model``; none by default."""
         return {}
 
+    def review(self, model: nn.Module, task: Task, history: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+        """What a finished training shows of known failures: JSON values, ``warnings`` among them; {} by default."""
+        return {}
+
     def __mul__(self, weight: float) -> Sum:
         return Sum(tuple((weight * w, part) for w, part in terms_of(self)))
 
@@ -272,6 +276,11 @@ class Sum(Objective):
     def weights(self, model: nn.Module) -> Mapping[str, float]:
         """Its terms'."""
         return {name: value for _, part in self.counting for name, value in part.weights(model).items()}
+
+    def review(self, model: nn.Module, task: Task, history: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+        """That of the first term that has one."""
+        reviews = (part.review(model, task, history) for _, part in self.counting)
+        return next(filter(None, reviews), {})
 
     @property
     def counting(self) -> tuple[tuple[float, Objective], ...]:
