@@ -36,7 +36,7 @@ def claims(found: Found) -> list[Claim]:
     if pair[0] and pair[1]:
         images, seeds = over_images(*pair), over_seeds(*pair)
         text = f"90 % zeros, {RECOVERED}: at most {POINTS:g} point below dense given the same extra epochs"
-        made.append(Claim(text, f"{images.value:.2f} points below; {_both(images, seeds)}", images.value <= POINTS))
+        made.append(Claim(text, f"{images.value:.2f} points below; {said_of(images, seeds)}", images.value <= POINTS))
     for repaired, plain in PAIRS[:2]:
         for sparsity in SPARSITIES:
             pair = found.get((repaired, sparsity)), found.get((plain, sparsity))
@@ -44,7 +44,7 @@ def claims(found: Found) -> list[Claim]:
                 images, seeds = over_images(*pair), over_seeds(*pair)
                 text = f"{100 * sparsity:g} % zeros, {repaired}: above {plain}, by intervals that exclude zero"
                 holds = None if seeds is None else images.low > 0 and seeds.low > 0
-                made.append(Claim(text, f"{images.value:+.2f} points; {_both(images, seeds)}", holds))
+                made.append(Claim(text, f"{images.value:+.2f} points; {said_of(images, seeds)}", holds))
     return made
 
 
@@ -55,12 +55,12 @@ def section(title: str, said: str, found: Found) -> str:
         "Differences in points, pairs of the same seed, with 95 % intervals: over test images (what other images would "
         f"have given for these networks) and, from {FEWEST_SEEDS} seeds on, Student's over seeds.",
         _differences(found),
-        "\n".join(f"* {_word(claim.holds)}: {claim.text}. Found: {claim.found}." for claim in claims(found)),
+        "\n".join(f"* {word(claim.holds)}: {claim.text}. Found: {claim.found}." for claim in claims(found)),
     ]  # fmt: skip
     return "\n\n".join(lines)
 
 
-def _word(holds: bool | None) -> str:
+def word(holds: bool | None) -> str:
     return {True: "Holds", False: "**Missed**", None: "Too few seeds to say"}[holds]
 
 
@@ -86,7 +86,7 @@ def _cell(arm: Sequence[Finished] | None) -> str:
 
 def _differences(found: Found) -> str:
     rows = [
-        [f"{100 * s:g} %", one, other, *_difference(found[one, s], found[other, s])]
+        [f"{100 * s:g} %", one, other, *difference_cells(found[one, s], found[other, s])]
         for s in SPARSITIES for one, other in PAIRS if found.get((one, s)) and found.get((other, s))
     ]  # fmt: skip
     dense = found.get((DENSE, None))
@@ -94,16 +94,16 @@ def _differences(found: Found) -> str:
     for (family, sparsity), arm in trained:
         if dense and family != DENSE:
             label = "" if sparsity is None else f"{100 * sparsity:g} %"
-            rows.append([label, family, DENSE, *_difference(arm, dense)])
+            rows.append([label, family, DENSE, *difference_cells(arm, dense)])
     return table(["zeros", "", "minus", "points", "over images", "over seeds"], rows)
 
 
-def _difference(one: Sequence[Finished], other: Sequence[Finished]) -> list[str]:
+def difference_cells(one: Sequence[Finished], other: Sequence[Finished]) -> list[str]:
     images, seeds = over_images(one, other), over_seeds(one, other)
     return [f"{images.value:+.2f}", _range(images), _range(seeds) if seeds else ""]
 
 
-def _both(images: Estimate, seeds: Estimate | None) -> str:
+def said_of(images: Estimate, seeds: Estimate | None) -> str:
     return f"over images {_range(images)}" + (f", over seeds {_range(seeds)}" if seeds else "")
 
 

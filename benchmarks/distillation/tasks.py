@@ -1,0 +1,75 @@
+"""Fashion-MNIST with its teachers: residual networks, each seed its own, and a small vision transformer."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from tersor.core.progress import Progress
+from tersor.core.step import Context
+from tersor.core.task import Task
+from tersor.train.finetune import Finetune
+from tersor.train.optimizer import Optimizer
+from tersor.zoo.batches import TensorBatches
+from tersor.zoo.cache import cache_folder, cache_path, trained_once
+from tersor.zoo.fashion import fashion
+from tersor.zoo.residual import ResidualNet
+
+student_network = partial(ResidualNet, widths=(8, 16, 32), blocks=1, in_channels=1, classes=10, stem_stride=2)
+
+
+class VisionTransformer(nn.Module):
+    """49 patches of 4 × 4, ``depth`` pre-norm blocks, the mean of the tokens: [n, 1, 28, 28] → [n, 10]."""
+
+    def __init__(self, width: int = 64, depth: int = 4, heads: int = 4):
+        super().__init__()
+        self.patches = nn.Conv2d(1, width, 4, 4)
+        self.position = nn.Parameter(0.02 * torch.randn(1, 49, width))
+        layer = partial(
+            nn.TransformerEncoderLayer, width, heads, 2 * width, 0.0, "gelu", batch_first=True, norm_first=True
+        )
+        self.blocks = nn.Sequential(*(layer() for _ in range(depth)))
+        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        tokens = self.patches(images).flatten(2).transpose(1, 2) + self.position
+        return self.head(self.norm(self.blocks(tokens)).mean(dim=1))
+
+
+def limited(task: Task, images: int | None, test: int | None) -> Task:
+    """With fewer training and test images, to try it out."""
+    for batches, count in ((task.train, images), (task.test, test)):
+        if count is not None:
+            assert isinstance(batches, TensorBatches)
+            batches.images, batches.targets = batches.images[:count], batches.targets[:count]
+    return task
+
+
+def teacher_task(seed: int, epochs: int, progress: Progress) -> Task:
+    """The data and a residual network trained from this seed, once, and kept in Tersor's cache."""
+    return fashion(seed=seed, epochs=epochs, progress=progress)
+
+
+def transformer(task: Task, epochs: int, progress: Progress) -> nn.Module:
+    """A transformer trained on the task's data, once, and kept in Tersor's cache."""
+    torch.manual_seed(0)
+    model = VisionTransformer()
+    count = len(task.train.images) if isinstance(task.train, TensorBatches) else 0
+    path = cache_path(cache_folder(), "fashion-transformer", model, {"epochs": epochs, "images": count, "version": 1})
+
+    def train() -> None:
+        step = Finetune(epochs, optimizer=Optimizer("adamw", 2e-3, weight_decay=0.05), keep="last", clip=1.0)
+        complete = replace(task, model=model).complete()
+        model.load_state_dict(step.run(model, complete, Context(0, None, progress)).model.state_dict())
+
+    trained_once(model, path, train, progress)
+    return model.eval().requires_grad_(False)
+
+
+def student_of(seed: int) -> nn.Module:
+    """A student with weights of its own: the same for every arm of a seed."""
+    torch.manual_seed(1000 + seed)
+    return student_network()
