@@ -79,11 +79,13 @@ def test_a_student_may_come_of_the_task_and_of_nothing_else(tmp_path):
 @pytest.mark.parametrize(
     ("student", "teachers", "says"),
     [
-        (f"{SMALL}:wrong_classes", (), "different numbers of classes. Got teacher 10, student 7"), (f"{SMALL}:no_module", (), "gave no module. Got int"),
-        (f"{SMALL}:nothing", (), "no function nothing"), ("nonsense", (), "not the name of a function"),
+        (f"{SMALL}:wrong_classes", (), "different numbers of classes. Got teacher 10, student 7"),
+        (f"{SMALL}:no_module", (), "gave no module. Got int"),
+        (f"{SMALL}:nothing", (), "no function nothing"),
+        ("nonsense", (), "not the name of a function"),
         (str(SMALL), (f"{SMALL}:no_module",), "gave no teacher"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_distilled_is_told_before_anything_is_written(tmp_path, student, teachers, says):
     sys.path.insert(0, str(TASKS))
     try:
