@@ -116,7 +116,7 @@ def _write(
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--epochs", type=int, default=5, help="of every student")
+    parser.add_argument("--epochs", type=int, default=4, help="of every student")
     parser.add_argument("--lr", type=float, default=0.1, help="peak learning rate of every student")
     parser.add_argument("--teacher-epochs", type=int, default=5, help="of the residual teachers")
     parser.add_argument("--transformer-epochs", type=int, default=5)

@@ -18,7 +18,7 @@ from tersor.zoo.cache import cache_folder, cache_path, trained_once
 from tersor.zoo.fashion import fashion
 from tersor.zoo.residual import ResidualNet
 
-student_network = partial(ResidualNet, widths=(8, 16, 32), blocks=1, in_channels=1, classes=10, stem_stride=2)
+student_network = partial(ResidualNet, widths=(16, 32, 64), blocks=1, in_channels=1, classes=10, stem_stride=2)
 
 
 class VisionTransformer(nn.Module):
