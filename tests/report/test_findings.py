@@ -33,14 +33,19 @@ def test_a_model_that_became_slower_is_told(summary):
 
 
 def test_int8_that_is_not_faster_names_what_stayed_float(summary):
-    assert "int8 is not faster here (batch 1: 0.222 ms before, 0.231 ms after); stayed float: stem." in told(summary)
+    summary["steps"][-1]["measurements"]["speedup_batch_1"]["value"] = 1.5
+    assert (
+        "int8 is not faster here (batch 1: 1.86× the original's speed before, 1.50× after); stayed float: stem."
+        in told(summary)
+    )
     summary["steps"][-1]["facts"]["onnx"]["integer_share"]["float_layers"] = []
     assert "stayed float: Conv ×1." in told(summary)
 
 
 def test_int8_that_is_faster_everywhere_and_whole_is_no_finding(summary):
     last = summary["steps"][-1]
-    last["measurements"]["latency_ms_batch_1"]["value"] = 0.1
+    last["measurements"]["speedup_batch_1"]["value"] = 9.0
+    last["measurements"]["latency_ms_batch_1"]["value"] = 0.9  # another sitting's milliseconds say nothing
     last["facts"]["onnx"] |= {"integer_share": {"integer": 9, "float_layers": []}, "operators": {"QLinearConv": 9}}
     assert "int8" not in told(summary)
 
