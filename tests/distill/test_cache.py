@@ -135,7 +135,7 @@ def test_training_with_the_cache_is_training_without_it(folder):
         heard = Heard()
         result = step.run(student, given, Context(3, progress=heard))
         histories.append([entry["loss"] for entry in result.history])
-    assert result.facts["teacher"]["hits"] >= 4 * 96 and "teacher cache: " in heard.said[-1]
+    assert result.facts["teacher"]["hits"] >= 4 * 96 and any("teacher cache: " in text for text in heard.said)
     plain, cold, warm = histories
     assert cold == pytest.approx(plain, rel=1e-3) and cold != plain
     assert warm == pytest.approx(cold, rel=1e-6)
@@ -275,7 +275,9 @@ def test_feature_losses_read_the_teacher_s_layers_from_the_cache(folder):
     for given in (replace(task, train=replayed(data, 1)), TeacherCache(folder, views=1, refresh=0).on(task)):
         teacher[0].rows = 0
         losses.append([entry["loss"] for entry in step.run(student, given, Context(1)).history])
-    assert losses[1] == pytest.approx(losses[0], rel=1e-3) and teacher[0].rows < 2 * SAMPLES
+    assert (
+        losses[1] == pytest.approx(losses[0], rel=1e-3) and teacher[0].rows <= 3 * SAMPLES
+    )  # once more for the review
     columns = Path(_records(folder)[0]).with_name("schema.json").read_text()
     assert '"layer ' in columns
 

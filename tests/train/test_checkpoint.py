@@ -46,7 +46,8 @@ def test_a_killed_training_ends_with_the_same_weights(killed, kind, moment):
     assert resumed["killed"]
     after, *inside = MOMENTS[moment] if isinstance(MOMENTS[moment], tuple) else (MOMENTS[moment],)
     said = [] if after is None else [f"going on after epoch {after}/4"]
-    assert resumed["said"] == said + (["going on after batch {} of epoch {}".format(*inside)] if inside else [])
+    told = [text for text in resumed["said"] if not text.startswith("warning: The temperature")]
+    assert told == said + (["going on after batch {} of epoch {}".format(*inside)] if inside else [])
     assert resumed["weights"] == whole["weights"]
     assert resumed["history"] == whole["history"]
     assert resumed["facts"] == whole["facts"]
