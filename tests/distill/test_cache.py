@@ -275,11 +275,10 @@ def test_feature_losses_read_the_teacher_s_layers_from_the_cache(folder):
     for given in (replace(task, train=replayed(data, 1)), TeacherCache(folder, views=1, refresh=0).on(task)):
         teacher[0].rows = 0
         losses.append([entry["loss"] for entry in step.run(student, given, Context(1)).history])
-    assert (
-        losses[1] == pytest.approx(losses[0], rel=1e-3) and teacher[0].rows <= 3 * SAMPLES
-    )  # once more for the review
-    columns = Path(_records(folder)[0]).with_name("schema.json").read_text()
-    assert '"layer ' in columns
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+    assert teacher[0].rows <= 3 * SAMPLES  # once to train, once for the review
+    schemas = [Path(found).with_name("schema.json").read_text() for found in _records(folder)]
+    assert any('"layer ' in columns for columns in schemas)
 
 
 @pytest.mark.parametrize("shape", [(7, 50), (3, 4, 50)])
