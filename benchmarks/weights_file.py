@@ -79,7 +79,7 @@ def prune(source: Path, out: Path, scope: str) -> dict[str, Any]:
 
 
 def child(source: str, out: str, scope: str) -> None:
-    from tersor.prune.files import PruneFile
+    from tersor.prune.files.prune import PruneFile
 
     settings = PruneFile(SPARSITY, scope)  # type: ignore[arg-type]
     before = _peak()

@@ -19,34 +19,34 @@ _HOME = {
     "ByType": "tersor.core.place",
     "Everything": "tersor.core.place",
     "TersorError": "tersor.core.errors",
-    "PruneChannels": "tersor.prune.channels",
-    "Keep": "tersor.prune.amount",
-    "prune_iteratively": "tersor.prune.iterative",
-    "PruneBlocks": "tersor.prune.blocks",
-    "PruneBehindAdapter": "tersor.prune.adapter",
-    "PruneAndReconstruct": "tersor.prune.reconstruct",
-    "GroupSparsity": "tersor.prune.group_sparsity",
-    "Prune": "tersor.prune.prune",
-    "SparseGPT": "tersor.prune.sparsegpt",
-    "CorrectVariance": "tersor.prune.correct_variance",
-    "Unmask": "tersor.prune.unmask",
-    "Element": "tersor.prune.patterns",
-    "NM": "tersor.prune.patterns",
-    "Block": "tersor.prune.patterns",
-    "Rows": "tersor.prune.patterns",
-    "PerLayer": "tersor.prune.scopes",
-    "Global": "tersor.prune.scopes",
-    "ErdosRenyi": "tersor.prune.scopes",
-    "PerType": "tersor.prune.scopes",
-    "GradualSparsity": "tersor.prune.gradual",
-    "DropAndGrow": "tersor.prune.drop_and_grow",
-    "LotteryTicket": "tersor.prune.lottery",
-    "prune_gradually": "tersor.prune.gradual",
-    "prune_by_movement": "tersor.prune.gradual",
-    "prune_in_rounds": "tersor.prune.rounds",
-    "rewind_learning_rate": "tersor.prune.rounds",
-    "dense_sparse_dense": "tersor.prune.unmask",
-    "train_sparse": "tersor.prune.drop_and_grow",
+    "PruneChannels": "tersor.prune.structured.channels",
+    "Keep": "tersor.prune.structured.amount",
+    "prune_iteratively": "tersor.prune.structured.iterative",
+    "PruneBlocks": "tersor.prune.blocks.remove",
+    "PruneBehindAdapter": "tersor.prune.blocks.adapter",
+    "PruneAndReconstruct": "tersor.prune.layerwise.reconstruct",
+    "GroupSparsity": "tersor.prune.structured.group_sparsity",
+    "Prune": "tersor.prune.sparse.prune",
+    "SparseGPT": "tersor.prune.layerwise.sparsegpt",
+    "CorrectVariance": "tersor.prune.layerwise.correct_variance",
+    "Unmask": "tersor.prune.sparse.unmask",
+    "Element": "tersor.prune.sparse.patterns",
+    "NM": "tersor.prune.sparse.patterns",
+    "Block": "tersor.prune.sparse.patterns",
+    "Rows": "tersor.prune.sparse.patterns",
+    "PerLayer": "tersor.prune.sparse.scopes",
+    "Global": "tersor.prune.sparse.scopes",
+    "ErdosRenyi": "tersor.prune.sparse.scopes",
+    "PerType": "tersor.prune.sparse.scopes",
+    "GradualSparsity": "tersor.prune.sparse.gradual",
+    "DropAndGrow": "tersor.prune.sparse.drop_and_grow",
+    "LotteryTicket": "tersor.prune.sparse.lottery",
+    "prune_gradually": "tersor.prune.sparse.gradual",
+    "prune_by_movement": "tersor.prune.sparse.gradual",
+    "prune_in_rounds": "tersor.prune.sparse.rounds",
+    "rewind_learning_rate": "tersor.prune.sparse.rounds",
+    "dense_sparse_dense": "tersor.prune.sparse.unmask",
+    "train_sparse": "tersor.prune.sparse.drop_and_grow",
     "FoldBatchNorm": "tersor.quantize.fold",
     "Quantize": "tersor.quantize.quantize",
     "Finetune": "tersor.train.finetune",
@@ -135,23 +135,23 @@ if TYPE_CHECKING:
     from tersor.jobs.student import Student
     from tersor.measure.capacity import capacity
     from tersor.measure.sensitivity import Probe
-    from tersor.prune.adapter import PruneBehindAdapter
-    from tersor.prune.amount import Keep
-    from tersor.prune.blocks import PruneBlocks
-    from tersor.prune.channels import PruneChannels
-    from tersor.prune.correct_variance import CorrectVariance
-    from tersor.prune.drop_and_grow import DropAndGrow, train_sparse
-    from tersor.prune.gradual import GradualSparsity, prune_by_movement, prune_gradually
-    from tersor.prune.group_sparsity import GroupSparsity
-    from tersor.prune.iterative import prune_iteratively
-    from tersor.prune.lottery import LotteryTicket
-    from tersor.prune.patterns import NM, Block, Element, Rows
-    from tersor.prune.prune import Prune
-    from tersor.prune.reconstruct import PruneAndReconstruct
-    from tersor.prune.rounds import prune_in_rounds, rewind_learning_rate
-    from tersor.prune.scopes import ErdosRenyi, Global, PerLayer, PerType
-    from tersor.prune.sparsegpt import SparseGPT
-    from tersor.prune.unmask import Unmask, dense_sparse_dense
+    from tersor.prune.blocks.adapter import PruneBehindAdapter
+    from tersor.prune.blocks.remove import PruneBlocks
+    from tersor.prune.layerwise.correct_variance import CorrectVariance
+    from tersor.prune.layerwise.reconstruct import PruneAndReconstruct
+    from tersor.prune.layerwise.sparsegpt import SparseGPT
+    from tersor.prune.sparse.drop_and_grow import DropAndGrow, train_sparse
+    from tersor.prune.sparse.gradual import GradualSparsity, prune_by_movement, prune_gradually
+    from tersor.prune.sparse.lottery import LotteryTicket
+    from tersor.prune.sparse.patterns import NM, Block, Element, Rows
+    from tersor.prune.sparse.prune import Prune
+    from tersor.prune.sparse.rounds import prune_in_rounds, rewind_learning_rate
+    from tersor.prune.sparse.scopes import ErdosRenyi, Global, PerLayer, PerType
+    from tersor.prune.sparse.unmask import Unmask, dense_sparse_dense
+    from tersor.prune.structured.amount import Keep
+    from tersor.prune.structured.channels import PruneChannels
+    from tersor.prune.structured.group_sparsity import GroupSparsity
+    from tersor.prune.structured.iterative import prune_iteratively
     from tersor.quantize.fold import FoldBatchNorm
     from tersor.quantize.quantize import Quantize
     from tersor.run.budgets import Budgets

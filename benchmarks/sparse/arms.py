@@ -12,12 +12,12 @@ from torch.nn.utils import prune as peer
 
 from tersor.core.step import Context, Pipeline, Result, Step
 from tersor.core.task import Task
-from tersor.prune.correct_variance import CorrectVariance
-from tersor.prune.gradual import prune_gradually
-from tersor.prune.patterns import NM, Block
-from tersor.prune.prune import Prune
-from tersor.prune.scopes import ErdosRenyi, Global
-from tersor.prune.sparsegpt import SparseGPT
+from tersor.prune.layerwise.correct_variance import CorrectVariance
+from tersor.prune.layerwise.sparsegpt import SparseGPT
+from tersor.prune.sparse.gradual import prune_gradually
+from tersor.prune.sparse.patterns import NM, Block
+from tersor.prune.sparse.prune import Prune
+from tersor.prune.sparse.scopes import ErdosRenyi, Global
 from tersor.train.finetune import Finetune
 
 SPARSITIES = (0.8, 0.9, 0.95)

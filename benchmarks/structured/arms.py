@@ -15,10 +15,10 @@ from torch import nn
 from tersor.core.step import Context
 from tersor.core.task import Task
 from tersor.measure.compute import macs
-from tersor.prune.amount import Keep, Scope
-from tersor.prune.channels import PruneChannels
-from tersor.prune.reconstruct import PruneAndReconstruct
-from tersor.prune.scores import ActivationWeighted, Score
+from tersor.prune.layerwise.reconstruct import PruneAndReconstruct
+from tersor.prune.structured.amount import Keep, Scope
+from tersor.prune.structured.channels import PruneChannels
+from tersor.prune.structured.scores import ActivationWeighted, Score
 from tersor.train.recalibrate import RecalibrateBatchNorm
 
 TOLERANCE = 0.02  # of the target's MACs

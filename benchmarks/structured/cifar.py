@@ -25,7 +25,7 @@ from benchmarks.structured.results import Finished, Log
 from benchmarks.structured.training import Budget, checksum, correct, mean_of, subset, task_of, train
 from tersor.core.progress import Progress
 from tersor.distill.response import Distill
-from tersor.prune.scores import Magnitude
+from tersor.prune.structured.scores import Magnitude
 from tersor.train.objective import Objective, TaskLoss
 from tersor.zoo.cache import cache_folder, cache_path, trained_once
 from tersor.zoo.cifar import Images, trained_resnet20

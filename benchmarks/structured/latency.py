@@ -20,7 +20,7 @@ from tersor.measure.compute import macs
 from tersor.measure.latency import compare_latency
 from tersor.measure.quality import evaluate, paired_drop, quality
 from tersor.measure.session import OnnxRunnable
-from tersor.prune.channels import PruneChannels
+from tersor.prune.structured.channels import PruneChannels
 from tersor.train.finetune import Finetune
 from tersor.train.optimizer import Optimizer
 from tersor.zoo.batches import TensorBatches

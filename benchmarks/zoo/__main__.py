@@ -33,8 +33,8 @@ LIBRARIES = ("torch", "torchvision", "timm", "transformers", "torch-pruning")
 ENGINE = (
     ROOT / "tersor" / "graph",
     *(ROOT / "tersor" / "core" / f"{name}.py" for name in ("apply", "copies", "edit", "verify")),
-    *(ROOT / "tersor" / "prune" / f"{name}.py" for name in ("amount", "channels", "eligible", "trial")),
-    *(ROOT / "tersor" / "prune" / "scores" / f"{name}.py" for name in ("coupling", "magnitude")),
+    *(ROOT / "tersor" / "prune" / "structured" / f"{name}.py" for name in ("amount", "channels", "eligible", "trial")),
+    *(ROOT / "tersor" / "prune" / "structured" / "scores" / f"{name}.py" for name in ("coupling", "magnitude")),
 )
 _writing, _cancelled = threading.Lock(), threading.Event()
 

@@ -29,8 +29,8 @@ from tersor.core.verify import relative_difference, verify_edits
 from tersor.export.artifact import load_artifact, save_artifact
 from tersor.export.base import Base
 from tersor.measure.compute import layer_table
-from tersor.prune.channels import PruneChannels
-from tersor.prune.scores import Magnitude
+from tersor.prune.structured.channels import PruneChannels
+from tersor.prune.structured.scores import Magnitude
 
 SPARSITY = 0.5
 SEED = 1

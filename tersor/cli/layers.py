@@ -40,7 +40,7 @@ def sensitivity(
     from tersor.jobs.prune_file import parse_pattern
     from tersor.jobs.sensitivity import sensitivity as job
     from tersor.measure.sensitivity import SPARSITIES, Probe
-    from tersor.prune.prune import Prune
+    from tersor.prune.sparse.prune import Prune
     from tersor.report.sensitivity import sensitivity_view
 
     output = Output(quiet=quiet, as_json=as_json)

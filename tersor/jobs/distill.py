@@ -16,7 +16,7 @@ from tersor.distill.teach import Teach
 from tersor.jobs.compress import Asked, Compressed, begin, found_for
 from tersor.jobs.find_task import absolute
 from tersor.jobs.student import TEACHER, Student, taught
-from tersor.prune.channels import PruneChannels
+from tersor.prune.structured.channels import PruneChannels
 from tersor.recipes.recipe import read_recipe
 from tersor.recipes.registry import STEPS
 from tersor.run.budgets import Budgets

@@ -10,8 +10,8 @@ from tersor.core.errors import InputError
 from tersor.core.progress import Progress
 from tersor.files.open import open_weights
 from tersor.measure.weights_file import WeightsFacts, weights_facts
-from tersor.prune.files import PrunedFile, PruneFile
-from tersor.prune.patterns import NM, Block, Element, Pattern
+from tersor.prune.files.prune import PrunedFile, PruneFile
+from tersor.prune.sparse.patterns import NM, Block, Element, Pattern
 
 
 def prune_file(
@@ -29,7 +29,7 @@ def prune_file(
 
     ``sparsity``: 0.9, or "GLOB=0.9" for tensors whose name matches (several; the first that matches counts).
     ``pattern``: "element", "2:4" (any n:m, along the inputs), "4x1" (blocks of r outputs × c inputs). The rest as
-    ``tersor.prune.files.PruneFile``, whose ``run`` says what is refused.
+    ``tersor.prune.files.prune.PruneFile``, whose ``run`` says what is refused.
     """
     settings = PruneFile(
         _sparsity(sparsity), scope, parse_pattern(pattern) if isinstance(pattern, str) else pattern,  # type: ignore[arg-type]

@@ -25,8 +25,8 @@ from tersor.core.plan import Skip
 from tersor.core.progress import Progress
 from tersor.core.randomness import seeded
 from tersor.core.task import Batch, Task
-from tersor.prune.prune import Prune
-from tersor.prune.scopes import PerLayer
+from tersor.prune.sparse.prune import Prune
+from tersor.prune.sparse.scopes import PerLayer
 from tersor.train.trainer import device_of
 
 SPARSITIES = (0.5, 0.7, 0.8, 0.9, 0.95)

@@ -14,13 +14,14 @@ from tersor.distill.relations import (
 )
 from tersor.distill.response import DecoupledSoftTargets, Distill, MatchLogits, SoftTargets
 from tersor.distill.teach import Teach
-from tersor.prune.adapter import PruneBehindAdapter
-from tersor.prune.block_scores import BlockScore, LossIncrease, RelativeNorm, Similarity
-from tersor.prune.blocks import PruneBlocks
-from tersor.prune.channels import PruneChannels
-from tersor.prune.correct_variance import CorrectVariance
-from tersor.prune.drop_and_grow import DropAndGrow
-from tersor.prune.elements import (
+from tersor.prune.blocks.adapter import PruneBehindAdapter
+from tersor.prune.blocks.block_scores import BlockScore, LossIncrease, RelativeNorm, Similarity
+from tersor.prune.blocks.remove import PruneBlocks
+from tersor.prune.layerwise.correct_variance import CorrectVariance
+from tersor.prune.layerwise.reconstruct import PruneAndReconstruct
+from tersor.prune.layerwise.sparsegpt import SparseGPT
+from tersor.prune.sparse.drop_and_grow import DropAndGrow
+from tersor.prune.sparse.elements import (
     MagnitudeAverage,
     Movement,
     RandomWeights,
@@ -30,14 +31,15 @@ from tersor.prune.elements import (
     WeightScore,
     WeightTaylor,
 )
-from tersor.prune.gradual import GradualSparsity
-from tersor.prune.group_sparsity import GroupSparsity
-from tersor.prune.lottery import LotteryTicket
-from tersor.prune.patterns import NM, Block, Element, Pattern, Rows
-from tersor.prune.prune import Prune
-from tersor.prune.reconstruct import PruneAndReconstruct
-from tersor.prune.scopes import ErdosRenyi, Global, PerLayer, PerType, Scope
-from tersor.prune.scores import (
+from tersor.prune.sparse.gradual import GradualSparsity
+from tersor.prune.sparse.lottery import LotteryTicket
+from tersor.prune.sparse.patterns import NM, Block, Element, Pattern, Rows
+from tersor.prune.sparse.prune import Prune
+from tersor.prune.sparse.scopes import ErdosRenyi, Global, PerLayer, PerType, Scope
+from tersor.prune.sparse.unmask import Unmask
+from tersor.prune.structured.channels import PruneChannels
+from tersor.prune.structured.group_sparsity import GroupSparsity
+from tersor.prune.structured.scores import (
     ActivationWeighted,
     BatchNormScale,
     Fisher,
@@ -48,8 +50,6 @@ from tersor.prune.scores import (
     Score,
     Taylor,
 )
-from tersor.prune.sparsegpt import SparseGPT
-from tersor.prune.unmask import Unmask
 from tersor.quantize.fold import FoldBatchNorm
 from tersor.quantize.quantize import Quantize
 from tersor.quantize.ranges import MeanSquaredError, MinMax, Percentile, Range

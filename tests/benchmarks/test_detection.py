@@ -8,8 +8,8 @@ import torch
 from benchmarks.zoo.randomise import randomise
 from benchmarks.zoo.schemas import declare
 from tersor.core.task import Task
-from tersor.prune.channels import PruneChannels
-from tersor.prune.scores import Random
+from tersor.prune.structured.channels import PruneChannels
+from tersor.prune.structured.scores import Random
 
 if importlib.util.find_spec("torchvision") is not None:
     declare()  # transformers imports it where it is installed

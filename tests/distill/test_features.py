@@ -21,8 +21,8 @@ from tersor.distill.relations import (
     SimilarityPreserving,
 )
 from tersor.distill.response import DecoupledSoftTargets, Distill, MatchLogits, SoftTargets
-from tersor.prune.gradual import GradualSparsity
-from tersor.prune.prune import Prune
+from tersor.prune.sparse.gradual import GradualSparsity
+from tersor.prune.sparse.prune import Prune
 from tersor.train.finetune import Finetune, estimate
 from tersor.train.objective import Forward, TaskLoss
 from tersor.train.optimizer import Optimizer

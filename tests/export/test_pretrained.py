@@ -5,7 +5,7 @@ from torch import nn
 from tersor.core.errors import InputError
 from tersor.core.task import Task
 from tersor.export.pretrained import save_pretrained
-from tersor.prune.channels import PruneChannels
+from tersor.prune.structured.channels import PruneChannels
 
 TOKENS = (torch.randint(1, 50, (2, 7), generator=torch.Generator().manual_seed(0)),)
 WIDTHS = {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 48}

@@ -11,7 +11,7 @@ import tersor
 from tersor.cli.main import main
 from tersor.core.errors import ArtifactError
 from tersor.measure.sensitivity import Probe
-from tersor.prune.prune import Prune
+from tersor.prune.sparse.prune import Prune
 from tersor.report.sensitivity import render, sensitivity_plot, sensitivity_table
 
 TASK = """

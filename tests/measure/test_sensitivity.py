@@ -18,8 +18,8 @@ from tersor.core.place import ByName
 from tersor.core.task import Task
 from tersor.measure.layer_budgets import least_loss, within_tolerance
 from tersor.measure.sensitivity import LayerCurve, Point, Probe, Sensitivity, sensitivity
-from tersor.prune.patterns import NM
-from tersor.prune.prune import Prune
+from tersor.prune.sparse.patterns import NM
+from tersor.prune.sparse.prune import Prune
 from tersor.tensor.masks import keep_largest
 
 

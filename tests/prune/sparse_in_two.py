@@ -13,8 +13,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from tersor.core.step import Context
 from tersor.core.task import Task
-from tersor.prune.drop_and_grow import train_sparse
-from tersor.prune.gradual import prune_by_movement, prune_gradually
+from tersor.prune.sparse.drop_and_grow import train_sparse
+from tersor.prune.sparse.gradual import prune_by_movement, prune_gradually
 from tersor.train.finetune import Finetune
 from tersor.train.optimizer import Optimizer
 from tersor.train.trainer import accelerator

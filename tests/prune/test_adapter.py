@@ -18,7 +18,7 @@ from tersor.core.verify import verify_edits
 from tersor.export.artifact import load_artifact, save_artifact
 from tersor.export.onnx import export_onnx
 from tersor.measure.compute import macs
-from tersor.prune.adapter import PruneBehindAdapter
+from tersor.prune.blocks.adapter import PruneBehindAdapter
 
 
 class Frozen(nn.Module):

@@ -17,10 +17,10 @@ from tersor.core.step import Context, Pipeline, Result, Step
 from tersor.core.task import Task
 from tersor.measure.compute import macs
 from tersor.measure.size import parameters
-from tersor.prune.amount import Keep, bloc, choose
-from tersor.prune.channels import PruneChannels
-from tersor.prune.iterative import prune_iteratively
-from tersor.prune.scores import Random, Score
+from tersor.prune.structured.amount import Keep, bloc, choose
+from tersor.prune.structured.channels import PruneChannels
+from tersor.prune.structured.iterative import prune_iteratively
+from tersor.prune.structured.scores import Random, Score
 
 
 @dataclass(frozen=True, eq=False)

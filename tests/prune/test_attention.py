@@ -17,8 +17,8 @@ from tersor.core.verify import verify_edits
 from tersor.export.artifact import load_artifact, save_artifact
 from tersor.export.onnx import export_onnx
 from tersor.graph.groups import groups_of
-from tersor.prune.channels import PruneChannels
-from tersor.prune.scores import Random
+from tersor.prune.structured.channels import PruneChannels
+from tersor.prune.structured.scores import Random
 
 WIDTH, HEADS, SIZE = 16, 4, 4
 

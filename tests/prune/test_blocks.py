@@ -18,9 +18,9 @@ from tersor.core.verify import verify_edits
 from tersor.export.artifact import load_artifact, save_artifact
 from tersor.export.onnx import export_onnx
 from tersor.measure.compute import macs
-from tersor.prune.block_scores import LossIncrease, RelativeNorm, Similarity
-from tersor.prune.blocks import PruneBlocks
-from tersor.prune.channels import PruneChannels
+from tersor.prune.blocks.block_scores import LossIncrease, RelativeNorm, Similarity
+from tersor.prune.blocks.remove import PruneBlocks
+from tersor.prune.structured.channels import PruneChannels
 from tersor.recipes.recipe import read_recipe
 from tersor.testing import check_method
 from tersor.zoo.batches import TensorBatches

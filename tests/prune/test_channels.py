@@ -15,8 +15,8 @@ from tersor.core.plan import Plan
 from tersor.core.step import Method
 from tersor.core.task import Task
 from tersor.measure.compute import macs
-from tersor.prune.channels import PruneChannels
-from tersor.prune.scores import Random, Score
+from tersor.prune.structured.channels import PruneChannels
+from tersor.prune.structured.scores import Random, Score
 
 
 class Net(nn.Module):
@@ -244,7 +244,7 @@ def test_the_whole_choice_is_tried_on_one_copy_and_halves_only_where_it_fails(mo
                 assert number != 4 or x.shape[-1] >= self.least
             return x
 
-    monkeypatch.setattr("tersor.prune.trial.apply", counted)
+    monkeypatch.setattr("tersor.prune.structured.trial.apply", counted)
     net = Deep()
     task = Task(net, example_inputs=(torch.randn(2, 3),))
     assert len(PruneChannels(score=Random()).plan(net, task).lines) == 8

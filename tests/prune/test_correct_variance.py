@@ -15,8 +15,8 @@ from tersor.core.plan import Plan
 from tersor.core.task import Task
 from tersor.export.artifact import load_artifact, save_artifact
 from tersor.measure.quality import evaluate
-from tersor.prune.correct_variance import CorrectVariance
-from tersor.prune.prune import Prune
+from tersor.prune.layerwise.correct_variance import CorrectVariance
+from tersor.prune.sparse.prune import Prune
 from tersor.zoo.digits import digits
 
 

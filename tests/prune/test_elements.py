@@ -9,7 +9,7 @@ from tersor.core.errors import InputError
 from tersor.core.place import TensorPlace
 from tersor.core.step import Context
 from tersor.core.task import Task
-from tersor.prune.elements import (
+from tersor.prune.sparse.elements import (
     MagnitudeAverage,
     Movement,
     RandomWeights,
@@ -18,10 +18,10 @@ from tersor.prune.elements import (
     WeightMagnitude,
     WeightTaylor,
 )
-from tersor.prune.elements.score import GATHERED
-from tersor.prune.gradual import GradualSparsity
-from tersor.prune.prune import Prune
-from tersor.prune.standing import standing_masks
+from tersor.prune.sparse.elements.score import GATHERED
+from tersor.prune.sparse.gradual import GradualSparsity
+from tersor.prune.sparse.prune import Prune
+from tersor.prune.sparse.standing import standing_masks
 from tersor.train.companion import Moment
 from tersor.train.finetune import Finetune
 from tersor.train.optimizer import Optimizer

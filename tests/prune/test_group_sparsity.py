@@ -12,9 +12,9 @@ from tersor.core.errors import InputError
 from tersor.core.place import ByName
 from tersor.core.step import Context
 from tersor.core.task import Task
-from tersor.prune import group_sparsity
-from tersor.prune.channels import PruneChannels
-from tersor.prune.group_sparsity import GroupSparsity
+from tersor.prune.structured import group_sparsity
+from tersor.prune.structured.channels import PruneChannels
+from tersor.prune.structured.group_sparsity import GroupSparsity
 from tersor.train.finetune import Finetune
 from tersor.train.objective import TaskLoss
 from tersor.train.optimizer import Optimizer

@@ -9,8 +9,8 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
 from tersor.core.task import Task
-from tersor.prune.channels import PruneChannels
-from tersor.prune.scores import Random
+from tersor.prune.structured.channels import PruneChannels
+from tersor.prune.structured.scores import Random
 
 torch.manual_seed(0)
 

@@ -20,13 +20,13 @@ from tersor.core.plan import Plan
 from tersor.core.task import Task
 from tersor.export.artifact import load_artifact, save_artifact
 from tersor.export.onnx import export_onnx
-from tersor.prune.channels import PruneChannels
-from tersor.prune.elements import RandomWeights, Wanda, WeightFisher, WeightTaylor
-from tersor.prune.elements.score import WeightScore
-from tersor.prune.patterns import NM, Block, Element, Rows
-from tersor.prune.prune import Prune
-from tersor.prune.scopes import ErdosRenyi, Global, PerLayer, PerType
-from tersor.prune.unmask import Unmask
+from tersor.prune.sparse.elements import RandomWeights, Wanda, WeightFisher, WeightTaylor
+from tersor.prune.sparse.elements.score import WeightScore
+from tersor.prune.sparse.patterns import NM, Block, Element, Rows
+from tersor.prune.sparse.prune import Prune
+from tersor.prune.sparse.scopes import ErdosRenyi, Global, PerLayer, PerType
+from tersor.prune.sparse.unmask import Unmask
+from tersor.prune.structured.channels import PruneChannels
 from tersor.quantize.fold import FoldBatchNorm
 from tersor.quantize.quantize import Quantize
 from tersor.testing import check_method

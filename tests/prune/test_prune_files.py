@@ -12,9 +12,9 @@ from safetensors.torch import load_file, save_file
 from tersor.core.errors import InputError
 from tersor.core.progress import Progress
 from tersor.files import weights
-from tersor.prune import file_removal
-from tersor.prune.files import PruneFile
-from tersor.prune.patterns import NM, Block, Rows
+from tersor.prune.files import removal as file_removal
+from tersor.prune.files.prune import PruneFile
+from tersor.prune.sparse.patterns import NM, Block, Rows
 
 FLOATS = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 

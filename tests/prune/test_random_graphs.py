@@ -7,8 +7,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from tersor.core.task import Task
-from tersor.prune.channels import PruneChannels
-from tersor.prune.scores import Random
+from tersor.prune.structured.channels import PruneChannels
+from tersor.prune.structured.scores import Random
 
 
 class Block(nn.Module):

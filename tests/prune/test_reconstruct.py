@@ -20,11 +20,18 @@ from tersor.export.artifact import load_artifact, save_artifact
 from tersor.graph.group import removal
 from tersor.graph.groups import find_groups
 from tersor.graph.trace import trace
-from tersor.prune import layerwise
-from tersor.prune.channels import PruneChannels
-from tersor.prune.least_squares import NormalEquations, drawn_rows, equations_of, input_rows, output_rows, written
-from tersor.prune.reconstruct import PruneAndReconstruct, reconstruction, surviving
-from tersor.prune.scores import Fisher
+from tersor.prune.layerwise import sequence as layerwise
+from tersor.prune.layerwise.least_squares import (
+    NormalEquations,
+    drawn_rows,
+    equations_of,
+    input_rows,
+    output_rows,
+    written,
+)
+from tersor.prune.layerwise.reconstruct import PruneAndReconstruct, reconstruction, surviving
+from tersor.prune.structured.channels import PruneChannels
+from tersor.prune.structured.scores import Fisher
 from tersor.recipes.recipe import read_recipe, to_yaml
 from tersor.train.recalibrate import RecalibrateBatchNorm
 from tersor.zoo.digits import digits

@@ -14,8 +14,8 @@ from tersor.graph.axis import Leaf
 from tersor.graph.group import CoupledAxis, Group
 from tersor.graph.groups import find_groups
 from tersor.graph.trace import trace
-from tersor.prune.channels import PruneChannels
-from tersor.prune.scores import (
+from tersor.prune.structured.channels import PruneChannels
+from tersor.prune.structured.scores import (
     ActivationWeighted,
     BatchNormScale,
     Fisher,

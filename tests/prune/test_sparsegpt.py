@@ -16,11 +16,11 @@ from tersor.core.errors import InputError
 from tersor.core.place import ByName, TensorPlace
 from tersor.core.plan import Plan
 from tersor.core.task import Task
-from tersor.prune import sparsegpt
-from tersor.prune.optimal_brain import inverse_factor, settle, surgery, zeros_by_block
-from tersor.prune.patterns import NM, Element, Rows
-from tersor.prune.scopes import Global
-from tersor.prune.sparsegpt import SparseGPT
+from tersor.prune.layerwise import sparsegpt
+from tersor.prune.layerwise.optimal_brain import inverse_factor, settle, surgery, zeros_by_block
+from tersor.prune.layerwise.sparsegpt import SparseGPT
+from tersor.prune.sparse.patterns import NM, Element, Rows
+from tersor.prune.sparse.scopes import Global
 from tersor.tensor.masks import keep_largest
 
 

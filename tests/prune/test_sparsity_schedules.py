@@ -20,16 +20,16 @@ from tersor.core.progress import Progress
 from tersor.core.step import Context, Pipeline
 from tersor.core.task import Metric, Task
 from tersor.export.artifact import load_artifact, save_artifact
-from tersor.prune.drop_and_grow import DropAndGrow, exchanged, train_sparse
-from tersor.prune.elements import MagnitudeAverage, Movement, RandomWeights
-from tersor.prune.gradual import GradualSparsity, prune_by_movement, prune_gradually
-from tersor.prune.lottery import LotteryTicket, reinitialised
-from tersor.prune.patterns import NM
-from tersor.prune.prune import Prune
-from tersor.prune.rounds import first_epochs, last_epochs, prune_in_rounds, rewind_learning_rate
-from tersor.prune.scopes import ErdosRenyi, Global, PerType
-from tersor.prune.standing import standing_masks
-from tersor.prune.unmask import dense_sparse_dense
+from tersor.prune.sparse.drop_and_grow import DropAndGrow, exchanged, train_sparse
+from tersor.prune.sparse.elements import MagnitudeAverage, Movement, RandomWeights
+from tersor.prune.sparse.gradual import GradualSparsity, prune_by_movement, prune_gradually
+from tersor.prune.sparse.lottery import LotteryTicket, reinitialised
+from tersor.prune.sparse.patterns import NM
+from tersor.prune.sparse.prune import Prune
+from tersor.prune.sparse.rounds import first_epochs, last_epochs, prune_in_rounds, rewind_learning_rate
+from tersor.prune.sparse.scopes import ErdosRenyi, Global, PerType
+from tersor.prune.sparse.standing import standing_masks
+from tersor.prune.sparse.unmask import dense_sparse_dense
 from tersor.train import finetune
 from tersor.train.companion import Companion
 from tersor.train.finetune import Finetune

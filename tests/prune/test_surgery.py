@@ -15,8 +15,8 @@ from tersor.core.edit import Slice
 from tersor.core.errors import VerificationError
 from tersor.core.task import Task
 from tersor.core.verify import verify_edits
-from tersor.prune.channels import PruneChannels
-from tersor.prune.scores import Random
+from tersor.prune.structured.channels import PruneChannels
+from tersor.prune.structured.scores import Random
 
 
 def conv(inputs, outputs, size=3, stride=1, groups=1):

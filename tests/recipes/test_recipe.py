@@ -6,17 +6,17 @@ from tersor.core.place import ByName, ByType, Everything, Not
 from tersor.core.step import Pipeline, Step
 from tersor.distill.features import Hints
 from tersor.distill.response import DecoupledSoftTargets, Distill
-from tersor.prune.amount import Keep
-from tersor.prune.channels import PruneChannels
-from tersor.prune.drop_and_grow import DropAndGrow
-from tersor.prune.elements import Movement, Wanda
-from tersor.prune.gradual import GradualSparsity
-from tersor.prune.group_sparsity import GroupSparsity
-from tersor.prune.lottery import LotteryTicket
-from tersor.prune.patterns import NM
-from tersor.prune.prune import Prune
-from tersor.prune.scopes import ErdosRenyi, Global, PerType
-from tersor.prune.unmask import Unmask
+from tersor.prune.sparse.drop_and_grow import DropAndGrow
+from tersor.prune.sparse.elements import Movement, Wanda
+from tersor.prune.sparse.gradual import GradualSparsity
+from tersor.prune.sparse.lottery import LotteryTicket
+from tersor.prune.sparse.patterns import NM
+from tersor.prune.sparse.prune import Prune
+from tersor.prune.sparse.scopes import ErdosRenyi, Global, PerType
+from tersor.prune.sparse.unmask import Unmask
+from tersor.prune.structured.amount import Keep
+from tersor.prune.structured.channels import PruneChannels
+from tersor.prune.structured.group_sparsity import GroupSparsity
 from tersor.recipes.recipe import BUILT_IN, parts_of, read_recipe, to_yaml
 from tersor.recipes.registry import STEPS
 from tersor.train.adaptive import Adaptive, ValidationLoss

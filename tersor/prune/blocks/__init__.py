@@ -1,0 +1,1 @@
+"""Whole residual blocks taken out, and layers narrowed behind an adapter."""

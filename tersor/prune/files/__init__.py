@@ -1,0 +1,1 @@
+"""Zeros in files of weights, without the model."""

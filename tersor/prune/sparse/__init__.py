@@ -1,0 +1,1 @@
+"""Zeros in weights: scores, patterns, scopes and the schedules that raise them."""

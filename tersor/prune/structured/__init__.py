@@ -1,0 +1,1 @@
+"""Channels, heads and features taken out of a model, and what says which."""
