@@ -12,13 +12,13 @@ import torch
 from accelerate.utils import send_to_device
 from torch import Tensor, nn
 
+from tersor.core.device import device_of
 from tersor.core.eval_mode import eval_mode
 from tersor.core.loading import batches_of
 from tersor.core.randomness import seeded
 from tersor.core.task import Task
 from tersor.distill.samples import is_regression, samples_of
 from tersor.train.objective import Forward
-from tersor.train.trainer import device_of
 
 BATCHES = 32  # of training and of validation data
 SHARP, FLAT = 1.02, 0.98  # classes that soft targets spread over: at most so many; at least this part of all

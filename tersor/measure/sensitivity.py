@@ -16,6 +16,7 @@ from accelerate.utils import send_to_device
 from torch import Tensor, nn
 
 from tersor.core.check_batch import metric_values
+from tersor.core.device import device_of
 from tersor.core.edit import Mask
 from tersor.core.errors import InputError, user_code
 from tersor.core.loading import batches_of
@@ -27,7 +28,6 @@ from tersor.core.randomness import seeded
 from tersor.core.task import Batch, Task
 from tersor.prune.sparse.prune import Prune
 from tersor.prune.sparse.scopes import PerLayer
-from tersor.train.trainer import device_of
 
 SPARSITIES = (0.5, 0.7, 0.8, 0.9, 0.95)
 

@@ -14,6 +14,7 @@ from accelerate.utils import send_to_device
 from torch import Tensor, nn
 
 from tersor.core.attached import attach, attached, detach, is_attached
+from tersor.core.device import device_of
 from tersor.core.errors import InputError
 from tersor.core.eval_mode import eval_mode
 from tersor.core.loading import batches_of
@@ -23,7 +24,6 @@ from tersor.core.task import Task
 from tersor.train.companion import Companion, Moment
 from tersor.train.layers import Reading
 from tersor.train.objective import Forward, Objective, Sum, terms_of
-from tersor.train.trainer import device_of
 
 
 class Rule(ABC):

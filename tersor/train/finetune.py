@@ -12,6 +12,7 @@ from typing import Any, Literal, final
 
 from torch import Tensor, nn
 
+from tersor.core.device import device_of
 from tersor.core.errors import InputError, TrainingError, located, user_code
 from tersor.core.keyed import KeyedLoader
 from tersor.core.loading import batches_of
@@ -29,7 +30,7 @@ from tersor.train.precision import multiplies_bf16
 from tersor.train.rehearse import rehearse
 from tersor.train.schedules import Cosine, Schedule
 from tersor.train.state import Midway, TrainingState, keeps_other_state
-from tersor.train.trainer import NotFinite, Trainer, accelerator, device_of, length_of
+from tersor.train.trainer import NotFinite, Trainer, accelerator, length_of
 from tersor.train.validate import is_better, validate
 
 

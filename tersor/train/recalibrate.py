@@ -12,12 +12,13 @@ from accelerate.utils import send_to_device
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from tersor.core.device import device_of
 from tersor.core.errors import InputError, user_code
 from tersor.core.loading import batches_of
 from tersor.core.randomness import seeded
 from tersor.core.step import Context, Result, Step, derive_seed
 from tersor.core.task import Task
-from tersor.train.trainer import accelerator, device_of, length_of
+from tersor.train.trainer import accelerator, length_of
 
 
 @final

@@ -247,10 +247,3 @@ def length_of(loader: Any) -> int | None:
         return len(loader)
     except TypeError:
         return None
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """Where the model's first parameter or buffer lies; the CPU where it has none."""
-    for tensor in [*model.parameters(), *model.buffers()]:
-        return tensor.device
-    return torch.device("cpu")

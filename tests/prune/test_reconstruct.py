@@ -20,8 +20,8 @@ from tersor.export.artifact import load_artifact, save_artifact
 from tersor.graph.group import removal
 from tersor.graph.groups import find_groups
 from tersor.graph.trace import trace
-from tersor.prune.layerwise import sequence as layerwise
-from tersor.prune.layerwise.least_squares import (
+from tersor.observe import layerwise
+from tersor.observe.least_squares import (
     NormalEquations,
     drawn_rows,
     equations_of,

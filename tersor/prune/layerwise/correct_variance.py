@@ -20,7 +20,7 @@ from tersor.core.place import Everything, Selector, TensorPlace, module_at, sele
 from tersor.core.plan import Plan, Skip
 from tersor.core.step import Method
 from tersor.core.task import Arguments, Task
-from tersor.prune.layerwise.sequence import (
+from tersor.observe.layerwise import (
     calibration_arguments,
     expect_finite,
     held_otherwise,

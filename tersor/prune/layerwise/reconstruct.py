@@ -17,8 +17,8 @@ from tersor.core.plan import Plan, Skip
 from tersor.core.progress import Progress
 from tersor.core.step import Context, Method, Result, Step
 from tersor.core.task import Task
-from tersor.prune.layerwise.least_squares import NormalEquations, written
-from tersor.prune.layerwise.sequence import Indices, Pair, calibration_arguments, stages_of, unsolvable
+from tersor.observe.layerwise import Indices, Pair, calibration_arguments, stages_of, unsolvable
+from tersor.observe.least_squares import NormalEquations, written
 
 
 @final

@@ -19,9 +19,9 @@ from tersor.core.place import Everything, Selector, TensorPlace, module_at, sele
 from tersor.core.plan import Plan, Skip
 from tersor.core.step import Method
 from tersor.core.task import Task
-from tersor.prune.layerwise.least_squares import NormalEquations, written
+from tersor.observe.layerwise import Pair, calibration_arguments, stages_of, unsolvable
+from tersor.observe.least_squares import NormalEquations, written
 from tersor.prune.layerwise.optimal_brain import input_first, inverse_factor, settle, surgery
-from tersor.prune.layerwise.sequence import Pair, calibration_arguments, stages_of, unsolvable
 from tersor.prune.sparse.patterns import NM, Element, Pattern
 from tersor.prune.sparse.prune import Prune
 from tersor.prune.sparse.scopes import PerLayer, Scope

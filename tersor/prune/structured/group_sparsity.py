@@ -12,6 +12,7 @@ import torch
 from accelerate.utils import send_to_device
 from torch import Tensor, nn
 
+from tersor.core.device import device_of
 from tersor.core.errors import InputError
 from tersor.core.place import Everything, Selector, TensorPlace, module_at, select, tensor_at
 from tersor.core.plan import Skip
@@ -21,7 +22,6 @@ from tersor.graph.group import Group
 from tersor.graph.groups import groups_of
 from tersor.prune.structured.eligible import open_groups
 from tersor.train.objective import Forward, Objective
-from tersor.train.trainer import device_of
 
 
 @final

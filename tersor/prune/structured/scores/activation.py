@@ -13,6 +13,7 @@ from accelerate.utils import send_to_device
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
+from tersor.core.device import device_of
 from tersor.core.errors import InputError, user_code
 from tersor.core.loading import batches_of
 from tersor.core.place import module_at
@@ -22,7 +23,6 @@ from tersor.graph.flow import Role
 from tersor.graph.group import CoupledAxis, Group
 from tersor.prune.structured.scores.coupling import Combine, Normalise, by_unit, check_coupling, combined
 from tersor.prune.structured.scores.score import Score
-from tersor.train.trainer import device_of
 
 
 @final

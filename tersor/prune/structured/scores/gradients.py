@@ -11,13 +11,13 @@ import torch
 from accelerate.utils import send_to_device
 from torch import Tensor, nn
 
+from tersor.core.device import device_of
 from tersor.core.errors import InputError, TrainingError, user_code
 from tersor.core.loading import batches_of
 from tersor.core.place import TensorPlace, stored_at, tensor_at
 from tersor.core.task import Batch, Task
 from tersor.graph.group import CoupledAxis, Group
 from tersor.prune.structured.scores.coupling import by_unit, combined, members_of
-from tersor.train.trainer import device_of
 
 
 def gate_scores(

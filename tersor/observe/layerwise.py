@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.utils import parametrize
 
+from tersor.core.device import device_of
 from tersor.core.errors import InputError, user_code
 from tersor.core.loading import batches_of
 from tersor.core.masked import Masked
@@ -21,8 +22,7 @@ from tersor.core.place import TensorPlace, aliases, module_at
 from tersor.core.randomness import fixed_randomness, seeded
 from tersor.core.step import derive_seed
 from tersor.core.task import Arguments, Task
-from tersor.prune.layerwise.least_squares import NormalEquations, drawn_rows, equations_of, input_rows, output_rows
-from tersor.train.trainer import device_of
+from tersor.observe.least_squares import NormalEquations, drawn_rows, equations_of, input_rows, output_rows
 
 MOST = 12_288  # unknowns of one output: their normal equations take 1.2 GB
 Indices = Mapping[tuple[TensorPlace, int], Tensor]
