@@ -20,7 +20,7 @@ from benchmarks.distillation.arms import ARMS, Arm, Teaching
 from benchmarks.distillation.clock import Ratio, measure
 from benchmarks.distillation.page import claims, page
 from benchmarks.distillation.tasks import limited, student_of, teacher_task, transformer
-from benchmarks.structured.results import Finished, Log
+from benchmarks.results import Finished, Log
 from benchmarks.structured.training import checksum
 from benchmarks.tables import write
 from tersor.core.progress import Progress

@@ -15,10 +15,10 @@ from pathlib import Path
 
 from rich.console import Console
 
+from benchmarks.results import Finished, Log
 from benchmarks.sparse.arms import Arm, arms, weights_per_nonzero
 from benchmarks.sparse.page import Found, claims, section
 from benchmarks.sparse.tasks import cifar_task, fashion_task
-from benchmarks.structured.results import Finished, Log
 from benchmarks.structured.training import checksum
 from benchmarks.tables import write
 from tersor.core.progress import Progress

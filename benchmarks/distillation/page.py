@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from benchmarks.claims import Claim, difference_cells, said_of, word
 from benchmarks.distillation.arms import ALONE, CACHED, KD, REPLAYED, TRANSFORMER
 from benchmarks.distillation.clock import BARE, LOOP, READ, Ratio
-from benchmarks.sparse.page import Claim, difference_cells, said_of, word
-from benchmarks.structured.results import FEWEST_SEEDS, Finished, over_images, over_seeds
+from benchmarks.results import FEWEST_SEEDS, Finished, over_images, over_seeds
 from benchmarks.tables import table
 
 Found = Mapping[str, Sequence[Finished]]

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
+from benchmarks.claims import Claim, difference_cells, said_of, word
+from benchmarks.results import FEWEST_SEEDS, Finished, over_images, over_seeds
 from benchmarks.sparse.arms import DENSE, RECOVERED, SPARSITIES
-from benchmarks.structured.results import FEWEST_SEEDS, Finished, over_images, over_seeds
 from benchmarks.tables import table
-from tersor.tensor.statistics import Estimate
 
 Found = Mapping[tuple[str, float | None], Sequence[Finished]]
 POINTS = 1.0  # that recovery may leave below dense
@@ -18,15 +17,6 @@ PAIRS = [
     ("SparseGPT, global", "SparseGPT + repair, global"), ("one shot, layer", "torch.nn.utils.prune, layer"),
     ("one shot, global", "torch.nn.utils.prune, global"),
 ]  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Claim:
-    """What was claimed, what was found, and whether it holds (None: too few seeds, or not run)."""
-
-    text: str
-    found: str
-    holds: bool | None
 
 
 def claims(found: Found) -> list[Claim]:
@@ -58,10 +48,6 @@ def section(title: str, said: str, found: Found) -> str:
         "\n".join(f"* {word(claim.holds)}: {claim.text}. Found: {claim.found}." for claim in claims(found)),
     ]  # fmt: skip
     return "\n\n".join(lines)
-
-
-def word(holds: bool | None) -> str:
-    return {True: "Holds", False: "**Missed**", None: "Too few seeds to say"}[holds]
 
 
 def _accuracies(found: Found) -> str:
@@ -96,16 +82,3 @@ def _differences(found: Found) -> str:
             label = "" if sparsity is None else f"{100 * sparsity:g} %"
             rows.append([label, family, DENSE, *difference_cells(arm, dense)])
     return table(["zeros", "", "minus", "points", "over images", "over seeds"], rows)
-
-
-def difference_cells(one: Sequence[Finished], other: Sequence[Finished]) -> list[str]:
-    images, seeds = over_images(one, other), over_seeds(one, other)
-    return [f"{images.value:+.2f}", _range(images), _range(seeds) if seeds else ""]
-
-
-def said_of(images: Estimate, seeds: Estimate | None) -> str:
-    return f"over images {_range(images)}" + (f", over seeds {_range(seeds)}" if seeds else "")
-
-
-def _range(found: Estimate) -> str:
-    return f"{found.low:+.2f} to {found.high:+.2f}"

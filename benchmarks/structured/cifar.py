@@ -18,10 +18,10 @@ import torch
 import torch_pruning
 from torch import nn
 
+from benchmarks.results import Finished, Log
 from benchmarks.structured.arms import Arm, Pruned, TersorArm, TorchPruningArm
 from benchmarks.structured.data import cifar10
 from benchmarks.structured.report import Setting, write_page
-from benchmarks.structured.results import Finished, Log
 from benchmarks.structured.training import Budget, checksum, correct, mean_of, subset, task_of, train
 from tersor.core.progress import Progress
 from tersor.distill.response import Distill

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from benchmarks.results import FEWEST_SEEDS, Finished, over_images, over_seeds
 from benchmarks.structured.page import table, write
-from benchmarks.structured.results import FEWEST_SEEDS, Finished, over_images, over_seeds
 from benchmarks.structured.training import Budget
 from tersor.tensor.statistics import Estimate
 

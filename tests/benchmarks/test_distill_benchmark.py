@@ -11,7 +11,7 @@ from benchmarks.distillation.arms import ALONE, ARMS, CACHED, KD, REPLAYED
 from benchmarks.distillation.clock import BARE, LOOP, READ, TAUGHT, Ratio, in_turns
 from benchmarks.distillation.page import claims
 from benchmarks.distillation.tasks import VisionTransformer, student_of
-from benchmarks.structured.results import Finished
+from benchmarks.results import Finished
 from tersor.core.metric import ACCURACY
 from tersor.core.task import Task
 from tersor.tensor.statistics import Estimate

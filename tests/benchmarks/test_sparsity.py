@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from benchmarks import sparsity, tables
+from benchmarks.results import Finished
 from benchmarks.sparse import arms as arms_module
 from benchmarks.sparse.arms import DENSE, RECOVERED, SPARSITIES, arms, weights_per_nonzero
 from benchmarks.sparse.page import claims, section
-from benchmarks.structured.results import Finished
 from tersor.core.metric import ACCURACY
 from tersor.core.step import Context
 from tersor.core.task import Task

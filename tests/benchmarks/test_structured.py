@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.results import Finished, Log, over_images, over_seeds
 from benchmarks.structured import page, report, training
 from benchmarks.structured.latency_page import Row, draw, write_page
-from benchmarks.structured.results import Finished, Log, over_images, over_seeds
 from tersor.core.measurement import Measurement
 from tersor.distill.response import Distill
 from tersor.measure.compute import macs
