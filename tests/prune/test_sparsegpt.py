@@ -16,8 +16,9 @@ from tersor.core.errors import InputError
 from tersor.core.place import ByName, TensorPlace
 from tersor.core.plan import Plan
 from tersor.core.task import Task
+from tersor.observe.hessian import inverse_factor
 from tersor.prune.layerwise import sparsegpt
-from tersor.prune.layerwise.optimal_brain import inverse_factor, settle, surgery, zeros_by_block
+from tersor.prune.layerwise.optimal_brain import settle, surgery, zeros_by_block
 from tersor.prune.layerwise.sparsegpt import SparseGPT
 from tersor.prune.sparse.patterns import NM, Element, Rows
 from tersor.prune.sparse.scopes import Global
@@ -47,7 +48,7 @@ def naive(W, H, keep):
 def test_the_weights_are_those_of_a_naive_surgeon_with_the_same_mask(block):
     x, W = correlated(60, 7), torch.randn(4, 7, dtype=torch.float64)
     H = x.T @ x / 60
-    new, keep = surgery(W[None], inverse_factor(H[None], 0.0), 14, block=block)
+    new, keep = surgery(W[None], inverse_factor(H[None], 0.0, "damping"), 14, block=block)
     assert int((~keep).sum()) == 14 and torch.equal(new != 0, keep)
     assert torch.allclose(new[0], naive(W, H, keep[0]), rtol=1e-8)
 
@@ -55,7 +56,7 @@ def test_the_weights_are_those_of_a_naive_surgeon_with_the_same_mask(block):
 def test_each_block_loses_its_cheapest_weights_by_the_inverse_of_what_is_left():
     x, W = correlated(60, 6), torch.randn(3, 6, dtype=torch.float64)
     H = x.T @ x / 60
-    _, keep = surgery(W[None], inverse_factor(H[None], 0.0), 9, block=6)
+    _, keep = surgery(W[None], inverse_factor(H[None], 0.0, "damping"), 9, block=6)
     costs = torch.stack([W[:, j].square() / torch.linalg.inv(H[j:, j:])[0, 0] for j in range(6)], 1)
     assert torch.equal(keep[0], keep_largest(costs, 9))
 
@@ -64,7 +65,7 @@ def test_the_last_column_s_best_answer_is_that_of_least_squares():
     """With one weight gone first, the others must be the least-squares solution without it."""
     x, W = correlated(50, 5), torch.randn(1, 5, dtype=torch.float64)
     W[0, 0] = 1e-3  # the cheapest
-    new, keep = surgery(W[None], inverse_factor((x.T @ x)[None], 0.0), 1, block=5)
+    new, keep = surgery(W[None], inverse_factor((x.T @ x)[None], 0.0, "damping"), 1, block=5)
     assert keep[0, 0].tolist() == [False, True, True, True, True]
     best = torch.linalg.lstsq(x[:, 1:], x @ W[0]).solution
     assert torch.allclose(new[0, 0, 1:], best, rtol=1e-8)
@@ -74,12 +75,12 @@ def test_damping_is_added_to_the_diagonal_and_dead_inputs_cost_nothing():
     x = correlated(30, 4)
     x[:, 2] = 0
     H = x.T @ x
-    U = inverse_factor(H[None], 0.1)[0]
+    U = inverse_factor(H[None], 0.1, "damping")[0]
     damped = H + 0.1 * H.diagonal().mean() * torch.eye(4, dtype=torch.float64)
     damped[2, 2] = 1e-6 * H.diagonal().mean()
     assert torch.allclose(U.T @ U, torch.linalg.inv(damped)) and torch.equal(U, U.triu())
     W = torch.randn(2, 4, dtype=torch.float64)
-    new, keep = surgery(W[None], inverse_factor(H[None], 0.01), 2, block=4)
+    new, keep = surgery(W[None], inverse_factor(H[None], 0.01, "damping"), 2, block=4)
     assert torch.equal(keep[0], torch.tensor([True, True, False, True]).expand(2, 4))
 
 
@@ -226,7 +227,7 @@ def test_patterns_hold_along_the_inputs_at_each_kernel_position(kept):
 def test_a_pattern_repairs_as_the_naive_surgeon_does():
     x, W = correlated(60, 8), torch.randn(3, 8, dtype=torch.float64)
     H = x.T @ x / 60
-    new, keep = surgery(W[None], inverse_factor(H[None], 0.0), 0, pattern=(2, 4), block=6)
+    new, keep = surgery(W[None], inverse_factor(H[None], 0.0, "damping"), 0, pattern=(2, 4), block=6)
     assert torch.allclose(new[0], naive(W, H, keep[0]), rtol=1e-8)
     moved = naive(W, H, torch.cat([keep[0, :, :4], torch.ones(3, 4, dtype=torch.bool)], 1))
     costs = torch.stack([moved[:, j].square() / torch.linalg.inv(H[j:, j:])[0, 0] for j in range(4, 8)], 1)

@@ -19,9 +19,10 @@ from tersor.core.place import Everything, Selector, TensorPlace, module_at, sele
 from tersor.core.plan import Plan, Skip
 from tersor.core.step import Method
 from tersor.core.task import Task
+from tersor.observe.hessian import inverse_factor
 from tersor.observe.layerwise import Pair, calibration_arguments, stages_of, unsolvable
 from tersor.observe.least_squares import NormalEquations, written
-from tersor.prune.layerwise.optimal_brain import input_first, inverse_factor, settle, surgery
+from tersor.prune.layerwise.optimal_brain import input_first, settle, surgery
 from tersor.prune.sparse.patterns import NM, Element, Pattern
 from tersor.prune.sparse.prune import Prune
 from tersor.prune.sparse.scopes import PerLayer, Scope
@@ -134,10 +135,8 @@ class SparseGPT(Method):
         order = torch.arange(W.shape[2], device=W.device)
         if isinstance(self.pattern, NM):
             pattern, order = (self.pattern.n, self.pattern.m), input_first(weight[0, 0].numel(), weight.shape[1])
-        new, keep = surgery(
-            W[..., order], inverse_factor(H[:, order][..., order], self.damping), zeros, pattern=pattern,
-            standing=gone[..., order],
-        )  # fmt: skip
+        U = inverse_factor(H[:, order][..., order], self.damping, "SparseGPT.damping")
+        new, keep = surgery(W[..., order], U, zeros, pattern=pattern, standing=gone[..., order])
         back = torch.argsort(order)
         new, keep = new[..., back], keep[..., back]
         if int(keep.sum(2).max()) <= SETTLED:
