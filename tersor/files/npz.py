@@ -1,17 +1,19 @@
 """.npz files (a zip of .npy files), read and written in pieces; compressed as they were, and never unpickled.
 
-Format: numpy.lib.format. Each .npy header is copied as it is.
+Format: numpy.lib.format. The .npy header of an array whose name, shape and type stay is copied as it is. What the file
+says about itself is an array ``__metadata__`` of bytes: the JSON that safetensors has under that name.
 """
 
 from __future__ import annotations
 
 import io
+import json
 import lzma
 import math
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, final
@@ -19,11 +21,26 @@ from typing import IO, Any, final
 import numpy as np
 from numpy.lib import format as npy
 
+from tersor.core.errors import InputError
 from tersor.core.files import replacing
 from tersor.core.progress import Progress
 from tersor.files.dtypes import Bits
-from tersor.files.weights import Change, TensorEntry, WeightsFile, damaged, piece_size, write_behind
+from tersor.files.weights import (
+    LARGEST_HEADER,
+    METADATA,
+    Change,
+    Part,
+    Replacement,
+    TensorEntry,
+    WeightsFile,
+    damaged,
+    piece_size,
+    write_behind,
+)
 
+_NUMPY = {"BOOL": "|b1", "C64": "<c8"} | {
+    f"{kind}{8 * size}": f"<{kind.lower()}{size}" for kind in "IUF" for size in (1, 2, 4, 8) if (kind, size) != ("F", 1)
+}
 _LONGEST_HEADER = 10_000  # bytes, NumPy's own limit
 _DAMAGE = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, struct.error, NotImplementedError, RuntimeError)
 
@@ -34,7 +51,7 @@ class NpzFile(WeightsFile):
 
     def __init__(self, path: Path):
         self.path = path
-        self.metadata = {}
+        self.metadata: dict[str, str] = {}
         self._members: dict[str, tuple[zipfile.ZipInfo, bytes, np.dtype[Any]]] = {}
         tensors = []
         with _zip(path) as archive:
@@ -43,7 +60,11 @@ class NpzFile(WeightsFile):
                 if entry.name in self._members:
                     raise damaged(path, f"{entry.name[:100]!r} stands there twice")
                 self._members[entry.name] = (info, header, dtype)
-                tensors.append(entry)
+                said = _read_metadata(archive, info, entry, len(header)) if entry.name == METADATA else None
+                if said is None:
+                    tensors.append(entry)
+                else:
+                    self.metadata = said
         self.tensors = tuple(tensors)
 
     def pieces(self, entry: TensorEntry, granule: int = 1) -> Iterator[Bits]:
@@ -68,17 +89,28 @@ class NpzFile(WeightsFile):
 
     def rewrite(self, out: Path, change: Change, progress: Progress) -> None:
         """Write the file again, changed: see ``WeightsFile.rewrite``."""
+        replacements = self.replacements(change)
+        metadata = self.told(replacements)
+        sources = list(zip(self.tensors, replacements, strict=True))
+        if metadata and self.tensors:
+            sources.append((self.tensors[-1], Replacement((_metadata_part(metadata),))))
         with replacing(out) as file, zipfile.ZipFile(file, "w") as archive:
-            for entry in progress.track(self.tensors, f"writing {out.name}", len(self.tensors)):
-                info, header, dtype = self._members[entry.name]
-                target = zipfile.ZipInfo(info.filename, info.date_time)
-                target.compress_type, target.external_attr = info.compress_type, info.external_attr
-                target.file_size = info.file_size  # so that zipfile knows whether it needs 64 bits
-                with archive.open(target, "w") as stream:
-                    stream.write(header)
-                    pieces = change(entry) or self.pieces(entry)
-                    stored = (p if entry.float_bits is None else p.astype(dtype, copy=False) for p in pieces)
-                    write_behind(stream.write, stored)
+            for source, replacement in progress.track(sources, f"writing {out.name}", len(sources)):
+                for part in replacement.parts:
+                    self._write(archive, source, part)
+
+    def _write(self, archive: zipfile.ZipFile, source: TensorEntry, part: Part) -> None:
+        """Write a part as the array that it stands for was written: its compression, permissions and date."""
+        info, header, dtype = self._members[source.name]
+        if part.entry != source:
+            header, dtype = _npy_header(part.entry)
+        target = zipfile.ZipInfo(f"{part.entry.name}.npy", info.date_time)
+        target.compress_type, target.external_attr = info.compress_type, info.external_attr
+        target.file_size = len(header) + part.entry.nbytes  # so that zipfile knows whether it needs 64 bits
+        with archive.open(target, "w") as stream:
+            stream.write(header)
+            stored = (p if part.entry.float_bits is None else p.astype(dtype, copy=False) for p in part.pieces())
+            write_behind(stream.write, (memoryview(p).cast("B") for p in stored))
 
 
 @contextmanager
@@ -127,6 +159,41 @@ def _read_npy_header(stream: IO[bytes]) -> tuple[bytes, tuple[tuple[int, ...], b
     rest = length + stream.read(said)
     read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
     return start + rest, read(io.BytesIO(rest))
+
+
+def _read_metadata(
+    archive: zipfile.ZipFile, info: zipfile.ZipInfo, entry: TensorEntry, header: int
+) -> dict[str, str] | None:
+    """What the file says about itself; None where the array of that name is something else."""
+    if entry.dtype != "U8" or entry.nbytes > LARGEST_HEADER:
+        return None
+    with archive.open(info) as stream:
+        stream.read(header)
+        try:
+            said = json.loads(stream.read(entry.nbytes + 1))
+        except (ValueError, RecursionError):
+            return None
+    strings = isinstance(said, dict) and all(isinstance(value, str) for value in said.values())
+    return said if strings else None
+
+
+def _metadata_part(metadata: Mapping[str, str]) -> Part:
+    text = np.frombuffer(json.dumps(metadata).encode(), np.uint8)
+    return Part(TensorEntry(METADATA, "U8", text.shape, text.nbytes), lambda: [text])
+
+
+def _npy_header(entry: TensorEntry) -> tuple[bytes, np.dtype[Any]]:
+    """The .npy header of a new array, and the type whose bits are written."""
+    if entry.dtype not in _NUMPY:
+        raise InputError(
+            "NumPy has no such type", where=entry.name, got=entry.dtype, expected="float16, or a file of safetensors"
+        )
+    dtype = np.dtype(_NUMPY[entry.dtype])
+    header = io.BytesIO()
+    npy.write_array_header_1_0(header, {
+        "descr": npy.dtype_to_descr(dtype), "fortran_order": entry.columns_first, "shape": entry.shape,
+    })  # fmt: skip
+    return header.getvalue(), np.dtype(f"<u{dtype.itemsize}")
 
 
 def _name(dtype: np.dtype[Any]) -> str:

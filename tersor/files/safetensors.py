@@ -1,28 +1,39 @@
 """safetensors files, read and written in pieces. Format: github.com/huggingface/safetensors, README, "Format".
 
 8 bytes n (little endian), n bytes of JSON {name: {dtype, shape, data_offsets}, "__metadata__": {…}}, then the data:
-each tensor's bytes, little endian, without holes or overlaps. The header is copied as it is, so that a rewritten file
-differs from its source in the bits that were changed and in nothing else.
+each tensor's bytes, little endian, without holes or overlaps. Where names, shapes and types stay, the header is copied
+as it is, so that a rewritten file differs from its source in the bits that were changed and in nothing else. Where they
+change, tensors are laid out by falling size of their numbers, as the reference does, so that each begins on a multiple
+of it.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
 from typing import IO, Any, final
 
 import numpy as np
 
+from tersor.core.errors import InputError
 from tersor.core.files import replacing
 from tersor.core.progress import Progress
 from tersor.files.dtypes import BITS, Bits
-from tersor.files.weights import Change, TensorEntry, WeightsFile, damaged, piece_size, write_behind
+from tersor.files.weights import (
+    LARGEST_HEADER,
+    METADATA,
+    Change,
+    Part,
+    TensorEntry,
+    WeightsFile,
+    damaged,
+    piece_size,
+    write_behind,
+)
 
-LARGEST_HEADER = 100_000_000  # bytes, the limit of the reference implementation
-_METADATA = "__metadata__"
 _MOST_AXES = 64
 
 
@@ -35,7 +46,7 @@ class SafetensorsFile(WeightsFile):
         self._header = _read_header(path)
         self._data = 8 + len(self._header)
         described = _parse(self._header, path)
-        self.metadata = _metadata(described.pop(_METADATA, {}), path)
+        self.metadata = _metadata(described.pop(METADATA, {}), path)
         placed = sorted(((_entry(name, said, path)) for name, said in described.items()), key=lambda found: found[0])
         _expect_no_holes(placed, path.stat().st_size - self._data, path)
         self.tensors = tuple(entry for _, entry in placed)
@@ -65,10 +76,50 @@ class SafetensorsFile(WeightsFile):
 
     def rewrite(self, out: Path, change: Change, progress: Progress) -> None:
         """Write the file again, changed: see ``WeightsFile.rewrite``."""
+        replacements = self.replacements(change)
+        parts = [part for replacement in replacements for part in replacement.parts]
+        metadata, header, starts = self.told(replacements), self._header, self._starts
+        if [part.entry for part in parts] != list(self.tensors) or metadata != self.metadata:
+            header, starts = _lay_out([part.entry for part in parts], metadata, out)
         with replacing(out) as file:
-            file.write(len(self._header).to_bytes(8, "little") + self._header)
-            entries = progress.track(self.tensors, f"writing {out.name}", len(self.tensors))
-            write_behind(file.write, (piece for entry in entries for piece in change(entry) or self.pieces(entry)))
+
+            def write(placed: tuple[int, Bits]) -> None:
+                file.seek(placed[0])
+                file.write(memoryview(placed[1]).cast("B"))
+
+            file.write(len(header).to_bytes(8, "little") + header)
+            tracked = progress.track(parts, f"writing {out.name}", len(parts))
+            write_behind(write, _placed(tracked, {name: 8 + len(header) + at for name, at in starts.items()}))
+
+
+def _placed(parts: Iterable[Part], starts: Mapping[str, int]) -> Iterator[tuple[int, Bits]]:
+    """Each piece, and where in the file it belongs."""
+    for part in parts:
+        at = starts[part.entry.name]
+        for piece in part.pieces():
+            yield at, piece
+            at += piece.nbytes
+        missing = starts[part.entry.name] + part.entry.nbytes - at
+        assert not missing, f"{part.entry}: {missing} bytes too few"
+
+
+def _lay_out(entries: Sequence[TensorEntry], metadata: Mapping[str, str], out: Path) -> tuple[bytes, dict[str, int]]:
+    """A header, and where in the data each tensor begins."""
+    starts: dict[str, int] = {}
+    described: dict[str, Any] = {METADATA: dict(metadata)} if metadata else {}
+    at = 0
+    for entry in sorted(entries, key=lambda entry: -BITS[entry.dtype]):
+        starts[entry.name] = at
+        described[entry.name] = {
+            "dtype": entry.dtype, "shape": list(entry.shape), "data_offsets": [at, at + entry.nbytes],
+        }  # fmt: skip
+        at += entry.nbytes
+    header = json.dumps(described, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    if len(header) > LARGEST_HEADER:
+        expected = f"at most {LARGEST_HEADER:,}"
+        raise InputError("the header would be too long", where=str(out), got=f"{len(header):,}", expected=expected)
+    return header, starts
 
 
 def _read_header(path: Path) -> bytes:
@@ -105,7 +156,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _metadata(said: Any, path: Path) -> Mapping[str, str]:
     if not isinstance(said, dict) or not all(isinstance(value, str) for value in said.values()):
-        raise damaged(path, f"{_METADATA} {str(said)[:100]}", expected="an object of strings")
+        raise damaged(path, f"{METADATA} {str(said)[:100]}", expected="an object of strings")
     return said
 
 

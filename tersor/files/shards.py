@@ -16,8 +16,8 @@ from tersor.core.errors import InputError
 from tersor.core.files import sync_folder, write_atomically
 from tersor.core.progress import Progress
 from tersor.files.dtypes import Bits
-from tersor.files.safetensors import LARGEST_HEADER, SafetensorsFile
-from tersor.files.weights import Change, TensorEntry, WeightsFile, damaged
+from tersor.files.safetensors import SafetensorsFile
+from tersor.files.weights import LARGEST_HEADER, Change, TensorEntry, WeightsFile, damaged
 
 INDEX = ".safetensors.index.json"
 
@@ -44,6 +44,8 @@ class ShardedFile(WeightsFile):
             if tensor not in self._home or self._home[tensor].path.name != name:
                 raise damaged(path, f"no tensor {tensor[:100]!r} in {name}", expected="it there, as the index says")
         self.tensors = tuple(entry for shard in self.shards for entry in shard.tensors)
+        said = [shard.metadata for shard in self.shards] + [self.metadata]
+        self.metadata = {name: value for each in said for name, value in each.items()}
 
     def pieces(self, entry: TensorEntry, granule: int = 1) -> Iterator[Bits]:
         """The bits of a tensor: see ``WeightsFile.pieces``."""
@@ -57,12 +59,13 @@ class ShardedFile(WeightsFile):
         """Write the shards and the index into the folder ``out``, new or empty: see ``WeightsFile.rewrite``."""
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise InputError("the folder for the shards must be new or empty", where=str(out))
+        self.replacements(change)  # names must differ between shards, too
         beside = out.with_name(f".{out.name}.{os.getpid()}.part")
         beside.mkdir()
         try:
             for shard in self.shards:
                 shard.rewrite(beside / shard.path.name, change, progress)
-            write_atomically(beside / self.path.name, self._index)
+            write_atomically(beside / self.path.name, self._changed_index(change))
             if out.exists():
                 out.rmdir()
             beside.rename(out)
@@ -70,6 +73,18 @@ class ShardedFile(WeightsFile):
             shutil.rmtree(beside, ignore_errors=True)
             raise
         sync_folder(out.parent)
+
+    def _changed_index(self, change: Change) -> bytes:
+        """The index, its bytes as they are where names and sizes stay."""
+        parts = {shard: [part for r in shard.replacements(change) for part in r.parts] for shard in self.shards}
+        entries = [part.entry for each in parts.values() for part in each]
+        if entries == list(self.tensors):
+            return self._index
+        index = json.loads(self._index)
+        index["weight_map"] = {part.entry.name: shard.path.name for shard, each in parts.items() for part in each}
+        if "total_size" in index.get("metadata", {}):
+            index["metadata"]["total_size"] = sum(entry.nbytes for entry in entries)
+        return json.dumps(index, indent=2).encode()
 
 
 def _read_index(path: Path) -> tuple[bytes, dict[str, str], dict[str, str]]:

@@ -7,14 +7,22 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
+from typing import NoReturn, TypeVar
+
+import numpy as np
 
 from tersor.core.errors import InputError
 from tersor.core.progress import Progress
 from tersor.files.dtypes import FLOATS, Bits, FloatBits
 
+T = TypeVar("T")
+
+METADATA = "__metadata__"  # the name under which a file says something about itself
+LARGEST_HEADER = 100_000_000  # bytes of what it says, the limit of safetensors' reference implementation
 PIECE = 16 * 2**20  # bytes that are read at once, unless a row of blocks needs more
 
 
@@ -43,8 +51,27 @@ class TensorEntry:
         return f"{self.name} {self.dtype} {list(self.shape)}"
 
 
-# What becomes of a tensor when a file is rewritten: its new bits in pieces, or None where it is copied.
-Change = Callable[[TensorEntry], Iterator[Bits] | None]
+@dataclass(frozen=True)
+class Part:
+    """A tensor that is written: what it is, and its bits in pieces (as ``WeightsFile.pieces``), made when called."""
+
+    entry: TensorEntry
+    pieces: Callable[[], Iterable[Bits]]
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """What stands in a rewritten file in the place of one tensor, known before any bit is read.
+
+    ``parts`` are made one after the other. ``metadata``: what the file says about itself from now on; None: no longer.
+    """
+
+    parts: tuple[Part, ...]
+    metadata: Mapping[str, str | None] = field(default_factory=dict)
+
+
+# What becomes of a tensor when a file is rewritten; None where it is copied. Asked more than once.
+Change = Callable[[TensorEntry], Replacement | None]
 
 
 class WeightsFile(ABC):
@@ -73,11 +100,29 @@ class WeightsFile(ABC):
 
     @abstractmethod
     def rewrite(self, out: Path, change: Change, progress: Progress) -> None:
-        """Write the same weights to ``out``, changed: names, shapes, types, order and metadata stay.
+        """Write the weights to ``out``, changed; what ``change`` does not name stays: names, shapes, types, metadata.
 
-        ``out`` is complete, and durable, or not there at all. Raises InputError as ``pieces``, OSError where it cannot
-        be written.
+        ``out`` is complete, and durable, or not there at all. Raises InputError as ``pieces``, and where two tensors
+        would have one name; OSError where it cannot be written.
         """
+
+    def replacements(self, change: Change) -> list[Replacement]:
+        """What each tensor becomes: a copy is a part that is the tensor itself."""
+        found = [change(entry) or Replacement((Part(entry, partial(self.pieces, entry)),)) for entry in self.tensors]
+        names: set[str] = set()
+        for part in (part for replacement in found for part in replacement.parts):
+            if part.entry.name in names:
+                raise InputError(
+                    "two tensors of the output would have one name", where=str(self.path), got=part.entry.name,
+                    do="Leave the tensor out with where=",
+                )  # fmt: skip
+            names.add(part.entry.name)
+        return found
+
+    def told(self, replacements: Iterable[Replacement]) -> dict[str, str]:
+        """The metadata after the replacements."""
+        changes = {name: said for replacement in replacements for name, said in replacement.metadata.items()}
+        return {name: said for name, said in {**self.metadata, **changes}.items() if said is not None}
 
     def matching(self, patterns: Sequence[str]) -> list[TensorEntry]:
         """The tensors whose names match at least one shell pattern. A pattern that matches none is an InputError."""
@@ -97,14 +142,14 @@ def piece_size(itemsize: int, granule: int) -> int:
     return max(1, PIECE // (itemsize * granule)) * granule
 
 
-def write_behind(write: Callable[[memoryview], object], pieces: Iterable[Bits]) -> None:
+def write_behind(write: Callable[[T], object], pieces: Iterable[T]) -> None:
     """Write pieces in order, each while the next is being made (disks and NumPy both let other threads run)."""
     with ThreadPoolExecutor(1) as writer:
         last: Future[object] | None = None
         for piece in pieces:
             if last is not None:
                 last.result()
-            last = writer.submit(write, memoryview(piece).cast("B"))
+            last = writer.submit(write, piece)
         if last is not None:
             last.result()
 
@@ -114,3 +159,19 @@ def damaged(path: Path, got: str, *, expected: str = "") -> InputError:
     return InputError(
         "the file is damaged, incomplete or not of its kind", where=str(path), got=got[:300], expected=expected
     )
+
+
+def refuse_not_finite(file: WeightsFile, entry: TensorEntry, what: str) -> NoReturn:
+    """Raises InputError: weights that are not finite cannot be ``what``. The tensor is read again to count them."""
+    kind = entry.float_bits
+    assert kind is not None
+    nan = infinite = 0
+    for piece in file.pieces(entry):
+        magnitudes = piece & kind.magnitude
+        nan += int(np.count_nonzero(magnitudes > kind.infinity))
+        infinite += int(np.count_nonzero(magnitudes == kind.infinity))
+    raise InputError(
+        f"weights that are not finite cannot be {what}", where=f"{file.path}, {entry.name}",
+        got=f"{nan:,} NaN and {infinite:,} infinite of {entry.size:,}", expected="finite weights",
+        do="Take an earlier checkpoint, or leave the tensor out with where=",
+    )  # fmt: skip

@@ -328,9 +328,12 @@ def test_a_failed_rewrite_leaves_nothing_behind_and_the_old_output_as_it_was(tmp
     save_file({"a": torch.ones(3)}, tmp_path / "a.safetensors")
     (tmp_path / "out.safetensors").write_text("old")
 
-    def change(entry):
+    def pieces():
         yield np.ones(1, np.uint32)
         raise RuntimeError("stop")
+
+    def change(entry):
+        return weights.Replacement((weights.Part(entry, pieces),))
 
     with pytest.raises(RuntimeError, match="stop"):
         open_weights(tmp_path / "a.safetensors").rewrite(tmp_path / "out.safetensors", change, Progress())

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
 
 from tersor.core.errors import InputError
 from tersor.core.plan import Skip
 from tersor.core.progress import Progress
+from tersor.files.choose import choose, nothing_chosen
 from tersor.files.open import expect_destination, open_weights
 from tersor.files.weights import TensorEntry, WeightsFile
 from tersor.prune.files.removal import Removal
@@ -96,29 +96,13 @@ class PruneFile:
 
     def _choose(self, file: WeightsFile) -> tuple[dict[str, float], tuple[Skip, ...]]:
         """Tensor → its sparsity, and what is passed over."""
-        wanted = file.matching(self.where) if self.where else file.tensors
-        by_name = self.sparsity if isinstance(self.sparsity, Mapping) else {}
-        file.matching(list(by_name))
-        chosen: dict[str, float] = {}
-        skips: list[Skip] = []
-        for entry in wanted:
-            told = [value for pattern, value in by_name.items() if fnmatchcase(entry.name, pattern)]
-            reason = objection(entry, self.pattern)
-            if not self.where and len(entry.shape) < 2:
-                reason = f"{entry.dtype} {list(entry.shape)} has fewer than two axes (where= would take it)"
-            elif by_name and not told:
-                reason = "no sparsity is given for its name"
-            if reason:
-                skips.append(Skip(entry.name, reason))
-            else:
-                chosen[entry.name] = told[0] if told else self.pattern.sparsity or self._single_sparsity()
+        setting = self.pattern.sparsity or 0.0 if self.sparsity is None else self.sparsity
+        chosen, skips = choose(
+            file, self.where, setting, lambda entry, _: objection(entry, self.pattern), called="sparsity"
+        )
         if not chosen:
-            reasons = "; ".join(f"{skip.place}: {skip.reason}" for skip in skips[:3])
-            raise InputError("no tensor can be pruned", where=str(file.path), got=reasons or "no tensors")
-        return chosen, tuple(skips)
-
-    def _single_sparsity(self) -> float:
-        return self.sparsity if isinstance(self.sparsity, (int, float)) else 0.0
+            raise nothing_chosen(file, skips, "pruned")
+        return chosen, skips
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -10,7 +11,7 @@ import numpy as np
 from tersor.core.errors import InputError
 from tersor.core.progress import Progress
 from tersor.files.dtypes import Bits
-from tersor.files.weights import PIECE, TensorEntry, WeightsFile
+from tersor.files.weights import PIECE, Part, Replacement, TensorEntry, WeightsFile, refuse_not_finite
 from tersor.prune.files.units import Groups, SingleWeights, Units, ceiling_of, units_of
 from tersor.prune.sparse.patterns import Pattern
 from tersor.tensor import masks
@@ -61,9 +62,9 @@ class Removal:
         self._shared = found
         self._tell_emptied([entry for entry in self._entries if 0 < self._largest.get(entry.name, 0) < found.key])
 
-    def change(self, entry: TensorEntry) -> Iterator[Bits] | None:
+    def change(self, entry: TensorEntry) -> Replacement | None:
         """The tensor's bits with zeros, piece by piece; None where it was not chosen."""
-        return self._pruned(entry) if entry.name in self._chosen else None
+        return Replacement((Part(entry, partial(self._pruned, entry)),)) if entry.name in self._chosen else None
 
     def _pruned(self, entry: TensorEntry) -> Iterator[Bits]:
         assert entry.float_bits is not None
@@ -114,23 +115,9 @@ class Removal:
             keys = units.keys(view)
             largest = int(keys.max())
             if largest >= self._ceiling(entry):
-                self._refuse_not_finite(entry)
+                refuse_not_finite(self._file, entry, "ranked")
             self._largest[entry.name] = max(largest, self._largest.get(entry.name, 0))
             yield view, keys
-
-    def _refuse_not_finite(self, entry: TensorEntry) -> None:
-        kind = entry.float_bits
-        assert kind is not None
-        nan = infinite = 0
-        for piece in self._file.pieces(entry):
-            magnitudes = piece & kind.magnitude
-            nan += int(np.count_nonzero(magnitudes > kind.infinity))
-            infinite += int(np.count_nonzero(magnitudes == kind.infinity))
-        raise InputError(
-            "weights that are not finite cannot be ranked", where=f"{self._file.path}, {entry.name}",
-            got=f"{nan:,} NaN and {infinite:,} infinite of {entry.size:,}", expected="finite weights",
-            do="Take an earlier checkpoint, or leave the tensor out with where=",
-        )  # fmt: skip
 
     def _tell_emptied(self, entries: list[TensorEntry]) -> None:
         if not entries:
