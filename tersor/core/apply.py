@@ -116,23 +116,41 @@ def _write(model: nn.Module, edit: Write) -> None:
 
 def _quantizer(model: nn.Module, edit: Quantizer) -> None:
     quantizer = FakeQuantize(
-        edit.scale, edit.zero_point, edit.quant_min, edit.quant_max, axis=edit.axis, learn=edit.learn
-    )
+        edit.scale, edit.zero_point, edit.quant_min, edit.quant_max,
+        axis=edit.axis, learn=edit.learn, group_size=edit.group_size,
+    )  # fmt: skip
     for place in edit.places:
         if isinstance(place, TensorPlace):
             tensor = tensor_at(model, place)
-            if edit.axis is not None and edit.scale.shape != (tensor.shape[edit.axis],):
-                raise InputError(
-                    "one scale per channel is needed", where=str(place),
-                    got=list(edit.scale.shape), expected=[tensor.shape[edit.axis]],
-                )  # fmt: skip
+            _expect_grid(place, edit, tensor)
             for alias in aliases(model, place):
                 module = module_at(model, alias.module)
                 _parametrize(model, module, alias.tensor, quantizer.to(tensor.device))
         else:
             module_at(model, place.module)
+            if edit.group_size is not None:
+                raise InputError(
+                    "an activation has no groups", where=str(place), got=f"group_size {edit.group_size}", expected=None
+                )
             device = next((p.device for p in model.parameters()), torch.device("cpu"))
             intercept_at(model, place.module).add(place.operator, place.ordinal, quantizer.to(device))
+
+
+def _expect_grid(place: TensorPlace, edit: Quantizer, tensor: Tensor) -> None:
+    if edit.axis is None:
+        return
+    channels = tensor.shape[edit.axis]
+    expected, what = [channels], "one scale per channel is needed"
+    if edit.group_size is not None:
+        row = tensor.numel() // channels
+        if edit.group_size < 1 or row % edit.group_size:
+            raise InputError(
+                "the groups do not divide a row of the tensor", where=str(place),
+                got=f"group_size {edit.group_size}", expected=f"a divisor of {row}",
+            )  # fmt: skip
+        expected, what = [channels, row // edit.group_size], "one scale per row and group is needed"
+    if list(edit.scale.shape) != expected:
+        raise InputError(what, where=str(place), got=list(edit.scale.shape), expected=expected)
 
 
 def _slice(model: nn.Module, edit: Slice) -> None:

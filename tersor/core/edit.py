@@ -38,8 +38,10 @@ class Write:
 class Quantizer:
     """Fake quantisation of a weight or an activation, on the integers ``quant_min`` … ``quant_max``.
 
-    ``scale`` and ``zero_point``: shape [] per tensor, or [channels] along ``axis``. x̂ = (clamp(round(x / scale) +
-    zero_point) − zero_point) · scale. ``places`` share one quantiser (one scale). ``learn``: the scale is trained.
+    ``scale`` and ``zero_point``: shape [] per tensor, [channels] along ``axis``, or with ``group_size`` [rows, groups]:
+    the weight is then rows along ``axis``, flattened, and each run of ``group_size`` numbers has its own. x̂ =
+    (clamp(round(x / scale) + zero_point) − zero_point) · scale. ``places`` share one quantiser (one scale).
+    ``learn``: the scale is trained.
     """
 
     places: tuple[Place, ...]
@@ -49,6 +51,7 @@ class Quantizer:
     quant_max: int
     axis: int | None = None
     learn: bool = True
+    group_size: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,6 +129,7 @@ def edit_to_json(edit: Edit, key: str, tensors: dict[str, Tensor]) -> dict[str, 
                 "quant_max": edit.quant_max,
                 "axis": edit.axis,
                 "learn": edit.learn,
+                "group_size": edit.group_size,
             }
         case Slice():
             cuts = []
@@ -168,6 +172,7 @@ def _read_edit(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Edit:
                 int(data["quant_max"]),
                 data["axis"],
                 bool(data["learn"]),
+                data.get("group_size"),  # artifacts of before groups do not say
             )
         case "Slice":
             shared = {name: tensors[name].to(torch.int64) for name in {cut[2] for cut in data["cuts"]}}

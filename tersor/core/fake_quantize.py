@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tersor.tensor.affine import join_groups, split_groups
+
 
 class _LearntStep(torch.autograd.Function):
     """x̂ = (clamp(round(x / s) + z, q_min, q_max) − z) · s with LSQ's gradients.
@@ -65,9 +67,10 @@ def _broadcast_shape(x: Tensor, axis: int | None) -> list[int]:
 class FakeQuantize(nn.Module):
     """Rounds a tensor to the integers ``quant_min`` … ``quant_max`` and back, as integer hardware will.
 
-    ``scale``: [] or [channels along ``axis``], float32, positive; ``zero_point``: the same shape, int32. Where it is
-    learnt (``learn``), scale = calibrated · exp(log_growth) and log_growth, at first 0, is the parameter: steps of 1e-4
-    and of 1e-1 then learn at the same relative pace under any optimiser, cannot cross zero, and weight decay pulls them
+    ``scale``: [], [channels along ``axis``] or, with ``group_size``, [rows along ``axis``, groups of a row], float32,
+    positive; ``zero_point``: the same shape, int32. Where it is learnt (``learn``), scale = calibrated ·
+    exp(log_growth) and log_growth, at first 0, is the parameter: steps of 1e-4 and of 1e-1 then learn at the same
+    relative pace under any optimiser, cannot cross zero, and weight decay pulls them
     to where calibration put them. (Trained as it is, the step of a channel with small weights diverges at learning
     rates that the weights bear. Jain et al. 2020, arXiv 1903.08066, learn the logarithm for the same reason.) Under
     ``torch.export`` and ``torch.onnx.export`` the rounding is written as the quantize / dequantize pair of either.
@@ -78,18 +81,27 @@ class FakeQuantize(nn.Module):
     log_growth: nn.Parameter | None
 
     def __init__(
-        self, scale: Tensor, zero_point: Tensor, quant_min: int, quant_max: int, *, axis: int | None, learn: bool
-    ):
+        self, scale: Tensor, zero_point: Tensor, quant_min: int, quant_max: int, *,
+        axis: int | None, learn: bool, group_size: int | None = None,
+    ):  # fmt: skip
         super().__init__()
-        self.quant_min, self.quant_max, self.axis = quant_min, quant_max, axis
+        assert group_size is None or axis is not None, "groups are of the rows along an axis"
+        self.quant_min, self.quant_max, self.axis, self.group_size = quant_min, quant_max, axis, group_size
         self.register_buffer("calibrated", scale.detach().clone().to(torch.float32))
         self.log_growth = nn.Parameter(torch.zeros_like(self.calibrated)) if learn else None
         self.register_buffer("zero_point", zero_point.detach().clone().to(torch.int32))
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.group_size is None or self.axis is None:
+            return self._round(x, self.scale, self.zero_point, self.axis)
+        runs = split_groups(x, self.group_size, self.axis).flatten(0, 1)
+        rounded = self._round(runs, self.scale.flatten(), self.zero_point.flatten(), 0)
+        return join_groups(rounded, x.shape, self.axis)
+
+    def _round(self, x: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None) -> Tensor:
         if torch.compiler.is_exporting():
-            return self._as_operator_pair(x)
-        return _LearntStep.apply(x, self.scale, self.zero_point, self.quant_min, self.quant_max, self.axis)
+            return self._as_operator_pair(x, scale, zero_point, axis)
+        return _LearntStep.apply(x, scale, zero_point, self.quant_min, self.quant_max, axis)
 
     @property
     def scale(self) -> Tensor:
@@ -106,26 +118,26 @@ class FakeQuantize(nn.Module):
         """Stop learning: the step in force becomes a constant. The values stay as they are."""
         self.calibrated, self.log_growth = self.scale.detach(), None
 
-    def _as_operator_pair(self, x: Tensor) -> Tensor:
+    def _as_operator_pair(self, x: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None) -> Tensor:
         """The rounding as operators, its scale computed in the graph: whatever was learnt or loaded is in force."""
         if torch.onnx.is_in_onnx_export():
-            return self._as_onnx_operators(x.float()).to(x.dtype)
+            return self._as_onnx_operators(x.float(), scale, zero_point, axis).to(x.dtype)
         from torch.ao.quantization.fx import _decomposed  # noqa: F401  (declares torch.ops.quantized_decomposed)
 
         ops = torch.ops.quantized_decomposed
-        numbers, integers = (self.scale, self.zero_point.long()), (self.quant_min, self.quant_max, self.integer_type())
-        if self.axis is None:
+        numbers, integers = (scale, zero_point.long()), (self.quant_min, self.quant_max, self.integer_type())
+        if axis is None:
             q = ops.quantize_per_tensor.tensor(x.float(), *numbers, *integers)
             return ops.dequantize_per_tensor.tensor(q, *numbers, *integers).to(x.dtype)
-        q = ops.quantize_per_channel(x.float(), *numbers, self.axis, *integers)
-        return ops.dequantize_per_channel(q, *numbers, self.axis, *integers).to(x.dtype)
+        q = ops.quantize_per_channel(x.float(), *numbers, axis, *integers)
+        return ops.dequantize_per_channel(q, *numbers, axis, *integers).to(x.dtype)
 
-    def _as_onnx_operators(self, x: Tensor) -> Tensor:
+    def _as_onnx_operators(self, x: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None) -> Tensor:
         """ONNX's own operators. (torch's translation of the pair takes plain numbers only, ignores ranges narrower than
         the type, and is known only where torch.ao was imported before the exporter.)"""
         symbolic, dtype = torch.onnx.ops.symbolic, self.integer_type()
-        numbers = (self.scale, self.zero_point.to(dtype))
-        along: dict[str, Any] = {} if self.axis is None else {"axis": self.axis}
+        numbers = (scale, zero_point.to(dtype))
+        along: dict[str, Any] = {} if axis is None else {"axis": axis}
         q = symbolic("QuantizeLinear", (x, *numbers), along, dtype=dtype, shape=x.shape)
         if (self.quant_min, self.quant_max) != (torch.iinfo(dtype).min, torch.iinfo(dtype).max):
             bounds = (torch.full((), self.quant_min, dtype=dtype), torch.full((), self.quant_max, dtype=dtype))
@@ -133,4 +145,5 @@ class FakeQuantize(nn.Module):
         return symbolic("DequantizeLinear", (q, *numbers), along, dtype=torch.float32, shape=x.shape)
 
     def extra_repr(self) -> str:
-        return f"[{self.quant_min}, {self.quant_max}], axis={self.axis}, learn={self.log_growth is not None}"
+        grid = f"axis={self.axis}" + (f", group_size={self.group_size}" if self.group_size is not None else "")
+        return f"[{self.quant_min}, {self.quant_max}], {grid}, learn={self.log_growth is not None}"

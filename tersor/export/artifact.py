@@ -294,8 +294,10 @@ def _expect_sane(model: nn.Module, edit: Edit) -> None:
             if edit.keep.shape != tensor.shape:
                 raise ValueError(f"mask {list(edit.keep.shape)} for {edit.place} {list(tensor.shape)}")
         case Quantizer():
-            if not edit.quant_min < edit.quant_max or type(edit.axis) not in (int, type(None)) or not edit.places:
-                raise ValueError(f"a quantiser on [{edit.quant_min}, {edit.quant_max}], axis {edit.axis!r}")
+            numbers = {type(edit.axis), type(edit.group_size)} <= {int, type(None)} and edit.group_size != 0
+            if not edit.quant_min < edit.quant_max or not numbers or not edit.places:
+                grid = f"axis {edit.axis!r}, group_size {edit.group_size!r}"
+                raise ValueError(f"a quantiser on [{edit.quant_min}, {edit.quant_max}], {grid}")
         case Slice():
             for cut in edit.cuts:
                 keep = cut.keep

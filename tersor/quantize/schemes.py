@@ -1,7 +1,9 @@
-"""Which integers stand for a tensor."""
+"""Which integers stand for a tensor, and how many scales they have."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,17 +14,24 @@ from tersor.core.errors import InputError
 class Int:
     """Integers of ``bits`` bits. ``symmetric``: signed, zero point 0; otherwise unsigned with a zero point.
 
-    ``granularity``: one scale for the tensor, or one per output channel (weights only). ``Int(8)`` is what weights take
-    and ``Int(8, "per_tensor", symmetric=False)`` what activations take on AMX and VNNI kernels (U8 times S8).
+    ``bits``: 2 to 8, or 16 (activations only). ``granularity``: one scale for the tensor, or one per output channel
+    (weights only). ``group_size``: one scale for each run of so many consecutive weights of an output channel, its
+    inputs flattened. ``indivisible``: where that does not divide a channel's weights, the method skips the layer, or
+    refuses. ``Int(8)`` is what weights take and ``Int(8, "per_tensor", symmetric=False)`` what activations take on AMX
+    and VNNI kernels (U8 times S8).
     """
 
     bits: int = 8
     granularity: Literal["per_channel", "per_tensor"] = "per_channel"
     symmetric: bool = True
+    group_size: int | None = None
+    indivisible: Literal["skip", "refuse"] = "skip"
 
     def __post_init__(self) -> None:
-        if type(self.bits) is not int or not 2 <= self.bits <= 8:
-            raise InputError("impossible width", where="Int.bits", got=self.bits, expected="a whole number from 2 to 8")
+        if type(self.bits) is not int or not (2 <= self.bits <= 8 or self.bits == 16):
+            raise InputError(
+                "impossible width", where="Int.bits", got=self.bits, expected="a whole number from 2 to 8, or 16"
+            )
         if self.granularity not in ("per_channel", "per_tensor"):
             raise InputError(
                 "unknown granularity",
@@ -30,6 +39,15 @@ class Int:
                 got=self.granularity,
                 expected="per_channel or per_tensor",
             )
+        if self.indivisible not in ("skip", "refuse"):
+            raise InputError("unknown policy", where="Int.indivisible", got=self.indivisible, expected="skip or refuse")
+        if self.group_size is None:
+            return
+        if type(self.group_size) is not int or self.group_size < 2 or self.granularity == "per_tensor":
+            raise InputError(
+                "impossible groups", where="Int.group_size", got=f"{self.group_size!r}, {self.granularity}",
+                expected='a whole number of at least 2, with "per_channel"',
+            )  # fmt: skip
 
     @property
     def quant_min(self) -> int:
@@ -41,5 +59,26 @@ class Int:
         """The largest integer."""
         return 2 ** (self.bits - 1) - 1 if self.symmetric else 2**self.bits - 1
 
+    def check(self, where: str, shape: Sequence[int], axis: int = 0) -> str:
+        """Why a weight of this ``shape``, output channels along ``axis``, cannot bear the scheme; "" where it can.
+
+        Raises InputError instead, naming ``where``, if the scheme says ``indivisible="refuse"``.
+        """
+        row, size = math.prod(n for d, n in enumerate(shape) if d != axis % len(shape)), self.group_size
+        if size is None or row % size == 0:
+            return ""
+        arithmetic = (
+            f"group_size {size} does not divide its {row} weights per output channel "
+            f"({row} = {row // size} · {size} + {row % size})"
+        )
+        if self.indivisible == "skip":
+            return arithmetic
+        use = sorted((n for n in range(2, row + 1) if row % n == 0), key=lambda n: abs(math.log(n / size)))[:2]
+        raise InputError(
+            arithmetic, where=f"{where} {list(shape)}", got=size, expected=f"a divisor of {row}",
+            do=f"Use {' or '.join(map(str, sorted(use)))}, leave it out, or indivisible='skip'",
+        )  # fmt: skip
+
     def __str__(self) -> str:
-        return f"{'' if self.symmetric else 'u'}int{self.bits} {self.granularity.replace('_', ' ')}"
+        scales = self.granularity.replace("_", " ") if self.group_size is None else f"groups of {self.group_size}"
+        return f"{'' if self.symmetric else 'u'}int{self.bits} {scales}"

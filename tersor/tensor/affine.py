@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 from array_api_compat import array_namespace
@@ -64,3 +66,27 @@ def dequantize(q: Array, scale: Array, zero_point: Array) -> Array:
     """x̂ = (q − zero_point) · scale in the dtype of ``scale``, the shape of ``q``."""
     xp = array_namespace(q, scale)
     return xp.astype(q - zero_point, scale.dtype) * scale
+
+
+def split_groups(x: Array, group_size: int, axis: int = 0) -> Array:
+    """``x`` as [rows, groups, group_size]: the rows along ``axis``, each flattened and cut into runs.
+
+    Raises ValueError where ``group_size`` does not divide a row.
+
+    >>> import numpy as np
+    >>> split_groups(np.arange(8).reshape(2, 2, 2), 2)[1].tolist()
+    [[4, 5], [6, 7]]
+    """
+    xp = array_namespace(x)
+    rows = x.shape[axis]
+    row = math.prod(x.shape) // max(rows, 1)
+    if group_size < 1 or row % group_size:
+        raise ValueError(f"group_size {group_size} does not divide the {row} numbers of a row of {list(x.shape)}")
+    return xp.reshape(xp.moveaxis(x, axis, 0), (rows, row // group_size, group_size))
+
+
+def join_groups(groups: Array, shape: Sequence[int], axis: int = 0) -> Array:
+    """The array of ``shape`` whose rows along ``axis`` were split into ``groups`` (any shape of as many numbers)."""
+    xp = array_namespace(groups)
+    moved = [shape[axis], *(n for d, n in enumerate(shape) if d != axis % len(shape))]
+    return xp.moveaxis(xp.reshape(groups, tuple(moved)), 0, axis)

@@ -176,6 +176,26 @@ class TestQuantizer:
         with pytest.raises(InputError, match=r"0.weight: one scale per channel is needed. Got \[3\]; expected \[4\]"):
             apply(model, plan(Quantizer((WEIGHT,), torch.ones(3), torch.zeros(3), -8, 7, axis=0)))
 
+    def test_a_group_of_inputs_has_its_own_scale(self):
+        torch.manual_seed(0)
+        layer = torch.nn.Sequential(torch.nn.Linear(6, 4))
+        runs = layer[0].weight.detach().reshape(4, 2, 3)
+        scale = runs.abs().amax(2) / 7
+        edit = Quantizer((WEIGHT,), scale, torch.zeros(4, 2, dtype=torch.int32), -8, 7, axis=0, group_size=3)
+        got = apply(layer, plan(edit))[0].weight.detach().reshape(4, 2, 3)
+        assert torch.equal(got, torch.round(runs / scale[..., None]) * scale[..., None])
+
+    def test_groups_that_do_not_fit_are_errors(self, model):
+        numbers = torch.ones(4, 1), torch.zeros(4, 1, dtype=torch.int32)
+        with pytest.raises(
+            InputError, match=r"0.weight: the groups do not divide.*group_size 2; expected a divisor of 3"
+        ):
+            apply(model, plan(Quantizer((WEIGHT,), *numbers, -8, 7, axis=0, group_size=2)))
+        with pytest.raises(InputError, match=r"per row and group is needed. Got \[4, 1\]; expected \[4, 3\]"):
+            apply(model, plan(Quantizer((WEIGHT,), *numbers, -8, 7, axis=0, group_size=1)))
+        with pytest.raises(InputError, match="an activation has no groups"):
+            apply(model, plan(Quantizer((ActivationPlace("1", "relu"),), *numbers, 0, 7, axis=0, group_size=2)))
+
     def test_an_activation_of_an_unknown_module_is_an_error(self, model):
         with pytest.raises(InputError, match="no such module"):
             apply(model, plan(Quantizer((ActivationPlace("7", "relu"),), torch.ones(()), torch.zeros(()), 0, 7)))

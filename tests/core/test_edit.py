@@ -21,14 +21,14 @@ masks = st.builds(lambda p, s, m: Mask(p, torch.ones(s, dtype=torch.bool), m), t
 writes = st.builds(lambda p, s, d: Write(p, torch.zeros(s, dtype=d)), tensor_places, shapes, dtypes)
 
 
-def quantizer(places, channels, low, high, axis, learn):
-    shape = [] if axis is None else [channels]
-    return Quantizer(tuple(places), torch.ones(shape), torch.zeros(shape), low, high, axis, learn)
+def quantizer(places, channels, low, high, axis, learn, group_size):
+    shape = [] if axis is None else [channels] if group_size is None else [channels, 2]
+    return Quantizer(tuple(places), torch.ones(shape), torch.zeros(shape), low, high, axis, learn, group_size)
 
 
 quantizers = st.builds(
     quantizer, st.lists(tensor_places | activation_places, min_size=1, max_size=3), st.integers(1, 4),
-    st.integers(-128, 0), st.integers(1, 255), st.none() | st.integers(0, 3), st.booleans(),
+    st.integers(-128, 0), st.integers(1, 255), st.none() | st.integers(0, 3), st.booleans(), st.none() | st.just(32),
 )  # fmt: skip
 cuts = st.builds(Cut, tensor_places, st.integers(0, 3), keeps, st.sampled_from(["producer", "consumer", "bystander"]))
 slices = st.lists(cuts, min_size=1, max_size=4).map(lambda found: Slice(tuple(found)))
@@ -55,7 +55,7 @@ def test_every_edit_comes_back_as_the_same_structure(edit):
         case Write():
             assert (back.place, back.value.shape, back.value.dtype) == (edit.place, edit.value.shape, edit.value.dtype)
         case Quantizer():
-            for name in ("places", "quant_min", "quant_max", "axis", "learn"):
+            for name in ("places", "quant_min", "quant_max", "axis", "learn", "group_size"):
                 assert getattr(back, name) == getattr(edit, name)
             assert back.scale.shape == back.zero_point.shape == edit.scale.shape
         case Slice():

@@ -73,6 +73,15 @@ def every_kind_of_edit():
             Mask(TensorPlace("encode", "weight"), torch.rand(4, 4) > 0.3),
             Quantizer(both, scale, zeros, -128, 127, axis=0),
             Quantizer(shared, torch.tensor(0.03), torch.tensor(3, dtype=torch.int32), 0, 255, learn=False),
+            Quantizer(
+                (TensorPlace("encode", "weight"),),
+                scale[:, None] * torch.ones(2),
+                zeros[:, None] * torch.ones(2),
+                -8,
+                7,
+                axis=0,
+                group_size=2,
+            ),
         ),
     )
     return prune, fold, quantise
@@ -303,6 +312,8 @@ def test_tensors_that_do_not_fit_are_refused(change, match, saved):
          "learn": True},
         {"kind": "Quantizer", "places": [["conv1", "weight"]], "shape": [6], "quant_min": 0, "quant_max": 1,
          "axis": "0", "learn": True},
+        {"kind": "Quantizer", "places": [["conv1", "weight"]], "shape": [6, 3], "quant_min": -8, "quant_max": 7,
+         "axis": 0, "learn": True, "group_size": 0},
         "not an edit",
         None,
     ],

@@ -15,6 +15,7 @@ CASES = {
     "unsigned with zero point": ((2, 3, 4, 4), 0, 255, None, 0.01),
     "vector": ((50,), -8, 7, None, 0.1),
 }
+GROUPS = {"linear": ((6, 32), 0, 8), "convolution": ((4, 6, 3, 2), 0, 4), "axis 1": ((6, 4, 3, 2), 1, 12)}
 
 
 def make(name, dtype=torch.float32):
@@ -102,3 +103,44 @@ def test_the_exported_pair_is_within_one_step_of_eager_and_equal_but_at_ties(nam
     step = quantizer.scale.detach().max()
     assert difference.max() <= 1.001 * step
     assert (difference > 1e-5).float().mean() < 0.01
+
+
+def make_groups(name, zero_point=0):
+    torch.manual_seed(0)
+    shape, axis, size = GROUPS[name]
+    x = torch.randn(shape)
+    scale = 0.1 * (1 + torch.rand(shape[axis], x.numel() // shape[axis] // size))
+    zero_point = torch.full(scale.shape, zero_point, dtype=torch.int32)
+    low, high = (0, 15) if zero_point.any() else (-8, 7)
+    return FakeQuantize(scale, zero_point, low, high, axis=axis, learn=True, group_size=size), x
+
+
+@pytest.mark.parametrize("name", GROUPS)
+@pytest.mark.parametrize("zero_point", [0, 7])
+def test_each_group_is_rounded_and_learns_as_a_tensor_of_its_own(name, zero_point):
+    quantizer, x = make_groups(name, zero_point)
+    axis, size = quantizer.axis, quantizer.group_size
+    upstream = torch.randn(x.shape)
+    x.requires_grad_()
+    got = quantizer(x)
+    got_x, got_growth = torch.autograd.grad((got * upstream).sum(), [x, quantizer.log_growth])
+    for row, (channel, outgoing, value, slope) in enumerate(
+        zip(*(tensor.unbind(axis) for tensor in (x.detach(), upstream, got, got_x)), strict=True)
+    ):
+        for group in range(quantizer.scale.shape[1]):
+            run = slice(group * size, (group + 1) * size)
+            alone = quantizer.scale[row, group].detach(), quantizer.zero_point[row, group]
+            one = FakeQuantize(*alone, quantizer.quant_min, quantizer.quant_max, axis=None, learn=True)
+            part = channel.flatten()[run].clone().requires_grad_()
+            expected = one(part)
+            (expected * outgoing.flatten()[run]).sum().backward()
+            assert torch.equal(value.flatten()[run], expected) and torch.equal(slope.flatten()[run], part.grad)
+            assert got_growth[row, group] == pytest.approx(float(one.log_growth.grad), rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", GROUPS)
+def test_groups_are_exported_as_the_pair_too(name):
+    quantizer, x = make_groups(name)
+    program = torch.export.export(nn.Sequential(quantizer), (x,), strict=False)
+    assert torch.allclose(program.module()(x), quantizer(x), atol=1e-5)
+    assert f"group_size={quantizer.group_size}" in repr(quantizer)

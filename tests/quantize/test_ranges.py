@@ -59,9 +59,25 @@ def test_impossible_settings_are_refused():
         Int(1)
     with pytest.raises(InputError, match="granularity"):
         Int(8, "per_row")
+    for wrong in (dict(group_size=1), dict(group_size=4.0), dict(group_size=4, granularity="per_tensor")):
+        with pytest.raises(InputError, match="Int.group_size"):
+            Int(4, **wrong)
+    with pytest.raises(InputError, match="skip or refuse"):
+        Int(4, group_size=4, indivisible="pad")
+
+
+def test_a_group_that_does_not_divide_says_so_with_the_arithmetic_or_is_refused_with_sizes_that_fit():
+    scheme = Int(4, group_size=64)
+    assert scheme.check("fc1.weight", [300, 128]) == "" == Int(4).check("fc1.weight", [300, 100])
+    assert "does not divide its 100 weights per output channel (100 = 1 · 64 + 36)" in scheme.check("fc1", [300, 100])
+    assert scheme.check("up.weight", [64, 8, 2, 2], axis=1) == "" != scheme.check("conv.weight", [64, 8, 2, 2])
+    with pytest.raises(InputError, match=r"fc1.weight \[300, 100\].*\(100 = 1 · 64 \+ 36\).*Use 50 or 100"):
+        Int(4, group_size=64, indivisible="refuse").check("fc1.weight", [300, 100])
 
 
 def test_schemes_know_their_integers():
     assert (Int(8).quant_min, Int(8).quant_max) == (-128, 127)
     assert (U8.quant_min, U8.quant_max, str(U8)) == (0, 255, "uint8 per tensor")
     assert (S4.quant_min, S4.quant_max) == (-8, 7)
+    assert str(Int(4, group_size=128)) == "int4 groups of 128"
+    assert Int(16, "per_tensor", symmetric=False).quant_max == 65535
