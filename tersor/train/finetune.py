@@ -346,7 +346,8 @@ class _Run:
         if answers is not None:
             facts["teacher"] = answers.facts()
             self.say(answers.sentence())
-        plans = [companion.finish(self.trainer.model) for companion in self.companions]
+        # The last to begin is the first to finish: what it remembers may be of what others put on the model.
+        plans = [companion.finish(self.trainer.model) for companion in reversed(self.companions)][::-1]
         reviewed = dict(self.step.objective.review(self.trainer.model, self.task, state.history))
         if reviewed:
             facts["review"] = reviewed

@@ -357,9 +357,11 @@ def test_what_cannot_be_masked_is_skipped_or_refused_by_name(task):
     model = nn.Sequential(parametrizations.weight_norm(nn.Linear(4, 4)), nn.Linear(4, 4), nn.Linear(4, 1))
     model[1].weight = nn.Parameter(torch.ones(4, 4, dtype=torch.int8), requires_grad=False)
     model[2].weight = nn.Parameter(torch.ones(0, 4))
+    model.register_module("eight", nn.Linear(4, 4).to(torch.float8_e4m3fn))
     model.register_module("normed", parametrizations.spectral_norm(nn.Linear(4, 4)))
     skips = {skip.place: skip.reason for skip in Prune(0.5).plan(model, task).skips}
     assert "computed by _WeightNorm" in skips["0.weight"] and "int8" in skips["1.weight"]
+    assert "float8_e4m3fn, too few bits" in skips["eight.weight"]
     assert "empty: shape [0, 4]" in skips["2.weight"] and "_SpectralNorm" in skips["normed.weight"]
     torch_prune.l1_unstructured(task.model.head, "weight", 0.5)
     with pytest.raises(InputError, match="head: another mask stands here"):
@@ -400,6 +402,8 @@ def test_patterns_and_scopes_check_their_settings(make):
 def test_a_name_that_matches_nothing_is_an_error_with_the_nearest(task):
     with pytest.raises(InputError, match="matches no weight.*stem.weight"):
         Prune({"stm.weight": 0.5}).plan(task.model, task)
+    with pytest.raises(InputError, match="no weight that may be masked"):
+        Prune({"0": 0.5}).plan(nn.Sequential(nn.BatchNorm1d(4)), task)
     with pytest.raises(InputError, match="nobody's inputs"):
         Prune(score=Wanda()).plan(nn.Sequential(nn.Embedding(4, 4), nn.Linear(4, 4)), embedding_task())
 

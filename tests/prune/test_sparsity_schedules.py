@@ -1,6 +1,7 @@
 """Sparsity over time: gradual, by movement, drop and grow, in rounds, dense-sparse-dense, lottery tickets."""
 
 import copy
+import dataclasses
 import json
 import math
 import os
@@ -24,13 +25,14 @@ from tersor.prune.sparse.drop_and_grow import DropAndGrow, exchanged, train_spar
 from tersor.prune.sparse.elements import MagnitudeAverage, Movement, RandomWeights
 from tersor.prune.sparse.gradual import GradualSparsity, prune_by_movement, prune_gradually
 from tersor.prune.sparse.lottery import LotteryTicket, reinitialised
-from tersor.prune.sparse.patterns import NM
+from tersor.prune.sparse.patterns import NM, Block, Rows
 from tersor.prune.sparse.prune import Prune
 from tersor.prune.sparse.rounds import first_epochs, last_epochs, prune_in_rounds, rewind_learning_rate
 from tersor.prune.sparse.scopes import ErdosRenyi, Global, PerType
 from tersor.prune.sparse.standing import standing_masks
 from tersor.prune.sparse.unmask import dense_sparse_dense
 from tersor.train import finetune
+from tersor.train.average import Average
 from tersor.train.companion import Companion
 from tersor.train.finetune import Finetune
 from tersor.train.optimizer import Optimizer
@@ -116,6 +118,14 @@ class Interrupted(Progress):
             if description == "epoch 4/5" and number == 7:
                 raise KeyboardInterrupt
             yield item
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_averaged_weights_have_the_zeros_too(name, trained):
+    step = STEPS[name]
+    *first, last = step.steps if isinstance(step, Pipeline) else [step]
+    result = Pipeline((*first, dataclasses.replace(last, average=Average()))).run(trained, make_task(), Context(1))
+    assert zeros(result.model) == wanted(name)
 
 
 @pytest.mark.parametrize("name", STEPS)
@@ -276,6 +286,29 @@ def test_drop_and_grow_keeps_the_count_moves_masks_and_starts_what_came_at_zero(
     assert set(watching.course) == {sum(at(0.8).values())} and zeros(result.model) == at(0.8)
     assert {done for done, count in moved if count} == {10, 20} and began and all(began)
     assert all(not mask.dense_gradient for _, mask in standing_masks(result.model))
+
+
+@pytest.mark.parametrize("pattern", [NM(2, 4), NM(1, 4), Block(4, 1), Block(1, 2), Rows("outputs"), Rows("inputs")])
+def test_masks_of_a_pattern_are_not_exchanged_number_by_number(pattern):
+    model = nn.Sequential(nn.Conv2d(8, 16, 3), nn.Flatten(), nn.Linear(16, 8))
+    prune = Prune(None if isinstance(pattern, NM) else 0.5, pattern=pattern)
+    with pytest.raises(InputError, match=r"would break the mask's pattern"):
+        DropAndGrow().begin(prune.run(model, make_task()).model, make_task())
+    with pytest.raises(InputError, match="single numbers"):
+        train_sparse(pattern.sparsity or 0.5, prune=prune)
+    for seed in range(3):
+        sparse = Prune(0.5, score=RandomWeights(seed)).run(model, make_task()).model
+        DropAndGrow().begin(sparse, make_task())
+
+
+def test_a_gradual_pruning_says_what_it_passes_over_and_refuses_to_do_nothing(trained):
+    step = prune_gradually(training=training(1), prune=Prune(pattern=NM(2, 4)))
+    plan = step.run(trained, make_task(), Context(1)).plans[-1]
+    assert [edit.place.module for edit in plan.edits] == ["4"]
+    assert "6 inputs are no multiple of 4: 6 = 1 × 4 + 2" in [skip.reason for skip in plan.skips]
+    step = prune_gradually(training=training(1), prune=Prune(pattern=NM(2, 5)))
+    with pytest.raises(InputError, match=r"no weight may be masked.*no multiple of 5"):
+        step.run(trained, make_task(), Context(1))
 
 
 def test_a_sparse_training_without_masks_is_an_error(trained):

@@ -16,6 +16,7 @@ from tersor.core.place import Everything, Selector, TensorPlace, select, stored_
 from tersor.core.plan import Plan
 from tersor.core.step import Pipeline
 from tersor.core.task import Task
+from tersor.prune.sparse.patterns import Element
 from tersor.prune.sparse.prune import Prune
 from tersor.prune.sparse.scopes import ErdosRenyi
 from tersor.prune.sparse.standing import plan_of, standing_masks
@@ -33,7 +34,7 @@ class DropAndGrow(Companion):
     k = ⌊f(t) · numbers that are not zero⌋ of each weight, f(t) = ``fraction`` · ½ (1 + cos(π t / t₁)). The gradient is
     the masked network's, of all numbers. What comes back starts at zero with no momentum, and takes part in the very
     same step of the optimiser (in the paper it waits for the next). Sparsity stays as it is, layer by layer; masks of
-    single numbers must stand before (``Prune``).
+    single numbers must stand before (``Prune``): exchanging them one by one would break n of m, blocks and rows.
 
     Args:
         fraction: f(0), the share that is exchanged at first.
@@ -41,7 +42,7 @@ class DropAndGrow(Companion):
         updates: how many times numbers are exchanged until then, at equal distances.
         where: modules whose masks may move.
 
-    Raises InputError for numbers out of range, and where no mask stands.
+    Raises InputError for numbers out of range, where no mask stands, and for masks of a pattern (n of m, blocks, rows).
     Source: Evci et al. 2020, RigL (arXiv 1911.11134), section 3.
     """
 
@@ -59,11 +60,17 @@ class DropAndGrow(Companion):
 
     def begin(self, model: nn.Module, task: Task) -> None:
         """Masks let the gradient through."""
-        found = [mask for _, mask in self._masks(model)]
+        found = list(self._masks(model))
         if not found:
             raise InputError(
                 "no mask stands on the model", where="DropAndGrow", expected="a sparse model", do="Run Prune first"
             )
+        for place, mask in found:
+            if (rule := pattern_of(mask.keep)) is not None:
+                raise InputError(
+                    "exchanging single numbers would break the mask's pattern", where=str(place), got=rule,
+                    expected="masks of single numbers", do="Prune with Element(), or leave it out with where=",
+                )  # fmt: skip
         for _, mask in standing_masks(model):  # the others' too: a tied weight has one gradient
             mask.dense_gradient = True
 
@@ -107,6 +114,32 @@ class DropAndGrow(Companion):
         yield from ((place, mask) for place, mask in standing_masks(model) if place.module in chosen)
 
 
+_BY_CHANCE = 32  # of so many groups, or numbers, not all obey a rule by chance
+
+
+def pattern_of(keep: Tensor) -> str | None:
+    """What a mask's numbers have to do with their neighbours along the first two axes; None: each stands for itself.
+
+    >>> pattern_of(torch.tensor([True, False, False, True]).repeat(32, 1))
+    '2 consecutive numbers along axis 0 go as one'
+    >>> pattern_of(torch.tensor([[True, False, False, True], [False, True, False, True]] * 16 + [[True, False] * 2]))
+    '1 of every 2 along axis 1'
+    """
+    kept = int(keep.sum())
+    if min(kept, keep.numel() - kept) < _BY_CHANCE:
+        return None
+    for axis, size in enumerate(keep.shape[:2]):
+        lines = keep.movedim(axis, -1)
+        for length in (n for n in range(2, size + 1) if size % n == 0 and keep.numel() // n >= _BY_CHANCE):
+            left = lines.reshape(-1, length).sum(1)
+            some = int(left[0])
+            if bool(((left == 0) | (left == length)).all()):
+                return f"{length} consecutive numbers along axis {axis} go as one"
+            if bool((left == some).all()):
+                return f"{some} of every {length} along axis {axis}"
+    return None
+
+
 def exchanged(weight: Tensor, gradient: Tensor | None, keep: Tensor, part: float) -> Tensor:
     """The mask after ⌊part · kept⌋ of the smallest |weight| went and as many of the largest |gradient| came.
 
@@ -137,8 +170,13 @@ def train_sparse(
 ) -> Pipeline:
     """Prune once (densities by Erdős–Rényi-kernel unless ``prune`` says otherwise), then train while masks move.
 
+    Raises InputError for a pattern other than ``Element()``.
     Source: Evci et al. 2020 (arXiv 1911.11134), who start from random weights: ``Prune(score=RandomWeights())``.
     """
     first = replace(prune or Prune(scope=ErdosRenyi()), sparsity=sparsity)
+    if first.pattern != Element():
+        raise InputError(
+            "masks that move are of single numbers", where="train_sparse", got=first.pattern, expected="Element()"
+        )
     training = training or Finetune(epochs=10, optimizer=Optimizer(lr=0.025))
     return Pipeline((first, replace(training, companion=companion or DropAndGrow())))

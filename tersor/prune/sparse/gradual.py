@@ -13,7 +13,7 @@ from tersor.core.apply import write
 from tersor.core.edit import Mask
 from tersor.core.errors import InputError
 from tersor.core.place import stored_at, tensor_at
-from tersor.core.plan import Plan
+from tersor.core.plan import Plan, Skip
 from tersor.core.task import Task
 from tersor.prune.sparse.elements.magnitude import WeightMagnitude
 from tersor.prune.sparse.elements.movement import Movement
@@ -40,7 +40,7 @@ class GradualSparsity(Companion):
         start, end: t₀ and t₁ as fractions of the training; after t₁ the masks stand, and the network recovers.
         updates: how many times it is pruned; the last one makes exactly the plan of ``prune``.
 
-    Raises InputError for numbers out of range, and what ``Prune`` raises.
+    Raises InputError for numbers out of range, where no weight may be masked, and what ``Prune`` raises.
     Source: Zhu and Gupta 2017 (arXiv 1710.01878), equation 1, with initial sparsity 0.
     """
 
@@ -60,7 +60,14 @@ class GradualSparsity(Companion):
 
     def begin(self, model: nn.Module, task: Task) -> None:
         """A mask on every weight that ``prune`` means; beside it what is gathered."""
-        places = [weight.place for weight in self.prune.weights(model)]
+        skips: list[Skip] = []
+        places = [weight.place for weight in self.prune.weights(model, skips)]
+        if not places:
+            raise InputError(
+                "no weight may be masked, so that nothing would be pruned", where="GradualSparsity",
+                got="; ".join(f"{skip.place}: {skip.reason}" for skip in skips[:3]) or "a model without weights",
+                expected="at least one",
+            )  # fmt: skip
         for place in places:
             write(model, Mask(place, torch.ones_like(tensor_at(model, place), dtype=torch.bool)))
         score = self.prune.score
@@ -106,11 +113,13 @@ class GradualSparsity(Companion):
 
     def finish(self, model: nn.Module) -> Plan:
         """The masks as they stand now; nothing is gathered any more."""
-        places = {weight.place for weight in self.prune.weights(model)}
+        skips: list[Skip] = []
+        places = {weight.place for weight in self.prune.weights(model, skips)}
         for _, mask in standing_masks(model):
             mask._buffers.pop(GATHERED, None)
             mask.dense_gradient = False
-        return plan_of("prune gradually", [(place, mask) for place, mask in standing_masks(model) if place in places])
+        found = [(place, mask) for place, mask in standing_masks(model) if place in places]
+        return plan_of("prune gradually", found, skips)
 
     def _time(self, number: int, steps: int) -> int:
         """After how many steps update ``number`` is due: 1 or more."""

@@ -75,9 +75,9 @@ class Prune(Method):
         edits = tuple(masked.edit for masked in found if masked.changes)
         return Plan("prune", edits, tuple(skips), tuple(_lines(found, self._fraction())))
 
-    def weights(self, model: nn.Module) -> list[Weight]:
-        """The weights that would be masked, in the model's order."""
-        return list(self._asked(model, []))
+    def weights(self, model: nn.Module, skips: list[Skip] | None = None) -> list[Weight]:
+        """The weights that would be masked, in the model's order; why others are not goes into ``skips``."""
+        return list(self._asked(model, [] if skips is None else skips))
 
     def part(self, way: float) -> Prune:
         """The same, aiming only ``way`` (0 … 1) of the way from a dense model to its sparsity: a step of a schedule."""
@@ -132,7 +132,7 @@ class Prune(Method):
                 near = difflib.get_close_matches(pattern, names, n=3) or names[:3]
                 raise InputError(
                     "the name matches no weight that may be masked", where="Prune.sparsity", got=repr(pattern),
-                    do=f"Nearest names: {', '.join(near)}",
+                    do=f"Nearest names: {', '.join(near)}" if near else "The model has no weight that may be masked",
                 )  # fmt: skip
         asked = {}
         for weight in weights:

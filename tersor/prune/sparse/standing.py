@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import cast
 
 from torch import nn
@@ -11,7 +11,7 @@ from torch.nn.utils import parametrize
 from tersor.core.edit import Mask
 from tersor.core.masked import Masked, standing_mask
 from tersor.core.place import TensorPlace
-from tersor.core.plan import Plan
+from tersor.core.plan import Plan, Skip
 
 
 def standing_masks(model: nn.Module) -> Iterator[tuple[TensorPlace, Masked]]:
@@ -24,7 +24,7 @@ def standing_masks(model: nn.Module) -> Iterator[tuple[TensorPlace, Masked]]:
                     yield TensorPlace(path, name), mask
 
 
-def plan_of(name: str, masks: Iterable[tuple[TensorPlace, Masked]]) -> Plan:
+def plan_of(name: str, masks: Iterable[tuple[TensorPlace, Masked]], skips: Sequence[Skip] = ()) -> Plan:
     """The plan that puts these masks where they stand, in place of whatever stands there."""
     edits, lines, total, zeros = [], [], 0, 0
     for place, mask in masks:
@@ -35,7 +35,7 @@ def plan_of(name: str, masks: Iterable[tuple[TensorPlace, Masked]]) -> Plan:
         total, zeros = total + keep.numel(), zeros + gone
     if total:
         lines.append(("<model>", f"{share(zeros, total)}, in {len(edits)} weights"))
-    return Plan(name, tuple(edits), lines=tuple(lines))
+    return Plan(name, tuple(edits), tuple(skips), tuple(lines))
 
 
 def share(zeros: int, size: int) -> str:

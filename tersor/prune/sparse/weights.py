@@ -105,6 +105,8 @@ def _known(entry: nn.Module) -> bool:
 def _objection(stored: Tensor) -> str | None:
     if not stored.is_floating_point():
         return f"it holds {str(stored.dtype).removeprefix('torch.')}, not floating point: prune before quantising"
+    if stored.element_size() < 2:
+        return f"it holds {str(stored.dtype).removeprefix('torch.')}, too few bits to rank: prune before quantising"
     return None if stored.numel() else f"it is empty: shape {list(stored.shape)}"
 
 

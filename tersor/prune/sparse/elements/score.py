@@ -25,7 +25,7 @@ class WeightScore(ABC):
 
 
 class GatheredScore(WeightScore):
-    """A score that is gathered while the model trains: ``GradualSparsity(score=…)`` does so, step by step.
+    """A score that is gathered while the model trains: ``GradualSparsity(Prune(score=…))`` does so, step by step.
 
     What is gathered stands beside each mask as its buffer ``GATHERED`` [weight's shape], float32, at first zero.
     """
