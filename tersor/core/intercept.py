@@ -12,7 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack, _pop_mode, _push_mode
 
+from tersor.core.attention import attention
+
 CHILD = "tersor_taps"  # the name under which an Intercept stands in its module
+# What softmax gives within a call of attention that torch has as one operator: the n-th such call has the ordinal n.
+ATTENTION_SOFTMAX = "attention_softmax"
+INSIDE = {ATTENTION_SOFTMAX: "scaled_dot_product_attention"}
 
 # How Python spells an operator -> its ATen base name.
 _SPELLINGS = {
@@ -40,10 +45,15 @@ class _Watch(TorchFunctionMode):
         self.owner, self.asleep = owner, 0
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if self.asleep or not isinstance(result, Tensor):
-            return result
-        return self.owner.tap(operator_name(func), result)
+        if self.asleep:
+            return func(*args, **(kwargs or {}))
+        name = operator_name(func)
+        inside = self.owner.tap_inside(name)
+        if inside is None:
+            result = func(*args, **(kwargs or {}))
+        else:
+            result = attention(*args, **(kwargs or {}), on_probabilities=inside)
+        return self.owner.tap(name, result) if isinstance(result, Tensor) else result
 
 
 class Intercept(nn.Module):
@@ -94,6 +104,11 @@ class Intercept(nn.Module):
         key = f"{operator}_{self.counts[operator]}"
         self.counts[operator] += 1
         return self.taps[key](result) if key in self.taps else result
+
+    def tap_inside(self, operator: str) -> nn.Module | None:
+        """The tap on what the operator's coming call computes inside, if there is one: attention's softmax."""
+        key = f"{ATTENTION_SOFTMAX}_{self.counts[operator]}"
+        return self.taps[key] if operator == INSIDE[ATTENTION_SOFTMAX] and key in self.taps else None
 
     def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Before the module's forward: tap its inputs, then watch its calls."""

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from tersor.core.intercept import INSIDE
 from tersor.core.place import ActivationPlace
 from tersor.graph.trace import Graph
 from tersor.observe.watch import Watcher
@@ -32,11 +33,12 @@ def unreachable(
     expected = Counter((call.module, call.operator) for call in graph.calls)
     found = {}
     for place, statistics in watcher.statistics.items():
-        running = watcher.counts.get((place.module, place.operator), 0)
-        in_graph = running if place.operator == "input" else expected[place.module, place.operator]
+        operator = INSIDE.get(place.operator, place.operator)
+        running = watcher.counts.get((place.module, operator), 0)
+        in_graph = running if operator == "input" else expected[place.module, operator]
         if in_graph != running or statistics.calls != 1:
             found[place] = (
-                f"cannot be intercepted: {in_graph} {place.operator} calls in the graph, {running} at run time, "
+                f"cannot be intercepted: {in_graph} {operator} calls in the graph, {running} at run time, "
                 f"{statistics.calls} of them at this ordinal"
             )
         elif statistics.shape != shapes[place]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from tersor.core.attention import attention_scores
 from tersor.core.errors import InputError
 from tersor.core.place import module_at
 
@@ -138,18 +138,10 @@ def _scores(
     query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0,
     is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False,
 ) -> Tensor | None:  # fmt: skip
-    """What scaled_dot_product_attention computes inside: q kᵀ · scale, masked."""
+    """What scaled_dot_product_attention computes inside; its arguments."""
     if query.ndim != 4:
         return None
-    if enable_gqa:
-        key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
-    scores = query @ key.transpose(-2, -1) * (1 / math.sqrt(query.shape[-1]) if scale is None else scale)
-    if is_causal:
-        allowed = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
-        scores = scores.masked_fill(~allowed, -torch.inf)
-    if attn_mask is None:
-        return scores
-    return scores.masked_fill(~attn_mask, -torch.inf) if attn_mask.dtype == torch.bool else scores + attn_mask
+    return attention_scores(query, key, attn_mask, is_causal=is_causal, scale=scale, enable_gqa=enable_gqa)
 
 
 def _of_multihead(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
