@@ -21,7 +21,7 @@ N_OF_M = ((1, 4), (2, 4))  # the patterns that are looked for
 
 
 def sizes(array: Array) -> dict[str, int]:
-    """Bytes of ``array`` in each encoding, by name (see ``sizes_of``); N:M where it holds along the last axis.
+    """Bytes of ``array`` in each encoding, by name (see ``sizes_of``); N:M where it holds along the inputs.
 
     >>> import numpy as np
     >>> sizes(np.array([[0, 1, 0, 2]], dtype=np.float32))
@@ -70,12 +70,24 @@ def smallest(found: Mapping[str, int]) -> str:
 
 
 def is_n_of_m(array: Array, n: int, m: int) -> bool:
-    """Whether at most ``n`` of every ``m`` consecutive values along the last axis are not zero."""
-    if not array.shape or not array.shape[-1] or array.shape[-1] % m:
+    """Whether at most ``n`` of every ``m`` consecutive values along the inputs are not zero.
+
+    Inputs: axis 1 of a weight [out, in, *kernel]; of an array of one axis that axis.
+    """
+    if not array.shape or not math.prod(array.shape) or array.shape[_inputs(array.shape)] % m:
         return False
     xp = array_namespace(array)
-    groups = xp.reshape(array != 0, (-1, m))
+    groups = xp.reshape(_inputs_last(array != 0), (-1, m))
     return bool(xp.all(xp.count_nonzero(groups, axis=-1) <= n))
+
+
+def _inputs(shape: Sequence[int]) -> int:
+    return min(1, len(shape) - 1)
+
+
+def _inputs_last(array: Array) -> Array:
+    """A view with the inputs' axis behind the kernel's."""
+    return array_namespace(array).moveaxis(array, _inputs(array.shape), -1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,8 +129,9 @@ class Bitmap:
 
 @dataclass(frozen=True, eq=False)
 class NOfM:
-    """An array of at most ``n`` nonzeros in every ``m`` consecutive values along the last axis, as n values of each.
+    """An array of at most ``n`` nonzeros in every ``m`` consecutive values along the inputs, as n values of each.
 
+    The inputs are those of ``is_n_of_m``; of a convolution, groups are of one kernel position, which come in order.
     ``positions``: uint8, where in its group each value stands, packed at 1, 2, 4 or 8 bits, the first in the highest.
     ``values``: [N · n / m].
     """
@@ -134,9 +147,9 @@ class NOfM:
         """``array`` encoded. Raises ValueError where it is not of the pattern, or m is above 256."""
         bits = _position_bits(m)
         if not is_n_of_m(array, n, m):
-            raise ValueError(f"{list(array.shape)} is not {n}:{m}: more than {n} of some {m} consecutive values")
+            raise ValueError(f"{list(array.shape)} is not {n}:{m}: more than {n} of some {m} consecutive inputs")
         xp = array_namespace(array)
-        groups = xp.reshape(array, (-1, m))
+        groups = xp.reshape(_inputs_last(array), (-1, m))
         keep = n_of_m(xp.astype(groups != 0, xp.float32), n, m)
         places = xp.broadcast_to(xp.arange(m, dtype=xp.uint8, device=device(array)), tuple(groups.shape))
         return cls(tuple(array.shape), n, m, _pack(places[keep], bits), groups[keep])
@@ -153,9 +166,10 @@ class NOfM:
             raise ValueError(f"{n}:{m} with positions that do not increase within their group")
         grid = xp.arange(m, dtype=xp.uint8, device=device(self.values))
         keep = xp.any(places[:, :, None] == grid, axis=1)
-        out = xp.zeros(tuple(keep.shape), dtype=self.values.dtype, device=device(self.values))
-        out[keep] = self.values
-        return xp.reshape(out, self.shape)
+        out = xp.zeros(self.shape, dtype=self.values.dtype, device=device(self.values))
+        inputs_last = _inputs_last(out)
+        inputs_last[xp.reshape(keep, tuple(inputs_last.shape))] = self.values
+        return out
 
     @property
     def nbytes(self) -> int:

@@ -61,6 +61,19 @@ def test_n_of_m_decodes_to_the_array_and_takes_the_bytes_it_says(pattern, groups
     assert stored.nbytes == sizes_of(array.shape, array.itemsize, np.count_nonzero(array), [pattern])[f"{n}:{m}"]
 
 
+@pytest.mark.parametrize("make", MAKERS)
+def test_n_of_m_of_a_convolution_holds_along_its_input_channels(make):
+    scores = np.random.default_rng(0).standard_normal((6, 8, 3, 2)).astype(np.float32)
+    array = np.where(n_of_m(np.abs(scores), 2, 4, axis=1), scores, 0)
+    stored = NOfM.encode(make(array), 2, 4)
+    np.testing.assert_array_equal(np.asarray(stored.decode()), array)
+    assert stored.nbytes == sizes(make(array))["2:4"] == array.nbytes // 2 + array.size // 2 * 2 // 8
+    first = array[0, :4, 0, 0]
+    np.testing.assert_array_equal(np.asarray(stored.values)[:2], first[first != 0])
+    along_the_kernel = np.tile(np.array([1, 0, 0, 1], np.float32), (4, 8, 1))
+    assert not is_n_of_m(make(along_the_kernel), 2, 4)
+
+
 def test_n_of_four_adds_two_bits_for_each_value_that_is_kept():
     found = sizes_of((128, 128), 2, 128 * 64, [(2, 4)])
     assert found["2:4"] == found["bitmap"] == 128 * 64 * 2 + 128 * 64 * 2 // 8
