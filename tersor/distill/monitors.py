@@ -12,6 +12,7 @@ import torch
 from accelerate.utils import send_to_device
 from torch import Tensor, nn
 
+from tersor.core.check_batch import IGNORED
 from tersor.core.device import device_of
 from tersor.core.eval_mode import eval_mode
 from tersor.core.loading import batches_of
@@ -21,6 +22,7 @@ from tersor.distill.samples import is_regression, samples_of
 from tersor.train.objective import Forward
 
 BATCHES = 32  # of training and of validation data
+NUMBERS = 2**22  # most of the teacher's logits that are kept, over all batches: a vocabulary's would fill the memory
 SHARP, FLAT = 1.02, 0.98  # classes that soft targets spread over: at most so many; at least this part of all
 SURE = 2.0  # standard errors
 STALLED = 0.02  # largest fall of the loss over the last third of the epochs, relative, that counts as a floor
@@ -82,7 +84,10 @@ def review(
 
 
 def _look(model: nn.Module, task: Task, loader: Iterable[Any], where: str) -> tuple[Counts | None, list[Tensor]]:
-    """The counts on some batches, and the teacher's logits [n, classes]; None where there are no classes."""
+    """The counts on some batches, and some of the teacher's logits [n, classes]; None where there are no classes.
+
+    Samples whose label is −100 do not count.
+    """
     total, logits, device = torch.zeros(5, dtype=torch.int64), [], device_of(model)
     with seeded(0, loader), torch.no_grad(), eval_mode(model):
         for batch in islice(batches_of(loader, where), BATCHES):
@@ -91,10 +96,11 @@ def _look(model: nn.Module, task: Task, loader: Iterable[Any], where: str) -> tu
                 return None, []
             samples = samples_of(forward, "review")
             assert samples.targets is not None, "there are labels"
-            chosen = slice(None) if samples.counted is None else samples.counted
+            chosen = samples.targets != IGNORED
+            chosen = chosen if samples.counted is None else chosen & samples.counted
             student, z = samples.student[chosen], samples.teacher[chosen]
             total += _count(student.argmax(-1), z.argmax(-1), samples.targets[chosen]).cpu()
-            logits.append(z.float().cpu())
+            logits.append(z[: max(1, NUMBERS // BATCHES // z.shape[-1])].float().cpu())
     return Counts(*total.tolist()), logits
 
 

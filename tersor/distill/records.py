@@ -175,7 +175,7 @@ class Shelf:
         self.folder, self.budget = folder, budget
 
     def find(self, key: str, slots: int) -> Records | None:
-        """The records of this key; None where there are none, or where what says how to read them is damaged."""
+        """The records of this key; None where there are none, a file is missing, or what says how to read is damaged."""
         schema = _read_schema(self.folder / key / SCHEMA)
         if schema is None:
             return None
@@ -183,6 +183,8 @@ class Shelf:
         try:
             with self._locked():
                 return Records(self.folder / key, columns, salt, self._room(key, slots, columns))
+        except FileNotFoundError:  # a process was killed while it made room
+            return None
         except OSError as error:
             if error.errno not in _READ_ONLY:
                 raise
@@ -193,11 +195,11 @@ class Shelf:
         self.folder.mkdir(parents=True, exist_ok=True)
         with self._locked():
             room = self._room(key, slots, columns)
+            (self.folder / key).mkdir(exist_ok=True)
+            for name in (LOCK, RECORDS):
+                (self.folder / key / name).touch()
             found = _read_schema(self.folder / key / SCHEMA)
             if found is None or found[0] != columns:
-                (self.folder / key).mkdir(exist_ok=True)
-                for name in (LOCK, RECORDS):
-                    (self.folder / key / name).touch()
                 found = columns, _write_schema(self.folder / key / SCHEMA, columns)
             return Records(self.folder / key, columns, found[1], room)
 
@@ -242,6 +244,8 @@ def _removed(folder: Path) -> bool:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             return False
+        for name in (RECORDS, SCHEMA):  # before the lock, by which a folder is known that a kill left half removed
+            (folder / name).unlink(missing_ok=True)
         shutil.rmtree(folder)
     return True
 

@@ -53,7 +53,7 @@ def samples_of(forward: Forward, who: str) -> Samples:
 
 
 def classes_of(forward: Forward, who: str) -> Samples:
-    """``samples_of`` for a loss that needs the class of each sample; it counts from 0, also where it is ignored.
+    """``samples_of`` for a loss that needs the class of each sample. One whose class is −100 does not count, and has 0.
 
     Raises InputError where there are no labels or they are no classes, and for fewer than two classes.
     """
@@ -66,7 +66,9 @@ def classes_of(forward: Forward, who: str) -> Samples:
     if samples.student.shape[1] < 2:
         raise InputError("this loss needs classes", where=who, got="one output", expected="two or more")
     assert samples.targets is not None, "there are labels"
-    return Samples(samples.student, samples.teacher, samples.targets.clamp_min(0), samples.counted)
+    named = samples.targets != IGNORED
+    counted = named if samples.counted is None else samples.counted & named
+    return Samples(samples.student, samples.teacher, samples.targets.masked_fill(~named, 0), counted)
 
 
 def is_regression(forward: Forward) -> bool:

@@ -96,6 +96,24 @@ def test_temperatures_that_say_nothing_are_told_with_a_better_one(temperature, s
     assert 1 <= found["soft_target_classes"] <= CLASSES
 
 
+def test_samples_without_a_label_are_no_errors():
+    labels = [-100] * 30 + [0] * 10
+    teacher = [1] * 30 + [0] * 10
+    task = made(teacher, teacher)
+    task.train.dataset.tensors[1].copy_(torch.tensor(labels))
+    found = review(Lookup(teacher), task, [], None)
+    assert found["training"] == Counts(10, 10, 10, 0, 0).to_json() and not found["warnings"]
+
+
+def test_of_a_large_vocabulary_only_some_logits_are_kept(monkeypatch):
+    sizes = []
+    monkeypatch.setattr("tersor.distill.monitors.NUMBERS", 2 * CLASSES * 32)
+    monkeypatch.setattr("tersor.distill.monitors.spread", lambda z, temperature: sizes.append(len(z)) or 2.0)
+    labels = torch.arange(40) % CLASSES
+    review(Lookup(labels), made(labels, labels), [], 1.0)
+    assert sizes[0] == 8  # two of each of four batches
+
+
 class Listening(Progress):
     def __init__(self):
         self.said = []

@@ -95,6 +95,32 @@ def test_a_damaged_schema_is_none_and_is_written_anew(shelf, damage):
     assert not found_is_right(again, range(10))[0].any()
 
 
+@pytest.mark.parametrize("name", ["records.bin", ".lock", "schema.json"])
+def test_a_missing_file_costs_the_records_and_nothing_else(shelf, name):
+    records = shelf.create("a", COLUMNS, 10)
+    records.write(*content([1]))
+    records.close()
+    (records.folder / name).unlink()
+    assert shelf.find("a", 10) is None
+    shelf.create("a", COLUMNS, 10).write(*content([2]))
+    assert found_is_right(shelf.find("a", 10), [2])[0].all()
+
+
+def test_what_a_kill_left_half_removed_is_removed_later(tmp_path, monkeypatch):
+    shelf = Shelf(tmp_path, budget=20_000)
+    shelf.create("first", COLUMNS, 400).close()
+
+    def killed(folder):
+        (folder / ".lock").unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        shelf.create("first", COLUMNS, 400).write(*content(range(400)))
+        patched.setattr("tersor.distill.records.shutil.rmtree", killed)
+        shelf.create("second", COLUMNS, 400)
+    assert not list((tmp_path / "first").iterdir())  # nothing that takes room and that nobody knows of
+
+
 def test_more_slots_may_be_asked_for_later(shelf):
     records = shelf.create("a", COLUMNS, 10)
     records.write(*content([9]))

@@ -191,6 +191,16 @@ def test_a_teacher_that_is_all_but_certain_gives_a_finite_gradient():
     assert torch.isfinite(loss) and torch.isfinite(model.outputs.grad).all() and model.outputs.grad.abs().sum() > 0
 
 
+def test_a_sample_whose_label_is_ignored_has_no_class_to_decouple(logits):
+    student, teacher, targets = logits
+    ignored = targets.clone()
+    ignored[0] = -100
+    got = objective_of(DecoupledSoftTargets(), student, teacher, ignored)
+    assert torch.equal(got, objective_of(DecoupledSoftTargets(), student[1:], teacher[1:], targets[1:]))
+    with pytest.raises(RuntimeError, match="out of bounds"):
+        objective_of(DecoupledSoftTargets(), student, teacher, torch.full_like(targets, -1))
+
+
 @pytest.mark.parametrize("objective", [DecoupledSoftTargets(), MatchLogits(), SoftTargets()])
 def test_positions_that_are_ignored_or_padding_do_not_count(objective):
     torch.manual_seed(0)
