@@ -87,9 +87,14 @@ _HOME = {
     "inspect": "tersor.jobs.inspect",
     "inspect_file": "tersor.jobs.prune_file",
     "prune_file": "tersor.jobs.prune_file",
+    "quantize_file": "tersor.jobs.quantize_file",
+    "dequantize_file": "tersor.jobs.quantize_file",
+    "load_weights": "tersor.jobs.quantize_file",
     "load_check": "tersor.jobs.load_check",
     "sensitivity": "tersor.jobs.sensitivity",
     "Probe": "tersor.measure.sensitivity",
+    "bit_sensitivity": "tersor.jobs.bit_sensitivity",
+    "BitProbe": "tersor.measure.bit_sensitivity",
     "load": "tersor.export.artifact:load_artifact",
     "save": "tersor.export.artifact:save_artifact",
     "save_pretrained": "tersor.export.pretrained",
@@ -125,14 +130,17 @@ if TYPE_CHECKING:
     from tersor.export.artifact import save_artifact as save
     from tersor.export.onnx import export_onnx
     from tersor.export.pretrained import save_pretrained
+    from tersor.jobs.bit_sensitivity import bit_sensitivity
     from tersor.jobs.compress import compress, resume
     from tersor.jobs.distill import distill_student
     from tersor.jobs.dry_run import dry_run
     from tersor.jobs.inspect import inspect
     from tersor.jobs.load_check import load_check
     from tersor.jobs.prune_file import inspect_file, prune_file
+    from tersor.jobs.quantize_file import dequantize_file, load_weights, quantize_file
     from tersor.jobs.sensitivity import sensitivity
     from tersor.jobs.student import Student
+    from tersor.measure.bit_sensitivity import BitProbe
     from tersor.measure.capacity import capacity
     from tersor.measure.sensitivity import Probe
     from tersor.prune.blocks.adapter import PruneBehindAdapter

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from tersor.cli.output import DebugOption, JsonOption, Output, QuietOption
-from tersor.cli.values import parse_points
+from tersor.cli.values import parse_bytes, parse_points
+from tersor.core.errors import InputError
 
 
 def sensitivity(
@@ -27,27 +28,54 @@ def sensitivity(
     overall: Annotated[
         float | None, typer.Option(help="A sparsity of all layers together, divided at the least predicted loss.")
     ] = None,
+    bits: Annotated[
+        list[int] | None, typer.Option(help="Quantise instead of prune: a width to try, repeatable (8, 4, 3, 2).")
+    ] = None,
+    max_size: Annotated[
+        str | None, typer.Option(help="With --bits: bytes of all weights together, such as 40KB, at the least loss.")
+    ] = None,
     samples: Annotated[int, typer.Option(help="Validation samples to judge by.", min=1)] = 1024,
     seconds: Annotated[float | None, typer.Option(help="Stop measuring after this many seconds.", min=0.1)] = None,
     quiet: QuietOption = False,
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Prune one layer at a time, and say how much each bears; nothing is changed.
+    """Prune (or quantise) one layer at a time, and say how much each bears; nothing is changed.
 
-    By the size of weights, at several sparsities, on validation data; and which sparsity follows for each layer.
+    By the size of weights, at several sparsities, on validation data; and which sparsity follows for each layer. With
+    --bits: at several widths; and which layers stay float, and how many bits the others get.
     """
-    from tersor.jobs.prune_file import parse_pattern
-    from tersor.jobs.sensitivity import sensitivity as job
-    from tersor.measure.sensitivity import SPARSITIES, Probe
-    from tersor.prune.sparse.prune import Prune
     from tersor.report.sensitivity import sensitivity_view
 
     output = Output(quiet=quiet, as_json=as_json)
-    probe = Probe(tuple(sparsity or SPARSITIES), Prune(pattern=parse_pattern(pattern)), samples, seconds)
-    done = job(
-        task, out, probe=probe, max_drop=parse_points(max_drop) or 0.0, overall=overall, progress=output.progress
-    )
+    drop = parse_points(max_drop) or 0.0
+    given: dict[str, Any] = {"--max-size": max_size}
+    if bits:
+        given = {"--sparsity": sparsity, "--overall": overall, "--pattern": None if pattern == "element" else pattern}
+    useless = [name for name, value in given.items() if value is not None]
+    if useless:
+        raise InputError(
+            "says nothing here", where=", ".join(useless),
+            expected="--max-size with --bits, or --sparsity, --pattern and --overall without", do="Leave one out",
+        )  # fmt: skip
+    done: Any
+    if bits:
+        from tersor.jobs.bit_sensitivity import bit_sensitivity
+        from tersor.measure.bit_sensitivity import BitProbe
+
+        widths = BitProbe(tuple(bits), samples=samples, seconds=seconds)
+        size = parse_bytes(max_size)
+        done = bit_sensitivity(task, out, probe=widths, max_drop=drop, max_size=size, progress=output.progress)
+    else:
+        from tersor.jobs.prune_file import parse_pattern
+        from tersor.jobs.sensitivity import sensitivity as job
+        from tersor.measure.sensitivity import SPARSITIES, Probe
+        from tersor.prune.sparse.prune import Prune
+
+        probe = Probe(tuple(sparsity or SPARSITIES), Prune(pattern=parse_pattern(pattern)), samples, seconds)
+        done = job(task, out, probe=probe, max_drop=drop, overall=overall, progress=output.progress)
     output.json(done.data)
     output.show(sensitivity_view(done.data))
+    for layer, reason in done.data["within"].get("kept_float", {}).items():
+        output.show(f"{layer} stays float: {reason}")
     output.show(f"page: {out / 'sensitivity.html'}")

@@ -37,14 +37,19 @@ class LayerSensitivity:
 
     def write(self, folder: Path) -> tuple[Path, Path]:
         """Put sensitivity.json and sensitivity.html into ``folder``, which is made; returns both paths."""
-        text = json.dumps(self.data, indent=1, allow_nan=False)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(folder / JSON, text.encode())
-            write_atomically(folder / PAGE, render(self.data).encode("utf-8", errors="replace"))
-        except OSError as error:
-            raise ArtifactError("cannot be written", where=str(folder), got=error.strerror or error) from error
-        return folder / JSON, folder / PAGE
+        return write_sensitivity(self.data, folder)
+
+
+def write_sensitivity(data: dict[str, Any], folder: Path) -> tuple[Path, Path]:
+    """Put sensitivity.json and sensitivity.html into ``folder``, which is made; returns both paths."""
+    text = json.dumps(data, indent=1, allow_nan=False)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / JSON, text.encode())
+        write_atomically(folder / PAGE, render(data).encode("utf-8", errors="replace"))
+    except OSError as error:
+        raise ArtifactError("cannot be written", where=str(folder), got=error.strerror or error) from error
+    return folder / JSON, folder / PAGE
 
 
 def sensitivity(

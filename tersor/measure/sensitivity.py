@@ -80,7 +80,7 @@ class Sensitivity:
 
     def to_json(self) -> dict[str, Any]:
         """The same as plain JSON values; what is not finite is null."""
-        plain: dict[str, Any] = _plain(dataclasses.asdict(self))
+        plain: dict[str, Any] = plain_json(dataclasses.asdict(self))
         return plain
 
 
@@ -124,8 +124,8 @@ def sensitivity(
     """
     begun = time.monotonic()
     model = copy.deepcopy(model).eval()
-    batches = _validation(task, model, probe.samples)
-    loss, metric = _judge(model, task, batches)
+    batches = validation_batches(task, model, probe.samples)
+    loss, metric = judge(model, task, batches)
     plans = {sparsity: prune.plan(model, task) for sparsity, prune in probe.prunes().items()}
     edits = [(asked, edit) for asked, plan in plans.items() for edit in plan.edits if isinstance(edit, Mask)]
     points: dict[TensorPlace, list[Point]] = {}
@@ -137,7 +137,7 @@ def sensitivity(
         with _masked(stored, edit.keep):
             zeros = int((~edit.keep).sum())
             share = zeros / edit.keep.numel()
-            points.setdefault(edit.place, []).append(Point(asked, share, zeros, *_judge(model, task, batches)))
+            points.setdefault(edit.place, []).append(Point(asked, share, zeros, *judge(model, task, batches)))
         done += 1
     sizes = {edit.place: edit.keep.numel() for _, edit in edits}
     curves = tuple(LayerCurve(str(place), sizes[place], tuple(found)) for place, found in points.items())
@@ -161,7 +161,7 @@ class _masked:
         self.tensor[self.gone] = self.hidden
 
 
-def _validation(task: Task, model: nn.Module, samples: int) -> list[Batch]:
+def validation_batches(task: Task, model: nn.Module, samples: int) -> list[Batch]:
     """The first batches that together have at least ``samples`` samples, on the model's device."""
     if task.validation is None or task.metric is None:
         raise InputError("the task is not completed", where="task.validation", do="Call task.complete() first")
@@ -178,8 +178,8 @@ def _validation(task: Task, model: nn.Module, samples: int) -> list[Batch]:
     return found
 
 
-def _judge(model: nn.Module, task: Task, batches: Sequence[Batch]) -> tuple[float, float]:
-    """(loss, metric), means over samples."""
+def judge(model: nn.Module, task: Task, batches: Sequence[Batch]) -> tuple[float, float]:
+    """(loss, metric), means over samples; infinite and NaN where outputs are not finite."""
     losses, values, count = 0.0, 0.0, 0
     with torch.no_grad():
         for number, batch in enumerate(batches):
@@ -195,9 +195,10 @@ def _judge(model: nn.Module, task: Task, batches: Sequence[Batch]) -> tuple[floa
     return losses / count, values / count
 
 
-def _plain(value: Any) -> Any:
+def plain_json(value: Any) -> Any:
+    """Nested mappings and sequences as plain JSON values: numbers that are not finite are None."""
     if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: plain_json(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [plain_json(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -19,27 +19,45 @@ from tersor.report.table import plain_table
 
 
 def sensitivity_table(data: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """(header, a row per layer): parameters, the metric at each sparsity, and the sparsities that follow.
+    """(header, a row per layer): parameters, the metric at each sparsity or width, and those that follow.
 
     ``data``: as ``sensitivity.json`` has it.
     """
-    sparsities = sorted({_nominal(point) for layer in data["layers"] for point in layer["points"]})
+    levels = _levels(data["layers"])
     scale = scale_of(data["metric"]["value"], data["metric"]["unit"])
-    header = ["layer", "numbers", *(f"{100 * sparsity:g} %" for sparsity in sparsities), "within"]
+    header = ["layer", "numbers", *map(_label, levels), "within"]
     header += ["together"] if data["together"] else []
-    budgets = [data[name]["sparsity"] for name in ("within", "together") if data[name]]
+    budgets = [data[name] for name in ("within", "together") if data[name]]
     rows = []
     for layer in data["layers"]:
-        at = {_nominal(point): point["metric"] for point in layer["points"]}
-        told = [MISSING if at.get(s) is None else scale.bare(at[s]) for s in sparsities]
-        chosen = [_percent(budget[layer["place"]]) for budget in budgets]
+        at = {_level(point): point["metric"] for point in layer["points"]}
+        told = [MISSING if at.get(level) is None else scale.bare(at[level]) for level in levels]
+        chosen = [_chosen(budget, layer["place"]) for budget in budgets]
         rows.append([layer["place"].removesuffix(".weight"), count(layer["parameters"]), *told, *chosen])
     return header, rows
 
 
-def _nominal(point: Mapping[str, Any]) -> float:
-    """The sparsity that was asked for: counts of small layers fall a little below it."""
-    return float(point["asked"])
+def _level(point: Mapping[str, Any]) -> float:
+    """The sparsity that was asked for (counts of small layers fall a little below it), or bits as their negative: what
+    is larger is harder."""
+    return -int(point["bits"]) if "bits" in point else float(point["asked"])
+
+
+def _levels(layers: Sequence[Mapping[str, Any]]) -> list[float]:
+    """What was tried, the mildest first."""
+    return sorted({_level(point) for layer in layers for point in layer["points"]})
+
+
+def _label(level: float) -> str:
+    return f"{-level:g} bits" if level < 0 else f"{100 * level:g} %"
+
+
+def _chosen(budget: Mapping[str, Any], place: str) -> str:
+    """What a budget gives to the layer whose weight is at ``place``."""
+    if "sparsity" in budget:
+        return _percent(budget["sparsity"][place])
+    bits = budget["bits"][place.rpartition(".")[0]]
+    return "float" if bits is None else f"{bits} bits"
 
 
 def _percent(value: float) -> str:
@@ -61,14 +79,15 @@ def caption(data: Mapping[str, Any]) -> str:
     metric = data["metric"]
     scale = scale_of(metric["value"], metric["unit"])
     points = ("point" if data["max_drop"] == 1 else "points") if metric["unit"] == "fraction" else metric["unit"]
+    done, most = ("quantised", "fewest bits") if _has_bits(data) else ("pruned", "largest sparsity")
     text = (
-        f"{human(metric['name']).capitalize()} of the whole model with one layer pruned, on {data['samples']} "
-        f"validation samples; as it is: {scale.full(metric['value'])}. within: the largest sparsity that costs at most "
-        f"{data['max_drop']:g} {points} by itself."
+        f"{human(metric['name']).capitalize()} of the whole model with one layer {done}, on {data['samples']} "
+        f"validation samples; as it is: {scale.full(metric['value'])}. within: the {most} that "
+        f"{'cost' if _has_bits(data) else 'costs'} at most {data['max_drop']:g} {points} by {_itself(data)}."
     )
     if data["together"]:
         text += (
-            f" together: {_percent(data['together']['overall'])} of all these weights at the least predicted loss "
+            f" together: {_total(data['together'])} at the least predicted loss "
             f"(+{data['together']['loss_increase']:.3g})."
         )
     if data["left_out"]:
@@ -76,46 +95,61 @@ def caption(data: Mapping[str, Any]) -> str:
     return text
 
 
+def _has_bits(data: Mapping[str, Any]) -> bool:
+    return "bits" in data["within"]
+
+
+def _itself(data: Mapping[str, Any]) -> str:
+    return "themselves" if _has_bits(data) else "itself"
+
+
+def _total(budget: Mapping[str, Any]) -> str:
+    if "sparsity" in budget:
+        return f"{_percent(budget['overall'])} of all these weights"
+    size = budget["size_bytes"]
+    return f"{scale_of(size, 'bytes').full(size)} of weights and scales"
+
+
 @mpl.rc_context(settings())
 def sensitivity_plot(data: Mapping[str, Any]) -> Plot | None:
-    """The metric at each sparsity, a row per layer; None where nothing was measured. The largest layers if many."""
+    """The metric at each sparsity or width, a row per layer; None where nothing was measured. Of many the largest."""
     largest = sorted(data["layers"], key=lambda layer: -layer["parameters"])[:MOST_LAYERS]
     layers = [layer for layer in data["layers"] if layer in largest]
-    sparsities = sorted({_nominal(point) for layer in layers for point in layer["points"]})
-    if not sparsities:
+    levels = _levels(layers)
+    if not levels:
         return None
     scale = scale_of(data["metric"]["value"], data["metric"]["unit"])
     names = [layer["place"].removesuffix(".weight") for layer in layers]
     figure = new_figure(74 + 20 * len(layers))
     axes = figure.subplots()
     axes.axvline(data["metric"]["value"] * scale.factor, color=BEFORE, linewidth=1.2, zorder=1)
-    for number, sparsity in enumerate(sparsities):
-        found = _at(layers, sparsity, scale.factor)
-        last = number == len(sparsities) - 1
+    for number, level in enumerate(levels):
+        found = _at(layers, level, scale.factor)
+        last = number == len(levels) - 1
         axes.plot(
             [value for _, value in found], [row for row, _ in found], "o", markersize=6, markeredgewidth=0,
-            color=ACCENT if last else AFTER, alpha=0.25 + 0.75 * (number + 1) / len(sparsities),
-            label=f"{100 * sparsity:g} %", zorder=2 + number,
+            color=ACCENT if last else AFTER, alpha=0.25 + 0.75 * (number + 1) / len(levels),
+            label=_label(level), zorder=2 + number,
         )  # fmt: skip
     axes.set_yticks(range(len(layers)), labels=[shorten(name, 24, keep_end=True) for name in names])
     axes.set_ylim(len(layers) - 0.4, -0.6)
     quiet_axis(axes, grid="x")
-    unit = scale.suffix.strip()
-    axes.set_xlabel(f"{human(data['metric']['name'])}{', ' + unit if unit else ''}, with this layer alone pruned")
-    figure.legend(loc="outside upper left", ncols=len(sparsities), handletextpad=0.1, columnspacing=0.9)
+    unit, done = scale.suffix.strip(), "quantised" if _has_bits(data) else "pruned"
+    axes.set_xlabel(f"{human(data['metric']['name'])}{', ' + unit if unit else ''}, with this layer alone {done}")
+    figure.legend(loc="outside upper left", ncols=len(levels), handletextpad=0.1, columnspacing=0.9)
     title = "How much each layer bears"
     told = "; ".join(f"{row[0]}: {', '.join(row[2:])}" for row in sensitivity_table(data)[1])
-    text = "Each dot is the whole model with one layer pruned; the line is the model as it is."
+    text = f"Each dot is the whole model with one layer {done}; the line is the model as it is."
     return Plot("sensitivity", title, text, inline(figure, "sensitivity", f"{title}. {told}"))
 
 
-def _at(layers: Sequence[Mapping[str, Any]], sparsity: float, factor: float) -> list[tuple[int, float]]:
-    """(row, value) of each layer that was measured at a sparsity."""
+def _at(layers: Sequence[Mapping[str, Any]], level: float, factor: float) -> list[tuple[int, float]]:
+    """(row, value) of each layer that was measured at a level."""
     return [
         (row, point["metric"] * factor)
         for row, layer in enumerate(layers)
         for point in layer["points"]
-        if _nominal(point) == sparsity and point["metric"] is not None
+        if _level(point) == level and point["metric"] is not None
     ]
 
 

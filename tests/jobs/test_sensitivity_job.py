@@ -97,3 +97,28 @@ def test_a_folder_that_cannot_be_made_is_said(file, tmp_path):
     (tmp_path / "taken").write_text("")
     with pytest.raises(ArtifactError, match="cannot be written"):
         tersor.sensitivity(file, tmp_path / "taken" / "inside", probe=Probe((0.5,)))
+
+
+def test_with_bits_the_command_tells_widths_and_layers_that_stay_float(file, tmp_path, capsys):
+    out = tmp_path / "out"
+    options = ["--bits", "8", "--bits", "2", "--max-size", "500", "--max-drop", "0.01%"]
+    assert main(["sensitivity", str(file), "-o", str(out), *options]) == 0
+    shown = capsys.readouterr().out
+    data = json.loads((out / "sensitivity.json").read_text())
+    assert [[point["bits"] for point in layer["points"]] for layer in data["layers"]] == [[8, 2], [8, 2]]
+    assert data["together"]["size_bytes"] <= 500 and set(data["together"]["bits"]) == {"0", "2"}
+    header, rows = sensitivity_table(data)
+    assert header == ["layer", "numbers", "8 bits", "2 bits", "within", "together"]
+    page = (out / "sensitivity.html").read_text()
+    assert all(f">{cell}</t" in page for row in rows for cell in row) and "one layer quantised" in page
+    kept = [layer for layer, bits in data["within"]["bits"].items() if bits is None]
+    assert all(f"{layer} stays float: at 8 bits the metric falls by" in shown for layer in kept)
+    assert f"{data['together']['size_bytes']} B of weights and scales" in " ".join(shown.split())
+
+
+def test_options_of_the_other_kind_are_refused(file, tmp_path, capsys):
+    for options in (["--bits", "8", "--overall", "0.5"], ["--max-size", "1KB"]):
+        assert main(["sensitivity", str(file), "-o", str(tmp_path / "out"), *options]) == 2
+        assert "says nothing here" in capsys.readouterr().err
+    assert main(["sensitivity", str(file), "-o", str(tmp_path / "out"), "--bits", "9"]) == 2
+    assert "BitProbe.bits" in capsys.readouterr().err

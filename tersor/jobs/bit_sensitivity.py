@@ -1,0 +1,76 @@
+"""How few bits each layer of a task's model bears, and the widths that follow: measured, written, told."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tersor.core.check_task import check_task
+from tersor.core.progress import Progress
+from tersor.core.task import Task
+from tersor.jobs.find_task import find_task
+from tersor.jobs.sensitivity import write_sensitivity
+from tersor.measure.bit_budgets import BitBudgets, fewest_bits, least_loss
+from tersor.measure.bit_sensitivity import BitProbe, BitSensitivity
+from tersor.measure.bit_sensitivity import bit_sensitivity as measure
+from tersor.quantize.fold import FoldBatchNorm
+
+
+@dataclass(frozen=True)
+class LayerBits:
+    """What was measured, the widths of layers that follow, and all of it as plain JSON values.
+
+    ``within``: for each layer the fewest bits at which the metric falls by at most the drop asked for.
+    ``together``: the widths that meet the size at the least predicted loss (None where none was asked for).
+    Either goes into ``Quantize(per_layer=budgets.per_layer())``.
+    """
+
+    found: BitSensitivity
+    within: BitBudgets
+    together: BitBudgets | None
+    data: dict[str, Any]
+
+    def write(self, folder: Path) -> tuple[Path, Path]:
+        """Put sensitivity.json and sensitivity.html into ``folder``, which is made; returns both paths."""
+        return write_sensitivity(self.data, folder)
+
+
+def bit_sensitivity(
+    task: Task | str | Path,
+    out: str | Path | None = None,
+    *,
+    probe: BitProbe = BitProbe(),
+    max_drop: float = 1.0,
+    max_size: float | None = None,
+    progress: Progress | None = None,
+) -> LayerBits:
+    """Quantise one layer at a time at several widths, and say what each bears; the model is not changed.
+
+    Batch norm is folded first, on a copy. ``max_drop``: largest fall of the metric for one layer alone, in percentage
+    points (in the metric's own unit where it is no fraction). ``max_size``: bytes of all these layers' weights and
+    scales together, divided among them at the least predicted loss. ``out``: a folder for sensitivity.json and
+    sensitivity.html. Decisions are taken on validation data. Raises InputError for unusable input.
+    """
+    found_task = find_task(task, progress or Progress()) if isinstance(task, (str, Path)) else task
+    complete = found_task.complete()
+    check_task(complete)
+    assert complete.metric is not None, "a completed task has a metric"
+    folded = FoldBatchNorm().run(complete.model, complete).model
+    found = measure(folded, complete, probe, progress=progress)
+    fraction = complete.metric.unit == "fraction"
+    within = fewest_bits(found, drop=max_drop / 100 if fraction else max_drop)
+    together = None if max_size is None else least_loss(found, max_size)
+    data = {
+        "task": complete.name,
+        "metric": {"name": complete.metric.name, "unit": complete.metric.unit, "value": found.metric},
+        **{key: value for key, value in found.to_json().items() if key != "metric"},
+        "max_drop": max_drop,
+        "within": dataclasses.asdict(within),
+        "together": None if together is None else dataclasses.asdict(together),
+    }
+    result = LayerBits(found, within, together, data)
+    if out is not None:
+        result.write(Path(out))
+    return result
