@@ -175,7 +175,7 @@ class Shelf:
         self.folder, self.budget = folder, budget
 
     def find(self, key: str, slots: int) -> Records | None:
-        """The records of this key; None where there are none, a file is missing, or what says how to read is damaged."""
+        """The records of this key; None where there are none, a file is missing, or the schema is damaged."""
         schema = _read_schema(self.folder / key / SCHEMA)
         if schema is None:
             return None
