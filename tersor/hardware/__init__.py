@@ -1,0 +1,1 @@
+"""What machines can do: device profiles, the roofline of this one, and what fits where."""
