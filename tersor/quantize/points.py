@@ -6,6 +6,9 @@ import math
 from collections.abc import Container, Iterable
 from dataclasses import dataclass, field
 
+import torch
+
+from tersor.core.intercept import ATTENTION_SOFTMAX
 from tersor.core.place import ActivationPlace
 from tersor.core.plan import Skip
 from tersor.graph.trace import Call, Graph, Ref
@@ -26,25 +29,36 @@ MULTIPLE = {"chunk", "split", "split_with_sizes", "unbind"}  # give several tens
 # Integer kernels that take quantised operands and give a quantised result.
 POOLS = {"adaptive_avg_pool2d", "avg_pool2d", "mean"}
 LIGHT = POOLS | {"add", "cat", "leaky_relu", "mul", "sigmoid"}
-INPUT = (
-    ".input"  # "conv2d_3.input": what that call's module is given, a value that cannot be intercepted where it is made
-)
+# Products of activations, and how many of their arguments are factors.
+PRODUCTS = {"matmul": 2, "bmm": 2, "scaled_dot_product_attention": 3}
+# "conv2d_3.input": what that call's module is given, a value that cannot be intercepted where it is made.
+INPUT = ".input"
+SOFTMAX = ".softmax"  # "scaled_dot_product_attention_1.softmax": what softmax gives within that call
 
 
 @dataclass
 class Points:
     """The decision. ``values``: graph names to quantise, in order; ``shared``: value → the one whose quantiser it uses.
 
-    ``weighted``: convolution and linear calls that run in integers, ``light``: other calls that do; ``source``: what
-    each weighted call reads, as a name in ``values``. ``absorbed``: activation functions that vanish into a quantiser.
+    ``weighted``: convolution and linear calls that run in integers, ``products``: products of activations that do,
+    ``light``: other calls; ``source``: what each weighted call reads, as a name in ``values``; ``read``: every value
+    that is quantised because a call reads it. ``absorbed``: activation functions that vanish into a quantiser.
     """
 
     values: dict[str, None] = field(default_factory=dict)
     shared: dict[str, str] = field(default_factory=dict)
     weighted: list[Call] = field(default_factory=list)
+    products: list[Call] = field(default_factory=list)
     light: list[Call] = field(default_factory=list)
     source: dict[str, str] = field(default_factory=dict)
+    read: set[str] = field(default_factory=set)
     absorbed: set[str] = field(default_factory=set)
+
+    def add_read(self, names: Iterable[str]) -> None:
+        """Quantise these values, with one quantiser for all of them, because an integer kernel reads the first."""
+        names = list(names)
+        self.add(names)
+        self.read.update(names)
 
     def add(self, names: Iterable[str]) -> None:
         """Quantise these values, with one quantiser for all of them."""
@@ -95,6 +109,25 @@ class Flow:
             name = next(self.calls[name].refs())
         return name
 
+    def factor_source(self, name: str) -> str:
+        """``source`` of a product's factor: back over multiplication by a positive number too, which its scale takes
+        up in the file."""
+        while name in self.calls and (self.calls[name].operator in PASS or _scales(self.calls[name])):
+            name = next(self.calls[name].refs())
+        return name
+
+    def factors(self, call: Call) -> list[str] | None:
+        """The activations that a product multiplies; None where one is no activation of float32 in at least two axes.
+
+        For attention that torch has as one operator: query, key, value, and what its softmax gives.
+        """
+        names = [name for name in call.args[: PRODUCTS[call.operator]] if name in self.active]
+        if len(names) < PRODUCTS[call.operator] or call.dtype != torch.float32:
+            return None
+        if any(len(self.graph.shapes.get(name, ())) < 2 for name in names):
+            return None
+        return [*names, call.name + SOFTMAX] if call.operator == "scaled_dot_product_attention" else names
+
     def moved(self, name: str) -> list[str]:
         """``name`` (a source) and the sources before it, up to its origin: they share one quantiser."""
         found = [name]
@@ -130,6 +163,9 @@ class Flow:
 
     def shape(self, name: str) -> tuple[int, ...] | None:
         """The shape of the value."""
+        if name.endswith(SOFTMAX):
+            query, key = (self.graph.shapes[ref] for ref in self.calls[name.removesuffix(SOFTMAX)].args[:2])
+            return (*query[:-1], key[-2])
         name = self.calls[name.removesuffix(INPUT)].args[0] if name.endswith(INPUT) else name
         return self.graph.shapes.get(name)
 
@@ -146,6 +182,9 @@ class Flow:
         if name.endswith(INPUT):
             call = self.calls[name.removesuffix(INPUT)]
             return ActivationPlace(call.module, "input", call.ordinal)
+        if name.endswith(SOFTMAX):
+            call = self.calls[name.removesuffix(SOFTMAX)]
+            return ActivationPlace(call.module, ATTENTION_SOFTMAX, call.ordinal)
         if name in self.graph.inputs:
             return ActivationPlace("", "input", list(self.graph.inputs).index(name))
         return self.calls[name].place
@@ -171,6 +210,13 @@ def clamps_from_zero(call: Call) -> bool:
     return False
 
 
+def _scales(call: Call) -> bool:
+    """Multiplication or division by a positive number."""
+    if call.operator not in ("mul", "div") or len(call.args) != 2 or call.kwargs:
+        return False
+    return isinstance(call.args[1], (int, float)) and call.args[1] > 0
+
+
 def upper_bound(call: Call) -> float | None:
     """Where a clamp or ReLU6 ends; None where it does not."""
     if "relu6" in call.overload:
@@ -192,33 +238,62 @@ def _is_spatial(call: Call, graph: Graph) -> bool:
     return axes is not None and {axis % 4 for axis in axes} == {2, 3}
 
 
-def decide(flow: Flow, weighted: Iterable[Call], barred: Container[str] = ()) -> Points:
-    """Place the quantisers for ``weighted`` (the convolution and linear calls meant) and what lies between them.
+def decide(flow: Flow, weighted: Iterable[Call], barred: Container[str] = (), products: Iterable[Call] = ()) -> Points:
+    """Place the quantisers for ``weighted`` (the convolution and linear calls meant), ``products`` (the products of
+    activations meant) and what lies between them.
 
-    A weighted call's activation and its result are quantised; an addition, product, concatenation or pooling is where
-    all its operands are. ``barred``: values that cannot be intercepted; what needs them stays float.
+    A weighted call's activation and its result are quantised; of a product the factors; an addition, elementwise
+    product, concatenation or pooling is where all its operands are. ``barred``: values that cannot be intercepted; what
+    needs them stays float. The result of a linear layer on three and more axes stays float where no integer kernel
+    reads it: ONNX Runtime's products give floats at no cost.
     """
     points = Points()
     for call in weighted:
-        source, (result, absorbed) = flow.source(call.args[0]), flow.result(call)
-        chain = [name for name in flow.moved(source) if name not in barred]
-        if source in barred and flow.is_whole_module(call):
-            source = call.name + INPUT
-            chain = [source, *chain]
-        if source in barred or result in barred or flow.origin(call.args[0]) not in flow.active:
-            continue
-        points.weighted.append(call)
-        points.source[call.name] = source
-        points.add(chain)
-        points.add([result])
-        points.absorbed.update(absorbed)
+        _place_weighted(flow, call, points, barred)
+    for call in products:
+        _place_product(flow, call, points, barred)
     for call in flow.graph.calls:
         if call.operator in LIGHT:
             _consider(flow, call, points, barred)
+    _drop_unread_results(flow, points)
     order = {name: i for i, name in enumerate([*flow.graph.inputs, *flow.calls])}
-    order |= {name: order[name.removesuffix(INPUT)] for name in points.values if name.endswith(INPUT)}
+    suffixed = [name for name in points.values if name.endswith((INPUT, SOFTMAX))]
+    order |= {name: order[name.removesuffix(INPUT).removesuffix(SOFTMAX)] for name in suffixed}
     points.values = dict.fromkeys(sorted(points.values, key=order.__getitem__))
     return points
+
+
+def _place_weighted(flow: Flow, call: Call, points: Points, barred: Container[str]) -> None:
+    source, (result, absorbed) = flow.source(call.args[0]), flow.result(call)
+    chain = [name for name in flow.moved(source) if name not in barred]
+    if source in barred and flow.is_whole_module(call):
+        source = call.name + INPUT
+        chain = [source, *chain]
+    if source in barred or result in barred or flow.origin(call.args[0]) not in flow.active:
+        return
+    points.weighted.append(call)
+    points.source[call.name] = source
+    points.add_read(chain)
+    points.add([result])
+    points.absorbed.update(absorbed)
+
+
+def _place_product(flow: Flow, call: Call, points: Points, barred: Container[str]) -> None:
+    chains = [flow.moved(flow.factor_source(name)) for name in flow.factors(call) or ()]
+    if not chains or any(name in barred for chain in chains for name in chain):
+        return
+    points.products.append(call)
+    for chain in chains:
+        points.add_read(chain)
+
+
+def _drop_unread_results(flow: Flow, points: Points) -> None:
+    given = {flow.source(name) for name in flow.graph.outputs}
+    for call in points.weighted:
+        name, absorbed = flow.result(call)
+        wide = call.operator == "linear" and len(call.shape or ()) > 2
+        if wide and not absorbed and name not in points.read and name not in given:
+            points.values.pop(name, None)
 
 
 def _consider(flow: Flow, call: Call, points: Points, barred: Container[str]) -> None:
@@ -241,7 +316,7 @@ def _consider(flow: Flow, call: Call, points: Points, barred: Container[str]) ->
         return
     points.light.append(call)
     for source in sources:
-        points.add(flow.moved(source))
+        points.add_read(flow.moved(source))
     points.add([result])
     points.absorbed.update(absorbed)
     if call.operator == "cat" and not absorbed:
@@ -258,7 +333,7 @@ def _is_gate(flow: Flow, sources: list[str], origins: list[str], missing: list[s
 
 def float_calls(flow: Flow, points: Points) -> list[Skip]:
     """A Skip for every call on activations that stays in floating point, with the reason."""
-    integer = {call.name for call in [*points.weighted, *points.light]} | points.absorbed
+    integer = {call.name for call in [*points.weighted, *points.products, *points.light]} | points.absorbed
     skips = []
     for call in flow.graph.calls:
         passing = call.operator in PASS | MOVE
@@ -267,7 +342,9 @@ def float_calls(flow: Flow, points: Points) -> list[Skip]:
             continue
         if call.operator in WEIGHTED:
             continue  # said where it was decided
-        if call.operator in LIGHT and flow.operands(call):
+        if call.operator in PRODUCTS and flow.factors(call):
+            reason = "stays float: left out by where, or one of its factors cannot be intercepted or is constant"
+        elif call.operator in LIGHT and flow.operands(call):
             reason = "stays float: an operand of it is not quantised"
         else:
             reason = f"no integer kernel: {call.operator}"
