@@ -58,24 +58,37 @@ def sensitivity(
             "says nothing here", where=", ".join(useless),
             expected="--max-size with --bits, or --sparsity, --pattern and --overall without", do="Leave one out",
         )  # fmt: skip
-    done: Any
     if bits:
-        from tersor.jobs.bit_sensitivity import bit_sensitivity
-        from tersor.measure.bit_sensitivity import BitProbe
-
-        widths = BitProbe(tuple(bits), samples=samples, seconds=seconds)
-        size = parse_bytes(max_size)
-        done = bit_sensitivity(task, out, probe=widths, max_drop=drop, max_size=size, progress=output.progress)
+        done: Any = _quantised(task, out, tuple(bits), parse_bytes(max_size), drop, samples, seconds, output)
     else:
-        from tersor.jobs.prune_file import parse_pattern
-        from tersor.jobs.sensitivity import sensitivity as job
-        from tersor.measure.sensitivity import SPARSITIES, Probe
-        from tersor.prune.sparse.prune import Prune
-
-        probe = Probe(tuple(sparsity or SPARSITIES), Prune(pattern=parse_pattern(pattern)), samples, seconds)
-        done = job(task, out, probe=probe, max_drop=drop, overall=overall, progress=output.progress)
+        tried = tuple(sparsity) if sparsity else None
+        done = _pruned(task, out, tried, pattern, overall, drop, samples, seconds, output)
     output.json(done.data)
     output.show(sensitivity_view(done.data))
     for layer, reason in done.data["within"].get("kept_float", {}).items():
         output.show(f"{layer} stays float: {reason}")
     output.show(f"page: {out / 'sensitivity.html'}")
+
+
+def _quantised(
+    task: str, out: Path, bits: tuple[int, ...], size: float | None, drop: float, samples: int, seconds: float | None,
+    output: Output,
+) -> Any:  # fmt: skip
+    from tersor.jobs.bit_sensitivity import bit_sensitivity
+    from tersor.measure.bit_sensitivity import BitProbe
+
+    probe = BitProbe(bits, samples=samples, seconds=seconds)
+    return bit_sensitivity(task, out, probe=probe, max_drop=drop, max_size=size, progress=output.progress)
+
+
+def _pruned(
+    task: str, out: Path, sparsities: tuple[float, ...] | None, pattern: str, overall: float | None, drop: float,
+    samples: int, seconds: float | None, output: Output,
+) -> Any:  # fmt: skip
+    from tersor.jobs.prune_file import parse_pattern
+    from tersor.jobs.sensitivity import sensitivity as job
+    from tersor.measure.sensitivity import SPARSITIES, Probe
+    from tersor.prune.sparse.prune import Prune
+
+    probe = Probe(sparsities or SPARSITIES, Prune(pattern=parse_pattern(pattern)), samples, seconds)
+    return job(task, out, probe=probe, max_drop=drop, overall=overall, progress=output.progress)
