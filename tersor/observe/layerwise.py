@@ -22,7 +22,16 @@ from tersor.core.place import TensorPlace, aliases, module_at
 from tersor.core.randomness import fixed_randomness, seeded
 from tersor.core.step import derive_seed
 from tersor.core.task import Arguments, Task
-from tersor.observe.least_squares import NormalEquations, drawn_rows, equations_of, input_rows, output_rows
+from tersor.observe.least_squares import (
+    NormalEquations,
+    as_rows,
+    drawn_rows,
+    equations_of,
+    input_rows,
+    is_conv1d,
+    output_rows,
+    tensor_of,
+)
 
 MOST = 12_288  # unknowns of one output: their normal equations take 1.2 GB
 Indices = Mapping[tuple[TensorPlace, int], Tensor]
@@ -76,15 +85,19 @@ def calibration_arguments(model: nn.Module, task: Task, batches: int, seed: int,
     return found
 
 
-def unsolvable(model: nn.Module, path: str) -> str | None:
-    """Why the weights of the module at ``path`` cannot be solved for on what it reads; None where they can."""
+def unsolvable(model: nn.Module, path: str, *, inputs_first: bool = False) -> str | None:
+    """Why the weights of the module at ``path`` cannot be solved for on what it reads; None where they can.
+
+    ``inputs_first``: whether who asks can write weights stored as [inputs, outputs], as transformers' Conv1D has them.
+    """
     layer = module_at(model, path)
-    if not isinstance(layer, (_ConvNd, nn.Linear)) or isinstance(layer, _ConvTransposeNd):
+    known = isinstance(layer, (_ConvNd, nn.Linear)) or (inputs_first and is_conv1d(layer))
+    if not known or isinstance(layer, _ConvTransposeNd):
         return f"only convolutions and linear layers are reconstructed, not a {type(layer).__name__}"
     reason = held_otherwise(model, path)
     if reason is not None:
         return reason
-    unknowns = layer.weight[0].numel() + 1
+    unknowns = as_rows(layer, tensor_of(layer, "weight")).shape[2] + 1
     return f"{unknowns} weights of one output are more than {MOST}" if unknowns > MOST else None
 
 

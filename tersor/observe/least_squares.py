@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 
 @dataclass(eq=False)
@@ -86,22 +86,48 @@ class NormalEquations:
 
 def equations_of(layer: nn.Module) -> NormalEquations:
     """Empty normal equations for a convolution or a linear layer."""
-    assert isinstance(layer, (_ConvNd, nn.Linear))
-    groups = layer.groups if isinstance(layer, _ConvNd) else 1
-    weight = layer.weight.detach().double().reshape(groups, layer.weight.shape[0] // groups, -1)
-    if layer.bias is not None:
-        weight = torch.cat([weight, layer.bias.detach().double().view(groups, -1, 1)], 2)
-    return NormalEquations(weight, layer.bias is not None)
+    weight, bias = as_rows(layer, tensor_of(layer, "weight")).double(), layer.bias
+    if isinstance(bias, Tensor):
+        weight = torch.cat([weight, bias.detach().double().view(len(weight), -1, 1)], 2)
+    return NormalEquations(weight, isinstance(bias, Tensor))
 
 
 def written(layer: nn.Module, solution: Tensor) -> dict[str, Tensor]:
     """A solution as the layer's tensors: weight, and bias where it has one."""
-    assert isinstance(layer, (_ConvNd, nn.Linear))
-    weight = layer.weight.detach()
+    weight = tensor_of(layer, "weight")
     if layer.bias is None:
-        return {"weight": solution.reshape(weight.shape).to(weight)}
-    bias = solution[..., -1].flatten().to(weight)
-    return {"weight": solution[..., :-1].reshape(weight.shape).to(weight), "bias": bias}
+        return {"weight": as_weight(layer, solution).to(weight)}
+    return {"weight": as_weight(layer, solution[..., :-1]).to(weight), "bias": solution[..., -1].flatten().to(weight)}
+
+
+def as_rows(layer: nn.Module, tensor: Tensor) -> Tensor:
+    """A tensor of the weight's shape as [groups, outputs, inputs · kernel]."""
+    tensor = tensor.movedim(output_axis(layer), 0)
+    groups = layer.groups if isinstance(layer, _ConvNd) else 1
+    return tensor.reshape(groups, len(tensor) // groups, -1)
+
+
+def as_weight(layer: nn.Module, rows: Tensor) -> Tensor:
+    """The inverse of ``as_rows``."""
+    axis, shape = output_axis(layer), tensor_of(layer, "weight").shape
+    return rows.reshape(shape[axis], *(n for d, n in enumerate(shape) if d != axis)).movedim(0, axis).contiguous()
+
+
+def tensor_of(layer: nn.Module, name: str) -> Tensor:
+    """A layer's weight or bias, as it reads it: detached."""
+    value = getattr(layer, name)
+    assert isinstance(value, Tensor), f"the {type(layer).__name__} has a {name}"
+    return value.detach()
+
+
+def output_axis(layer: nn.Module) -> int:
+    """The axis of a layer's weight along which its outputs lie: 1 where the inputs come first."""
+    return 1 if isinstance(layer, _ConvTransposeNd) or is_conv1d(layer) else 0
+
+
+def is_conv1d(layer: nn.Module) -> bool:
+    """Whether it is transformers' ``Conv1D`` (GPT-2's): a linear layer whose weight is [inputs, outputs]."""
+    return any(base.__name__ == "Conv1D" for base in type(layer).__mro__) and getattr(layer, "nf", None) is not None
 
 
 def drawn_rows(layer: nn.Module, y: Tensor, most: int, generator: torch.Generator) -> Tensor:
