@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 IGNORED = -100  # the target that torch's cross entropy leaves out
 
 
-def check_inputs(task: Task, batch: Batch, where: str) -> None:
-    """Raise InputError unless the batch has inputs and targets as the task says, finite and of one length."""
+def check_inputs(task: Task, batch: Batch, where: str, *, labelled: bool = True) -> None:
+    """Raise InputError unless the batch has inputs and, if ``labelled``, targets as the task says, finite and of one
+    length."""
     args, kwargs = _taken(task.inputs, batch, where, "inputs_of")
     named = {**{f"input {number}": value for number, value in enumerate(args)}, **kwargs}
     tensors = {name: value for name, value in named.items() if isinstance(value, Tensor)}
@@ -27,6 +28,8 @@ def check_inputs(task: Task, batch: Batch, where: str) -> None:
         raise InputError("the inputs hold no tensor", where=where, got=kinds, expected="tensors, batch first")
     for name, value in tensors.items():
         _check_finite(value, f"{where}, {name}")
+    if not labelled:
+        return
     targets = _taken(task.targets, batch, where, "targets_of")
     if not isinstance(targets, Tensor):
         raise InputError(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from tersor.core.metric import ACCURACY, MEAN_SQUARED_ERROR, Metric, default_los
 
 TARGET_KEYS = ("labels", "label", "targets", "target", "y")
 Batch = Any
+Split = Literal["train", "validation", "test"]
 Loss = Callable[[nn.Module, Batch], Tensor]
 Arguments = tuple[tuple[Any, ...], Mapping[str, Any]]
 
@@ -82,7 +83,8 @@ class Task:
         """The (positional, keyword) arguments in a batch, for ``model`` (default: the task's own).
 
         A dict's entries go to the forward's arguments of the same names: as positional ones where they are its first,
-        as keywords elsewhere. A model that has no such names is given them as the task's own model is.
+        as keywords elsewhere. A model that has no such names is given them as the task's own model is. A tensor by
+        itself, or a tuple of one, is a batch without targets.
         """
         batch = plain(batch)
         if self.inputs_of is not None:
@@ -94,6 +96,10 @@ class Task:
         if isinstance(batch, (tuple, list)) and len(batch) >= 2:
             given = batch[0] if len(batch) == 2 and isinstance(batch[0], (tuple, list)) else batch[:-1]
             return tuple(given), {}
+        if isinstance(batch, Tensor):
+            return (batch,), {}
+        if isinstance(batch, (tuple, list)) and len(batch) == 1 and isinstance(batch[0], Tensor):
+            return (batch[0],), {}
         raise _strange_batch(batch)
 
     def targets(self, batch: Batch) -> Tensor:
@@ -131,27 +137,32 @@ class Task:
             return self.loss(model, plain(batch))
         return default_loss(self.outputs(model, batch), self.targets(batch))
 
-    def complete(self) -> Task:
+    def complete(self, needs: Collection[Split] = ("train", "validation", "test")) -> Task:
         """The task with what was missing derived where that is safe, each derivation named in ``derived``.
 
-        Raises InputError where something cannot be derived.
+        ``needs``: the splits that must be there; ``()`` is enough for steps that calibrate only (``Quantize``), whose
+        batches need no targets. Raises InputError where something is missing or cannot be derived.
         """
         check_types(self)
-        self._demand_data()
+        self._demand_data(needs)
         said = list(self.derived)
         calibration, split = self.calibration, "calibration"
         if calibration is None:
             calibration, split = self.train, "train"
             said.append("calibration batches are taken from train")
-        assert calibration is not None, "training data was demanded"
+        if calibration is None:
+            raise InputError(
+                "the task has no data to calibrate on", where=f"task {self.name!r}",
+                expected="Task(calibration=DataLoader), or train=",
+            )  # fmt: skip
         first = first_batch(calibration, split)
-        check_inputs(self, first, f"task.{split}, batch 0")
+        check_inputs(self, first, f"task.{split}, batch 0", labelled=bool(needs))
         example = self.example_inputs
         if example is None:
             example = _example_of(self.inputs(first))
             said.append("example inputs are the first two samples of a calibration batch")
         metric = self.metric
-        if metric is None:
+        if metric is None and needs:
             metric = MEAN_SQUARED_ERROR if self.targets(first).is_floating_point() else ACCURACY
             said.append(f"the metric is {metric.name.replace('_', ' ')}, by the type of the targets")
         reference = self.model if self.reference is None else self.reference
@@ -161,15 +172,16 @@ class Task:
             derived=tuple(said),
         )  # fmt: skip
 
-    def _demand_data(self) -> None:
-        if self.train is None:
+    def _demand_data(self, needs: Collection[Split]) -> None:
+        if "train" in needs and self.train is None:
             raise InputError(
-                "the task has no training data", where=f"task {self.name!r}", expected="Task(train=DataLoader)"
-            )
-        if self.validation is None or self.test is None:
-            missing = "validation" if self.validation is None else "test"
+                "the task has no training data", where=f"task {self.name!r}", expected="Task(train=DataLoader)",
+                do="For steps that only calibrate: task.complete(needs=())",
+            )  # fmt: skip
+        missing = [split for split in ("validation", "test") if split in needs and getattr(self, split) is None]
+        if missing:
             raise InputError(
-                f"the task has no {missing} data", where=f"task {self.name!r}",
+                f"the task has no {missing[0]} data", where=f"task {self.name!r}",
                 expected="separate validation and test loaders",
                 do="Decisions are taken on validation, the test set is read for the report: split what you hold out",
             )  # fmt: skip

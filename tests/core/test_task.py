@@ -132,6 +132,17 @@ class TestComplete:
         data = loader(torch.randn(12))
         assert Task(model, data, data, data).complete().metric is MEAN_SQUARED_ERROR
 
+    @pytest.mark.parametrize("batch", [X, (X,), [X], (X, Y)])
+    def test_calibration_alone_is_enough_for_what_only_calibrates(self, model, batch):
+        task = Task(model, calibration=[batch, batch]).complete(needs=())
+        assert torch.equal(task.example_inputs[0], X[:2]) and task.metric is None
+        assert torch.equal(task.outputs(task.model, batch), task.model(X))
+        for needs, missing in (("train",), "no training data"), (("validation",), "no validation data"):
+            with pytest.raises(InputError, match=missing):
+                Task(model, calibration=[batch]).complete(needs=needs)
+        with pytest.raises(InputError, match="no data to calibrate on"):
+            Task(model).complete(needs=())
+
     def test_completing_twice_changes_nothing(self, model):
         data = loader()
         once = Task(model, data, data, data).complete()
