@@ -24,16 +24,12 @@ SAMPLE_PER_BATCH = 8192
 class Statistics:
     """What was seen at one place: exact ``low`` and ``high`` over all values, and a bounded random ``sample``.
 
-    ``moving_low``, ``moving_high``: exponential moving averages of the batches' extremes (factor 0.9, the first batch
-    starts them). ``calls``: how often the place was hit; ``shape``: of the last result.
+    ``lows``, ``highs``: the extremes of each call; ``shape``: of the last result.
     """
 
     place: ActivationPlace
-    low: float = float("inf")
-    high: float = float("-inf")
-    moving_low: float = 0.0
-    moving_high: float = 0.0
-    calls: int = 0
+    lows: list[float] = field(default_factory=list)
+    highs: list[float] = field(default_factory=list)
     shape: tuple[int, ...] = ()
     parts: list[Tensor] = field(default_factory=list)
 
@@ -46,16 +42,29 @@ class Statistics:
                 got=f"values from {low:g} to {high:g} in call {self.calls + 1}", expected="finite numbers",
                 do="Look for NaN or overflow in the calibration data",
             )  # fmt: skip
-        first = self.calls == 0
-        self.moving_low = low if first else 0.9 * self.moving_low + 0.1 * low
-        self.moving_high = high if first else 0.9 * self.moving_high + 0.1 * high
-        self.low, self.high = min(self.low, low), max(self.high, high)
-        self.calls, self.shape = self.calls + 1, tuple(x.shape)
+        self.lows.append(low)
+        self.highs.append(high)
+        self.shape = tuple(x.shape)
         flat = x.detach().reshape(-1)
         if flat.numel() > SAMPLE_PER_BATCH:
             chosen = torch.randint(flat.numel(), (SAMPLE_PER_BATCH,), generator=generator)
             flat = flat[chosen.to(flat.device)]
         self.parts.append(flat.float().cpu())
+
+    @property
+    def calls(self) -> int:
+        """How often the place was hit."""
+        return len(self.lows)
+
+    @property
+    def low(self) -> float:
+        """The smallest value of all."""
+        return min(self.lows, default=float("inf"))
+
+    @property
+    def high(self) -> float:
+        """The largest value of all."""
+        return max(self.highs, default=float("-inf"))
 
     @property
     def sample(self) -> Tensor:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from tersor.core.edit import Quantizer
 from tersor.core.errors import InputError
 from tersor.core.fake_quantize import FakeQuantize
-from tersor.core.place import ActivationPlace, Everything, Selector, TensorPlace, module_at, select, tensor_at
+from tersor.core.place import ActivationPlace, Everything, Selector, TensorPlace, nearest_names, select, tensor_at
 from tersor.core.plan import Plan, Skip
 from tersor.core.step import Method
 from tersor.core.task import Task
@@ -19,9 +20,11 @@ from tersor.graph.trace import Call, Graph, trace
 from tersor.observe.reach import unreachable
 from tersor.observe.watch import Statistics, watch
 from tersor.quantize.fold import foldable
-from tersor.quantize.points import Flow, Points, decide, float_calls, upper_bound
+from tersor.quantize.outliers import outliers
+from tersor.quantize.points import PRODUCTS, Flow, Points, decide, float_calls, upper_bound
 from tersor.quantize.ranges import MeanSquaredError, MinMax, Range
 from tersor.quantize.schemes import Int
+from tersor.quantize.weight_only import expect_weight_bits, quantizer, rows_of
 from tersor.quantize.weights import TRANSPOSED, WEIGHTED, bias_place, has_bias, output_axis, weight_place
 
 Observed = Mapping[ActivationPlace, Statistics]
@@ -32,18 +35,23 @@ class Quantize(Method):
     """Fake-quantise weights and activations where ONNX Runtime has integer kernels for them.
 
     Quantised are: the weight, the activation and the result of every convolution and linear layer that ``where`` means
-    (a sole following ReLU or clamp from zero is absorbed into the result's quantiser), and additions, products,
-    concatenations and spatial pooling between them. Operators without an integer kernel stay float and are skips.
+    (a sole following ReLU or clamp from zero is absorbed into the result's quantiser), the factors of the products of
+    activations in the modules that ``where`` means (attention's), and additions, elementwise products, concatenations
+    and spatial pooling between them. Operators without an integer kernel stay float and are skips.
 
     After ``run`` alone the model is quantised post training; train it on (any loop, ``Finetune``) and it is
     quantisation-aware training: with ``learn`` the steps are trained too (LSQ, Esser et al. 2020, arXiv 1902.08153).
 
     Args:
-        weights, activations: the integers. U8 activations with S8 weights is what AMX and VNNI kernels take.
+        weights, activations: the integers. U8 activations with S8 weights is what AMX and VNNI kernels take. Weights
+            have 2 to 8 bits. Other activations than of 8 bits, and weights in groups, are true in PyTorch and in the
+            exported file, but no integer kernel takes them: the plan's first lines say so.
         weight_range, activation_range: which reals they reach.
-        where: the convolution and linear modules meant.
+        where: the convolution and linear modules meant, and the modules that multiply activations.
         calibration_batches: how many batches of ``task.calibration`` the activations' ranges are read from.
         learn: whether the scales are parameters.
+        per_layer: other integers for the weights of some layers, or None: such a layer stays float. Name or pattern of
+            a module or its weight → integers; the first that matches counts.
     """
 
     weights: Int = Int(8, "per_channel")
@@ -53,14 +61,18 @@ class Quantize(Method):
     where: Selector = field(default_factory=Everything)
     calibration_batches: int = 8
     learn: bool = True
+    per_layer: Mapping[str, Int | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.activations.granularity != "per_tensor" or self.activations.bits != 8:
+        if self.activations.granularity != "per_tensor":
             raise InputError(
-                "activations have one scale each, and 8 bits: what integer kernels read and write",
-                where="Quantize.activations", got=str(self.activations),
+                "activations have one scale each", where="Quantize.activations", got=str(self.activations),
                 expected='Int(8, "per_tensor", symmetric=False), or symmetric=True',
             )  # fmt: skip
+        expect_weight_bits(self.weights, "Quantize.weights")
+        for pattern, scheme in self.per_layer.items():
+            if scheme is not None:
+                expect_weight_bits(scheme, f"Quantize.per_layer[{pattern!r}]")
         if self.calibration_batches < 1:
             raise InputError(
                 "too few batches",
@@ -73,8 +85,9 @@ class Quantize(Method):
         """One Quantizer for every weight and for every group of activations that share a grid.
 
         Raises InputError where the model is quantised already, has batch norms that ought to be folded first, does not
-        compute in float32, or where calibration shows a NaN. What is constant over the calibration batches (a dead
-        ReLU) tells no range: it is a skip, and the layers around it stay float.
+        compute in float32, where calibration shows a NaN or has no data, and where a name of ``per_layer`` matches no
+        layer. What is constant over the calibration batches (a dead ReLU) tells no range: it is a skip, and the layers
+        around it stay float. An activation with outliers is said in its line, with the range that helps.
         """
         assert task.example_inputs is not None, "a completed task has example inputs"
         _expect_no_quantizers(model)
@@ -82,7 +95,8 @@ class Quantize(Method):
         _expect_folded(model, graph)
         flow = Flow(graph)
         weighted, skips = self._weighted(model, graph, flow)
-        points, statistics, missed = self._observed(model, task, flow, weighted)
+        products = self._products(model, graph)
+        points, statistics, missed = self._observed(model, task, flow, weighted, products)
         skips += [Skip(str(place), reason) for place, reason in missed.items()]
         kept = {call.name for call in points.weighted}
         lost = [call.place for call in weighted if call.name not in kept]
@@ -93,23 +107,37 @@ class Quantize(Method):
         named = {skip.place for skip in skips}
         skips += [skip for skip in float_calls(flow, points) if skip.place not in named]
         edits, lines = self._quantizers(model, flow, points, statistics)
-        return Plan("Quantize", tuple(edits), tuple(skips), tuple(lines))
+        return Plan("Quantize", tuple(edits), tuple(skips), (*self._remarks(), *lines))
+
+    def _remarks(self) -> list[tuple[str, str]]:
+        """What holds for the whole model and its file."""
+        schemes = [self.weights, *(scheme for scheme in self.per_layer.values() if scheme is not None)]
+        found = []
+        if self.activations.bits != 8:
+            found.append(("activations", f"{self.activations}: ONNX Runtime's integer kernels take 8 bits alone"))
+        if any(scheme.group_size is not None for scheme in schemes):
+            found.append(("weights", "layers with scales for groups of weights multiply in float in ONNX Runtime"))
+        return found
 
     def _weighted(self, model: nn.Module, graph: Graph, flow: Flow) -> tuple[list[Call], list[Skip]]:
         """The convolution and linear calls that may run in integers, and why the others may not."""
         chosen = select(model, self.where)
         found, skips = [], []
-        for call in graph.calls:
-            if call.operator not in WEIGHTED:
-                continue
+        calls = [call for call in graph.calls if call.operator in WEIGHTED]
+        self._expect_names({call.module for call in calls if call.module in chosen})
+        for call in calls:
             if call.module not in chosen:
                 reason = "left out by where"
+            elif self._scheme(call.module) is None:
+                reason = "stays float: per_layer says so"
             elif call.operator in TRANSPOSED:
                 reason = f"no integer kernel: {call.operator}"
             elif weight_place(model, graph, call) is None:
                 reason = "stays float: its weight is computed, not a parameter"
             elif flow.origin(call.args[0]) not in flow.active:
                 reason = "stays float: it reads no activation"
+            elif indivisible := self._indivisible(model, graph, call):
+                reason = f"stays float: {indivisible}"
             else:
                 _expect_float32(call)
                 found.append(call)
@@ -117,8 +145,31 @@ class Quantize(Method):
             skips.append(Skip(call.module or "<model>", reason))
         return found, skips
 
+    def _scheme(self, module: str) -> Int | None:
+        """The integers of a layer's weight; None where it stays float."""
+        return next((scheme for pattern, scheme in self.per_layer.items() if _matches(pattern, module)), self.weights)
+
+    def _indivisible(self, model: nn.Module, graph: Graph, call: Call) -> str:
+        place, scheme = weight_place(model, graph, call), self._scheme(call.module)
+        assert place is not None and scheme is not None, "asked of layers with a stored weight and integers for it"
+        return scheme.check(str(place), tensor_at(model, place).shape, output_axis(call))
+
+    def _expect_names(self, modules: Collection[str]) -> None:
+        for pattern in self.per_layer:
+            if not any(_matches(pattern, module) for module in modules):
+                raise InputError(
+                    "the name matches no convolution or linear layer that where means", where="Quantize.per_layer",
+                    got=repr(pattern), do=nearest_names(pattern, modules),
+                )  # fmt: skip
+
+    def _products(self, model: nn.Module, graph: Graph) -> list[Call]:
+        """The products of activations (attention's) that may run in integers."""
+        chosen = select(model, self.where)
+        calls = [call for call in graph.calls if call.operator in PRODUCTS and call.module in chosen]
+        return [call for call in calls if self._scheme(call.module) is not None]
+
     def _observed(
-        self, model: nn.Module, task: Task, flow: Flow, weighted: list[Call]
+        self, model: nn.Module, task: Task, flow: Flow, weighted: list[Call], products: list[Call]
     ) -> tuple[Points, Observed, dict[ActivationPlace, str]]:
         """Decide and calibrate, and again without what cannot be intercepted or tells no range, until all can.
 
@@ -129,7 +180,7 @@ class Quantize(Method):
         barred: set[str] = set()
         statistics: dict[ActivationPlace, Statistics] = {}
         while True:
-            points = decide(flow, weighted, barred)
+            points = decide(flow, weighted, barred, products)
             names = {flow.place(name): name for name in points.values}
             shapes = {place: flow.shape(name) for place, name in names.items()}
             found = unreachable(model, flow.graph, shapes, task.example_inputs)
@@ -160,14 +211,19 @@ class Quantize(Method):
                 step = float(activations[points.source[call.name]].scale)
                 weights[place] = self._weight(model, flow.graph, call, place, step)
         edits = [*dict.fromkeys(activations.values()), *weights.values()]
-        return edits, [(", ".join(map(str, edit.places)), _describe(edit)) for edit in edits]
+        lines = [(", ".join(map(str, edit.places)), _describe(edit)) for edit in edits]
+        samples = [torch.cat([statistics[places[name]].sample for name in group]) for group in points.groups()]
+        remarks = [
+            outliers(sample, edit) for sample, edit in zip(samples, dict.fromkeys(activations.values()), strict=True)
+        ]
+        remarks += [""] * len(weights)
+        return edits, [(place, line + remark) for (place, line), remark in zip(lines, remarks, strict=True)]
 
     def _activation(self, statistics: list[Statistics], bound: float | None) -> Quantizer:
         """``bound``: where an absorbed clamp ends. The integers must not reach beyond it, or ONNX Runtime keeps the
         clamp and computes what is before it in floating point; so that step is not learnt."""
-        sample = torch.cat([each.sample for each in statistics])[None]
-        scale, zero_point = self.activation_range.parameters(sample, self.activations)
         scheme = self.activations
+        scale, zero_point = self.activation_range.calibrated(statistics, scheme)
         if bound is not None:
             scale = scale.clamp_max((1 - 1e-6) * bound / (scheme.quant_max - int(zero_point)))
         places = tuple(each.place for each in statistics)
@@ -182,21 +238,19 @@ class Quantize(Method):
         )
 
     def _weight(self, model: nn.Module, graph: Graph, call: Call, place: TensorPlace, input_scale: float) -> Quantizer:
-        scheme, axis = self.weights, output_axis(call)
-        per_channel = scheme.granularity == "per_channel"
-        with torch.no_grad():
-            value = getattr(module_at(model, place.module), place.tensor).detach()
-        rows = value.movedim(axis, 0).flatten(1) if per_channel else value.reshape(1, -1)
-        scale, zero_point = self.weight_range.parameters(rows, scheme)
+        scheme, axis = self._scheme(call.module), output_axis(call)
+        assert scheme is not None, "layers that stay float were left out"
+        value = tensor_at(model, place).detach()
+        edit = quantizer(place, value, axis, scheme, self.weight_range)
         bias_at = bias_place(graph, call) if has_bias(call) else None
-        bias = tensor_at(model, bias_at).detach() if bias_at is not None else None
-        scale = _widened(scale, rows, bias, input_scale)
-        if not per_channel:
-            scale, zero_point = scale[0], zero_point[0]
-        return Quantizer(
-            (place,), scale, zero_point, scheme.quant_min, scheme.quant_max,
-            axis=axis if per_channel else None, learn=self.learn,
-        )  # fmt: skip
+        integer = bias_at is not None and scheme.group_size is None  # no integer kernel has groups, nor their biases
+        bias = tensor_at(model, bias_at).detach() if bias_at is not None and integer else None
+        scale = _widened(edit.scale.flatten(), rows_of(value, axis, scheme), bias, input_scale)
+        return replace(edit, scale=scale.reshape(edit.scale.shape), learn=self.learn)
+
+
+def _matches(pattern: str, module: str) -> bool:
+    return any(pattern == name or fnmatchcase(name, pattern) for name in (module, f"{module}.weight"))
 
 
 def _constant(flow: Flow, points: Points, statistics: Observed) -> dict[ActivationPlace, str]:
@@ -241,7 +295,8 @@ def _describe(edit: Quantizer) -> str:
         kind = f"integers {edit.quant_min} … {edit.quant_max}"
     if edit.axis is not None:
         low, high = float(edit.scale.min()), float(edit.scale.max())
-        return f"{kind}, {edit.scale.numel()} channel scales from {low:.3g} to {high:.3g}"
+        what = "channel scales" if edit.group_size is None else f"scales for groups of {edit.group_size}"
+        return f"{kind}, {edit.scale.numel()} {what} from {low:.3g} to {high:.3g}"
     return f"{kind}, scale {float(edit.scale):.3g}, zero point {int(edit.zero_point)}"
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from array_api_compat import array_namespace
+from array_api_compat import array_namespace, is_torch_array
 
 Array = Any  # a NumPy array or a torch tensor
 
@@ -66,6 +66,28 @@ def dequantize(q: Array, scale: Array, zero_point: Array) -> Array:
     """x̂ = (q − zero_point) · scale in the dtype of ``scale``, the shape of ``q``."""
     xp = array_namespace(q, scale)
     return xp.astype(q - zero_point, scale.dtype) * scale
+
+
+def fake_quantize(x: Array, scale: Array, zero_point: Array, *, quant_min: int, quant_max: int) -> Array:
+    """x̂ = dequantize(quantize(x)) in the dtype of ``x``; of a torch tensor with a straight-through gradient.
+
+    The gradient of x is that of x̂ where x lies within the range, both ends included, and 0 beyond (Bengio et al. 2013,
+    arXiv 1308.3432, section 4; Jacob et al. 2018, arXiv 1712.05877, section 3). Scales get none: see ``FakeQuantize``
+    for learnt ones. ``scale`` and ``zero_point`` broadcast against ``x``, which must be finite.
+
+    >>> import numpy as np
+    >>> fake_quantize(np.array([0.3, 99.0]), np.array(0.5), np.array(0), quant_min=-128, quant_max=127).tolist()
+    [0.5, 63.5]
+    """
+    xp = array_namespace(x, scale)
+    q = quantize(x, scale, zero_point, quant_min=quant_min, quant_max=quant_max)
+    rounded = xp.astype(dequantize(q, scale, zero_point), x.dtype)
+    if not (is_torch_array(x) and x.requires_grad):
+        return rounded
+    ends = (xp.astype(dequantize(xp.full_like(zero_point, end), scale, zero_point), x.dtype).detach()
+            for end in (quant_min, quant_max))  # fmt: skip
+    within = xp.clip(x, *ends)
+    return rounded.detach() + (within - within.detach())  # adds exactly 0, and the gradient of the clip
 
 
 def split_groups(x: Array, group_size: int, axis: int = 0) -> Array:

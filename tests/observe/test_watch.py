@@ -31,11 +31,11 @@ def test_extremes_are_those_of_all_values_seen():
     assert torch.allclose(seen[RELU].sample.sort().values, expected)
 
 
-def test_moving_extremes_follow_the_batches():
+def test_the_extremes_of_each_call_are_kept():
     model, batches = model_and_batches(2)
     seen = watch(model, [RELU], Task(model, calibration=batches), batches=2)[RELU]
     first, second = (model[1](model[0](x)).max().item() for x, _ in batches)
-    assert seen.moving_high == pytest.approx(0.9 * first + 0.1 * second)
+    assert seen.highs == pytest.approx([first, second]) and seen.lows == [0, 0] and seen.calls == 2
 
 
 def test_only_as_many_batches_are_drawn_as_asked_for():

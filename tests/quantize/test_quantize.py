@@ -271,9 +271,11 @@ def test_wrong_models_and_data_are_refused_with_what_to_do():
     task.calibration[1][0][0] = float("inf")
     with pytest.raises(InputError, match=r"input\[0\].*not finite"):
         Quantize().plan(plain, task)
-    for wrong in (Int(8), Int(4, "per_tensor", symmetric=False), Int(7, "per_tensor")):
-        with pytest.raises(InputError, match=r"one scale each, and 8 bits.*Int\(8"):
-            Quantize(activations=wrong)
+    with pytest.raises(InputError, match=r"one scale each.*Int\(8"):
+        Quantize(activations=Int(8))
+    for wrong in (dict(weights=Int(16)), dict(per_layer={"fc": Int(16)})):
+        with pytest.raises(InputError, match=r"too wide for weights.*2 to 8 bits"):
+            Quantize(**wrong)
     for bits in (1, 9, 4.0):
         with pytest.raises(InputError, match=r"Int.bits.*whole number from 2 to 8"):
             Int(bits)

@@ -1,8 +1,12 @@
+import math
+
 import pytest
 import torch
 
 from tersor.core.errors import InputError
-from tersor.quantize.ranges import MeanSquaredError, MinMax, Percentile
+from tersor.core.place import ActivationPlace
+from tersor.observe.watch import Statistics
+from tersor.quantize.ranges import Entropy, MeanSquaredError, MinMax, MovingAverage, Percentile
 from tersor.quantize.schemes import Int
 from tersor.tensor.affine import choose_parameters, dequantize, quantize
 
@@ -51,10 +55,77 @@ def test_the_search_loses_no_more_than_any_shrunk_range_of_a_plain_loop(scheme):
         assert (got < 0.95 * every[0]).any()
 
 
+def seen(*batches):
+    statistics = Statistics(ActivationPlace("", "relu"))
+    for batch in batches:
+        statistics.see(torch.as_tensor(batch), torch.Generator())
+    return statistics
+
+
+def test_a_moving_average_follows_the_batches_extremes_and_takes_the_widest_of_places_that_share_a_grid():
+    first, second = seen([-1.0, 2.0], [-3.0, 1.0], [0.0, 40.0]), seen([-0.5, 9.0])
+    low, high = MovingAverage(0.9).seen([first], U8)
+    assert low.item() == pytest.approx(0.9 * (0.9 * -1 + 0.1 * -3))
+    assert high.item() == pytest.approx(0.9 * (0.9 * 2 + 0.1 * 1) + 4)
+    assert [float(end) for end in MovingAverage().seen([first, second], U8)] == pytest.approx([low.item(), 9])
+    scale, zero_point = MovingAverage().calibrated([first], U8)
+    assert scale.item() == pytest.approx((high - low).item() / 255)
+    assert zero_point.item() == round(float(-low / scale))
+    assert torch.equal(torch.stack(MovingAverage().bounds(values(), S4)), torch.stack(MinMax().bounds(values(), S4)))
+
+
+def naive_divergence(row, t, bins, scheme):
+    """Kullback and Leibler of one row's histogram clipped at ``t``, by loops."""
+    width = row.abs().max() / bins
+    low, high = max(float(row.min()), -t), min(float(row.max()), t)
+    numbers = dict(quant_min=scheme.quant_min, quant_max=scheme.quant_max, symmetric=scheme.symmetric)
+    scale, _ = choose_parameters(torch.tensor(low), torch.tensor(high), **numbers)
+    counts = [0] * bins
+    for value in row[row != 0].abs().tolist():
+        counts[min(int(value / width), bins - 1)] += 1
+    kept, beyond = counts[: round(t / float(width))], sum(counts[round(t / float(width)) :])
+    runs = {}
+    for number, count in enumerate(kept):
+        if count:
+            runs.setdefault(round((number + 0.5) * float(width / scale)), []).append(number)
+    p, q = list(map(float, kept)), [0.0] * len(kept)
+    p[max(number for run in runs.values() for number in run)] += beyond
+    for run in runs.values():
+        for number in run:
+            q[number] = sum(kept[other] for other in run) / len(run)
+    return sum(a / sum(p) * math.log(a / sum(p) / (b / sum(q))) for a, b in zip(p, q, strict=True) if a)
+
+
+@pytest.mark.parametrize("scheme", [U8, S4, Int(8)])
+def test_entropy_takes_the_range_of_the_least_divergence_of_a_plain_loop(scheme):
+    rows = values()
+    entropy = Entropy(bins=128, candidates=20)
+    low, high = entropy.bounds(rows, scheme)
+    for row, a, b in zip(rows, low, high, strict=True):
+        tried = [float(row.abs().max()) * n / 128 for n in entropy._tried(scheme)]
+        divergences = [naive_divergence(row, t, 128, scheme) for t in tried]
+        got = max(-float(a), float(b))
+        chosen = min(range(len(tried)), key=lambda n: abs(tried[n] - got))
+        assert tried[chosen] == pytest.approx(got, rel=1e-5)
+        assert divergences[chosen] == pytest.approx(min(divergences), rel=1e-3, abs=1e-6)
+    assert low[0] == 0
+
+
+@pytest.mark.parametrize("scheme", [U8, S4, Int(8)])
+def test_entropy_gives_a_lone_outlier_up(scheme):
+    _, high = Entropy().bounds(values(), scheme)
+    assert 2 < high[1] < 20 and 2 < high[2] <= values()[2].max()
+
+
+def test_entropy_of_nothing_but_zeros_is_their_own_range():
+    assert [end.tolist() for end in Entropy().bounds(torch.zeros(2, 9), U8)] == [[0, 0], [0, 0]]
+
+
 def test_impossible_settings_are_refused():
-    for make in (lambda: Percentile(40), lambda: MeanSquaredError(steps=1), lambda: MeanSquaredError(smallest=1.5)):
+    wrong = [(Percentile, 40), (MeanSquaredError, 1), (MeanSquaredError, 9, 1.5), (MovingAverage, 1), (Entropy, 8)]
+    for kind, *settings in wrong:
         with pytest.raises(InputError):
-            make()
+            kind(*settings)
     with pytest.raises(InputError, match="Int.bits"):
         Int(1)
     with pytest.raises(InputError, match="granularity"):

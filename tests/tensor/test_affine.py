@@ -1,10 +1,13 @@
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tersor.tensor.affine import choose_parameters, dequantize, quantize
+from tersor.tensor.affine import choose_parameters, dequantize, fake_quantize, join_groups, quantize, split_groups
 
 MAKERS = [np.asarray, torch.tensor]
 SCHEMES = [(-128, 127, True), (0, 255, False), (0, 255, True), (-8, 7, True), (-128, 127, False)]
@@ -77,3 +80,52 @@ def test_numpy_and_torch_agree():
     theirs = choose_parameters(torch.tensor(low), torch.tensor(high), symmetric=False, **arguments)
     assert np.array_equal(ours[1], theirs[1].numpy())
     assert np.array_equal(quantize(x, *ours, **arguments), quantize(torch.tensor(x), *theirs, **arguments).numpy())
+
+
+@pytest.mark.parametrize("make", MAKERS)
+def test_fake_quantisation_is_quantising_and_back_in_the_inputs_own_type(make):
+    x = make(np.linspace(-3, 3, 41).astype(np.float32))
+    scale, zero_point = make(np.float32(0.3)), make(np.int32(4))
+    got = fake_quantize(x, scale, zero_point, quant_min=0, quant_max=15)
+    q = np.clip(np.round(np.asarray(x) / np.float32(0.3)) + 4, 0, 15)
+    assert got.dtype == x.dtype and np.array_equal(np.asarray(got), ((q - 4) * np.float32(0.3)).astype(np.float32))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_gradient_passes_straight_through_up_to_the_very_ends_and_not_beyond(channels):
+    scale, zero_point = torch.full((channels, 1), 0.1), torch.full((channels, 1), 3, dtype=torch.int32)
+    low, high = (torch.tensor(end, dtype=torch.int32) * torch.tensor(0.1) for end in (-3, 12))
+    x = torch.stack([low, high, low - 0.01, high + 0.01, low / 3, torch.tensor(0.0)]).repeat(channels, 1)
+    x.requires_grad_()
+    got = fake_quantize(x, scale, zero_point, quant_min=0, quant_max=15)
+    plain = fake_quantize(x.detach(), scale, zero_point, quant_min=0, quant_max=15)
+    assert torch.equal(got, plain) and not plain.requires_grad
+    assert torch.equal(got[:, :2], x.detach()[:, :2])  # the ends are on the grid
+    upstream = torch.randn(x.shape)
+    (slope,) = torch.autograd.grad((got * upstream).sum(), [x])
+    assert torch.equal(slope, upstream * torch.tensor([1.0, 1, 0, 0, 1, 1]))
+
+
+def test_numpy_is_fake_quantised_where_torch_was_never_loaded():
+    code = (
+        "import sys, numpy as np; from tersor.tensor.affine import fake_quantize; x = np.float32([0.3, 9]); "
+        "got = fake_quantize(x, np.float32(0.5), np.int32(0), quant_min=-8, quant_max=7); "
+        "print(got, 'torch' in sys.modules)"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert said == "[0.5 3.5] False\n"
+
+
+@pytest.mark.parametrize("make", MAKERS)
+@pytest.mark.parametrize(
+    ("shape", "axis", "size"), [((3, 8), 0, 4), ((2, 3, 2, 2), 0, 6), ((4, 3, 2), 1, 2), ((4, 3, 2), -1, 6)]
+)
+def test_groups_are_runs_of_each_row_and_join_to_what_was_split(make, shape, axis, size):
+    x = make(np.arange(np.prod(shape)).reshape(shape))
+    groups = split_groups(x, size, axis)
+    for row, runs in zip(np.moveaxis(np.asarray(x), axis, 0), groups.tolist(), strict=True):
+        flat = row.reshape(-1).tolist()
+        assert runs == [flat[start : start + size] for start in range(0, len(flat), size)]
+    assert np.array_equal(join_groups(groups, shape, axis), x)
+    with pytest.raises(ValueError, match="group_size 5 does not divide the"):
+        split_groups(x, 5, axis)
