@@ -12,11 +12,15 @@ from tersor.cli.output import DebugOption, JsonOption, Output, QuietOption
 SourceArgument = Annotated[
     Path, typer.Argument(help="NAME.safetensors, NAME.npz, or a sharded checkpoint (its folder or *.index.json).")
 ]
+OutOption = Annotated[Path, typer.Option("--out", "-o", help="The new file; of a sharded checkpoint a new folder.")]
+WhereOption = Annotated[
+    list[str] | None, typer.Option(help="'NAME GLOB' of tensors, repeatable. Default: those of two or more axes.")
+]
 
 
 def prune(
     source: SourceArgument,
-    out: Annotated[Path, typer.Option("--out", "-o", help="The new file; of a sharded checkpoint a new folder.")],
+    out: OutOption,
     sparsity: Annotated[
         list[str] | None,
         typer.Option(help="Fraction of zeros, such as 0.9; or 'GLOB=0.9', repeatable: the first that matches counts."),
@@ -27,10 +31,7 @@ def prune(
     pattern: Annotated[
         str, typer.Option(help="element, n:m along the inputs (2:4), or blocks rxc of outputs x inputs (4x1).")
     ] = "element",
-    where: Annotated[
-        list[str] | None,
-        typer.Option(help="'NAME GLOB' of tensors, repeatable. Default: those of two or more axes."),
-    ] = None,
+    where: WhereOption = None,
     allow_empty: Annotated[bool, typer.Option("--allow-empty", help="A tensor may lose every weight.")] = False,
     quiet: QuietOption = False,
     as_json: JsonOption = False,
@@ -51,6 +52,65 @@ def prune(
     )  # fmt: skip
     output.json(done.to_json())
     output.show(pruned_view(done.to_json()))
+
+
+def quantize(
+    source: SourceArgument,
+    out: OutOption,
+    bits: Annotated[
+        list[str] | None,
+        typer.Option(help="2 to 8; or 'GLOB=4', repeatable: the first that matches counts; 'GLOB=none' stays float."),
+    ] = None,
+    group_size: Annotated[
+        int | None, typer.Option(help="One scale for each run of so many numbers of a row. Default: one for each row.")
+    ] = None,
+    affine: Annotated[
+        bool, typer.Option("--affine", help="With zero points: for weights that lie more to one side of zero.")
+    ] = False,
+    range_: Annotated[
+        str, typer.Option("--range", help="min_max, or mean_squared_error: searches what to clip, much slower.")
+    ] = "min_max",
+    dtype: Annotated[
+        str | None, typer.Option(help="float16 or bfloat16: everything else in floating point is cast to it.")
+    ] = None,
+    where: WhereOption = None,
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Store the weights of a file as packed integers, or cast them; the model's class is not needed.
+
+    Rounding to nearest. tersor.load_weights reads the result in Python; tersor dequantize writes it out as numbers.
+    """
+    from tersor.jobs.quantize_file import quantize_file
+    from tersor.report.weights import quantized_view
+
+    output = Output(quiet=quiet, as_json=as_json)
+    done = quantize_file(
+        source, out, bits or None, group_size=group_size, symmetric=not affine, range=range_, dtype=dtype,
+        where=where or (), progress=output.progress,
+    )  # fmt: skip
+    output.json(done.to_json())
+    output.show(quantized_view(done.to_json()))
+
+
+def dequantize(
+    source: SourceArgument,
+    out: OutOption,
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Write out the numbers that a quantised file of weights stands for.
+
+    Under their first names, shapes and types, so that any program reads them.
+    """
+    from tersor.jobs.quantize_file import dequantize_file
+
+    output = Output(quiet=quiet, as_json=as_json)
+    names = dequantize_file(source, out, output.progress)
+    output.json({"source": str(source), "out": str(out), "tensors": list(names)})
+    output.show(f"{len(names)} tensors are numbers again: {out}")
 
 
 def inspect_file(source: str, output: Output) -> None:

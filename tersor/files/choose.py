@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from tersor.core.errors import InputError
 from tersor.core.plan import Skip
+from tersor.files.dtypes import FLOATS
 from tersor.files.weights import TensorEntry, WeightsFile
 
 T = TypeVar("T")
@@ -47,6 +48,13 @@ def choose(
         else:
             chosen[entry.name] = told[0]
     return chosen, tuple(skips)
+
+
+def unfit(entry: TensorEntry, done: str) -> str | None:
+    """Why a tensor has nothing that could be ``done`` ("pruned"), or None."""
+    if entry.float_bits is None:
+        return f"{entry.dtype} is copied: only {', '.join(FLOATS)} can be {done}"
+    return f"it is empty: shape {list(entry.shape)}" if entry.size == 0 else None
 
 
 def nothing_chosen(file: WeightsFile, skips: Sequence[Skip], done: str) -> InputError:

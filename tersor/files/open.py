@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from tersor.core.errors import InputError
@@ -10,6 +12,7 @@ from tersor.files.safetensors import SafetensorsFile
 from tersor.files.shards import INDEX, ShardedFile
 from tersor.files.weights import WeightsFile
 
+PACKED = "tersor.packed."  # metadata under PACKED + name: how that tensor is stored as integers
 KINDS = "NAME.safetensors, NAME.npz, NAME.safetensors.index.json, or a folder with one index or one safetensors file"
 
 
@@ -66,3 +69,22 @@ def expect_destination(source: WeightsFile, out: Path) -> None:
         raise InputError("the output is a folder", where=str(out), expected=f"NAME{source.path.suffix}")
     if not out.absolute().parent.is_dir():
         raise InputError("the output's folder does not exist", where=str(out.absolute().parent), do="Make it first")
+
+
+def expect_plain(file: WeightsFile) -> None:
+    """Raises InputError where tensors of the file are stored as integers already: their scales are no weights."""
+    packed = [name.removeprefix(PACKED) for name in file.metadata if name.startswith(PACKED)]
+    if packed:
+        raise InputError(
+            "the file is quantised already", where=str(file.path), got=f"{len(packed)} tensors, such as {packed[0]}",
+            do="Take the file that it was made from, or write its numbers out first (tersor dequantize)",
+        )  # fmt: skip
+
+
+@contextmanager
+def writing(out: Path) -> Iterator[None]:
+    """What the system has against a file that is written becomes an InputError that names it."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError("the file cannot be written", where=str(out), got=error.strerror or error) from error

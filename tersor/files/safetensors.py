@@ -137,7 +137,7 @@ def _read_header(path: Path) -> bytes:
 
 def _parse(header: bytes, path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(header.decode("utf-8"), object_pairs_hook=_once)
+        found = json.loads(header.decode("utf-8"), object_pairs_hook=plain_pairs)
     except (ValueError, RecursionError) as error:
         raise damaged(path, f"a header that is no JSON: {type(error).__name__}: {error}") from error
     if not isinstance(found, dict):
@@ -145,9 +145,13 @@ def _parse(header: bytes, path: Path) -> dict[str, Any]:
     return found
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def plain_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object for ``json.loads``. Raises ValueError for a name twice, and for half of a character ("\\ud800")."""
     found: dict[str, Any] = {}
     for name, value in pairs:
+        for text in (name, value):
+            if isinstance(text, str):
+                text.encode()  # half of one cannot be written anywhere
         if name in found:
             raise ValueError(f"{name[:100]!r} stands there twice")
         found[name] = value

@@ -93,7 +93,7 @@ def _read_index(path: Path) -> tuple[bytes, dict[str, str], dict[str, str]]:
         raise damaged(path, f"{path.stat().st_size:,} bytes", expected=f"at most {LARGEST_HEADER:,}")
     raw = path.read_bytes()
     try:
-        said = json.loads(raw)
+        said = json.loads(raw, object_pairs_hook=plain_pairs)
     except (ValueError, RecursionError) as error:
         raise damaged(path, f"no JSON: {type(error).__name__}: {error}") from error
     weight_map = said.get("weight_map") if isinstance(said, dict) else None

@@ -9,6 +9,7 @@ from pathlib import Path
 from tersor.core.errors import InputError
 from tersor.core.progress import Progress
 from tersor.files.open import open_weights
+from tersor.jobs.by_name import by_name
 from tersor.measure.weights_file import WeightsFacts, weights_facts
 from tersor.prune.files.prune import PrunedFile, PruneFile
 from tersor.prune.sparse.patterns import NM, Block, Element, Pattern
@@ -59,20 +60,4 @@ def parse_pattern(text: str) -> Pattern:
 def _sparsity(said: float | str | Sequence[str] | None) -> float | dict[str, float] | None:
     if said is None or isinstance(said, (int, float)):
         return said
-    parts = [said] if isinstance(said, str) else list(said)
-    if len(parts) == 1 and "=" not in parts[0]:
-        return _fraction(parts[0], parts[0])
-    found: dict[str, float] = {}
-    for part in parts:
-        glob, equals, value = part.rpartition("=")
-        if not equals or glob in found:
-            raise InputError("unclear", where="sparsity", got=part, expected="one number, or GLOB=NUMBER for each name")
-        found[glob] = _fraction(value, part)
-    return found or None
-
-
-def _fraction(text: str, told: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise InputError("not a number", where="sparsity", got=told, expected="0.9, or GLOB=0.9") from None
+    return by_name(said, float, "sparsity", "0.9") if len(said) else None

@@ -14,6 +14,7 @@ from tersor.core.progress import Progress
 from tersor.files.dtypes import Bits, FloatBits
 from tersor.files.weights import TensorEntry, WeightsFile
 from tersor.measure.redundancy import NEAR_ZERO, PERCENTILES
+from tersor.quantize.files.restored import RestoredFile
 from tersor.tensor import encodings
 
 _ZIPPED = 4 * 2**20  # bytes of a tensor that are really compressed
@@ -24,10 +25,12 @@ _SHIFT = {"F16": 0, "BF16": 0, "F32": 11, "F64": 40}  # bits that the histogram 
 class TensorFacts:
     """One tensor of a file.
 
-    ``dense_bytes``: as it is stored. ``encodings``: bytes by name (``tersor.tensor.encodings``), ``smallest`` the best
-    of them. ``zip_bytes``: what deflate makes of it; estimated from parts of it where ``zip_sampled``. Of tensors in
-    floating point also ``zeros`` and ``near_zero`` (fractions; near: |w| ≤ 0.1 · mean|w|), ``mean_magnitude`` and
-    ``percentiles`` of |w|, over its finite numbers, to 1 part in 8192 for F32 and F64; and how many are ``not_finite``.
+    ``dense_bytes``: without any encoding. ``stored``: "dense", or the integers as which it is stored, in
+    ``stored_bytes``, scales included. ``encodings``: bytes by name (``tersor.tensor.encodings``, and as it is stored),
+    ``smallest`` the best of them. ``zip_bytes``: what deflate makes of what is stored; estimated from parts of it where
+    ``zip_sampled``. Of tensors in floating point also ``zeros`` and ``near_zero`` (fractions; near: |w| ≤ 0.1 ·
+    mean|w|), ``mean_magnitude`` and ``percentiles`` of |w|, over its finite numbers, to 1 part in 8192 for F32 and F64;
+    and how many are ``not_finite``.
     """
 
     name: str
@@ -37,6 +40,8 @@ class TensorFacts:
     dense_bytes: int
     zip_bytes: int
     zip_sampled: bool
+    stored: str
+    stored_bytes: int
     smallest: str = "dense"
     encodings: dict[str, int] = field(default_factory=dict)
     zeros: float | None = None
@@ -59,6 +64,7 @@ class WeightsFacts:
         totals = {
             "size": sum(tensor.size for tensor in self.tensors),
             "dense_bytes": sum(tensor.dense_bytes for tensor in self.tensors),
+            "stored_bytes": sum(tensor.stored_bytes for tensor in self.tensors),
             "smallest_bytes": sum(tensor.encodings[tensor.smallest] for tensor in self.tensors),
             "zip_bytes": sum(tensor.zip_bytes for tensor in self.tensors),
         }
@@ -66,29 +72,38 @@ class WeightsFacts:
 
 
 def weights_facts(file: WeightsFile, progress: Progress | None = None) -> WeightsFacts:
-    """Read the file once and say what is in it; some 200 MB of memory. Raises InputError where it is damaged."""
-    tracked = (progress or Progress()).track(file.tensors, f"reading {file.path.name}", len(file.tensors))
-    return WeightsFacts(str(file.path), dict(file.metadata), tuple(_facts(file, entry) for entry in tracked))
+    """Read the file once and say what is in it; of packed integers, the numbers that they stand for.
+
+    Some 200 MB of memory. Raises InputError where it is damaged.
+    """
+    restored = RestoredFile(file)
+    tensors = restored.tensors
+    tracked = (progress or Progress()).track(tensors, f"reading {file.path.name}", len(tensors))
+    return WeightsFacts(str(file.path), dict(restored.metadata), tuple(_facts(restored, entry) for entry in tracked))
 
 
-def _facts(file: WeightsFile, entry: TensorEntry) -> TensorFacts:
-    zipped = _Zipped(entry.nbytes)
+def _facts(file: RestoredFile, entry: TensorEntry) -> TensorFacts:
+    packed = file.stored.get(entry.name)
+    stored, nbytes = ("dense", entry.nbytes) if packed is None else (str(packed.scheme), packed.nbytes)
+    zipped = _Zipped(nbytes)
     kind = entry.float_bits
-    if kind is None or not entry.size:
-        for piece in file.pieces(entry):
+    magnitudes = _Magnitudes(entry, kind) if kind is not None and entry.size else None
+    if packed is not None:
+        for piece in file.stored_pieces(entry):
             zipped.add(piece)
-        sizes = {"dense": entry.nbytes}
-        return TensorFacts(
-            entry.name, entry.dtype, entry.shape, entry.size, entry.nbytes, *zipped.result(), "dense", sizes
-        )
-    magnitudes = _Magnitudes(entry, kind)
-    for piece in file.pieces(entry, magnitudes.granule):
-        zipped.add(piece)
-        magnitudes.add(piece)
-    sizes = encodings.sizes_of(entry.shape, kind.unsigned.itemsize, magnitudes.nonzeros, magnitudes.patterns())
+    for piece in file.pieces(entry, magnitudes.granule if magnitudes else 1):
+        if packed is None:
+            zipped.add(piece)
+        if magnitudes:
+            magnitudes.add(piece)
+    sizes, statistics = {"dense": entry.nbytes}, {}
+    if magnitudes:
+        sizes = encodings.sizes_of(entry.shape, entry.nbytes // entry.size, magnitudes.nonzeros, magnitudes.patterns())
+        statistics = magnitudes.statistics()
+    sizes |= {stored: nbytes}
     return TensorFacts(
-        entry.name, entry.dtype, entry.shape, entry.size, entry.nbytes, *zipped.result(), encodings.smallest(sizes),
-        sizes, **magnitudes.statistics(),
+        entry.name, entry.dtype, entry.shape, entry.size, entry.nbytes, *zipped.result(), stored, nbytes,
+        encodings.smallest(sizes), sizes, **statistics,
     )  # fmt: skip
 
 

@@ -38,6 +38,28 @@ def pruned_view(done: Mapping[str, Any]) -> RenderableType:
     return Group(table, *(Text(line) for line in lines))
 
 
+def quantized_view(done: Mapping[str, Any]) -> RenderableType:
+    """What ``QuantizedFile.to_json`` says: a row for each tensor that was changed, the total, what was passed over."""
+    table = plain_table("tensor", "shape", "from", "to", "was", "is", "lost")
+    for row in done["tensors"]:
+        table.add_row(
+            Text(row["name"]), Text(shape_of(row["shape"])), Text(row["dtype"]), Text(row["stored"]),
+            Text(_bytes(row["dense_bytes"])), Text(_bytes(row["stored_bytes"])), Text(f"{100 * row['error']:.2g} %"),
+        )  # fmt: skip
+    dense, stored = done["dense_bytes"], done["stored_bytes"]
+    table.add_section()
+    table.add_row(
+        Text("all of these"), Text(""), Text(""), Text(""), Text(_bytes(dense)), Text(_bytes(stored)), Text("")
+    )
+    lines = [f"skipped {skip['place']}: {skip['reason']}" for skip in done["skips"]]
+    lines += [
+        f"These tensors take {_bytes(stored)} instead of {_bytes(dense)}: {dense / max(1, stored):.2f} times less.",
+        "lost: the share of the sum of squares. What that costs in accuracy only the model on data can say.",
+        f"written: {done['out']}",
+    ]
+    return Group(table, *(Text(line) for line in lines))
+
+
 def weights_view(found: Mapping[str, Any]) -> RenderableType:
     """What ``WeightsFacts.to_json`` says: magnitudes of each tensor, then bytes."""
     parts: list[RenderableType] = [
@@ -67,15 +89,15 @@ def _magnitudes(found: Mapping[str, Any]) -> Table:
 
 
 def _sizes(found: Mapping[str, Any]) -> Table:
-    table = plain_table("tensor", "dense", "smallest", "as", "zipped")
+    table = plain_table("tensor", "stored", "as", "smallest", "as", "zipped")
     for tensor in found["tensors"]:
         zipped = ("≈ " if tensor["zip_sampled"] else "") + _bytes(tensor["zip_bytes"])
         best = tensor["smallest"]
-        cells = [_bytes(tensor["dense_bytes"]), _bytes(tensor["encodings"][best]), best, zipped]
+        cells = [_bytes(tensor["stored_bytes"]), tensor["stored"], _bytes(tensor["encodings"][best]), best, zipped]
         table.add_row(Text(tensor["name"]), *map(Text, cells))
     totals = found["totals"]
     table.add_section()
-    cells = [_bytes(totals["dense_bytes"]), _bytes(totals["smallest_bytes"]), "", _bytes(totals["zip_bytes"])]
+    cells = [_bytes(totals["stored_bytes"]), "", _bytes(totals["smallest_bytes"]), "", _bytes(totals["zip_bytes"])]
     table.add_row(Text("all"), *map(Text, cells))
     return table
 

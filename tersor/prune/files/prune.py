@@ -11,7 +11,7 @@ from tersor.core.errors import InputError
 from tersor.core.plan import Skip
 from tersor.core.progress import Progress
 from tersor.files.choose import choose, nothing_chosen
-from tersor.files.open import expect_destination, open_weights
+from tersor.files.open import expect_destination, expect_plain, open_weights, writing
 from tersor.files.weights import TensorEntry, WeightsFile
 from tersor.prune.files.removal import Removal
 from tersor.prune.files.units import expect_pattern_of_files, objection
@@ -67,21 +67,20 @@ class PruneFile:
     def run(self, source: str | Path, out: str | Path, progress: Progress | None = None) -> PrunedFile:
         """Prune the file ``source`` into ``out``, which is whole or not there.
 
-        Raises InputError for a file that is damaged, a weight that is NaN or infinite (naming the tensor, with the
-        count), a pattern that matches nothing, nothing that can be pruned, a tensor that would be emptied, and an
-        output that is the input.
+        Raises InputError for a file that is damaged, or quantised, a weight that is NaN or infinite (naming the tensor,
+        with the count), a pattern that matches nothing, nothing that can be pruned, a tensor that would be emptied, and
+        an output that is the input.
         """
         progress = progress or Progress()
         file, out = open_weights(source), Path(out)
+        expect_plain(file)
         expect_destination(file, out)
         chosen, skips = self._choose(file)
         removal = Removal(file, chosen, self.pattern, self.scope, self.allow_empty, progress)
-        try:
+        with writing(out):
             if self.scope == "global":
                 removal.find_shared_threshold()
             file.rewrite(out, removal.change, progress)
-        except OSError as error:
-            raise InputError("the file cannot be written", where=str(out), got=error.strerror or error) from error
         targets = chosen if self.scope == "layer" else {}
         rows = tuple(self._row(entry, targets.get(entry.name), zeros) for entry, zeros in removal.done)
         return PrunedFile(str(file.path), str(out), rows, skips, self.scope)

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tersor.core.errors import InputError
+from tersor.files.choose import unfit
 from tersor.files.dtypes import FLOATS, Bits, FloatBits
 from tersor.files.weights import TensorEntry
 from tersor.prune.sparse.patterns import NM, Block, Element, Pattern
@@ -141,12 +142,9 @@ def ceiling_of(pattern: Pattern, dtypes: set[str]) -> tuple[bool, int]:
 
 def objection(entry: TensorEntry, pattern: Pattern) -> str | None:
     """Why a tensor cannot be pruned by a pattern, with the arithmetic; None where it can."""
-    if entry.float_bits is None:
-        return f"{entry.dtype} is copied: only {', '.join(FLOATS)} can be pruned"
-    if entry.size == 0:
-        return f"it is empty: shape {list(entry.shape)}"
-    if isinstance(pattern, Element):
-        return None
+    reason = unfit(entry, "pruned")
+    if reason or isinstance(pattern, Element):
+        return reason
     if len(entry.shape) < 2:
         return f"{pattern} needs outputs and inputs, and its shape is {list(entry.shape)}"
     if entry.columns_first:

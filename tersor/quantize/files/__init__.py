@@ -1,0 +1,1 @@
+"""Integers in files of weights, without the model."""
