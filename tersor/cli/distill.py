@@ -11,6 +11,9 @@ import typer
 from tersor.cli.output import (
     DebugOption,
     JsonOption,
+    MaxDropOption,
+    MaxLatencyOption,
+    MaxSizeOption,
     OutOption,
     Output,
     QuietOption,
@@ -18,6 +21,7 @@ from tersor.cli.output import (
     SeedOption,
     TaskArgument,
     ThreadsOption,
+    budgets_of,
     conclude,
     set_threads,
 )
@@ -42,6 +46,9 @@ def distill(
     lr: Annotated[float, typer.Option(help="Peak learning rate of SGD with momentum.")] = 0.05,
     cache: Annotated[Path | None, typer.Option(help="A folder to keep the teacher's answers in.")] = None,
     views: Annotated[int, typer.Option(help="Versions of each sample that the cache has.", min=1)] = 4,
+    max_drop: MaxDropOption = None,
+    max_size: MaxSizeOption = None,
+    max_latency: MaxLatencyOption = None,
     seed: SeedOption = 0,
     timing_seconds: SecondsOption = 2.0,
     threads: ThreadsOption = None,
@@ -56,6 +63,7 @@ def distill(
     """
     from tersor.distill.cache import TeacherCache
     from tersor.distill.teach import Teach
+    from tersor.jobs.compress import told
     from tersor.jobs.distill import distill_student, objective_of
     from tersor.jobs.student import Student
     from tersor.run.measure_step import Timing
@@ -64,16 +72,18 @@ def distill(
 
     set_threads(threads)
     output = Output(quiet=quiet, as_json=as_json)
+    budgets, timing = budgets_of(max_drop, max_size, max_latency), Timing(timing_seconds, threads)
     training = Finetune(epochs, objective_of(loss, temperature, alpha), Optimizer(lr=lr))
     kept = None if cache is None else TeacherCache(str(cache.resolve()), views)
     options = {
         "student": student, "drop-layers": drop_layers, "prune": prune, "loss": loss, "temperature": temperature,
-        "alpha": alpha, "epochs": epochs, "lr": lr, "cache": cache, "views": views if cache else None, "seed": seed,
+        "alpha": alpha, "epochs": epochs, "lr": lr, "cache": cache, "views": views if cache else None,
     }  # fmt: skip
     given = [f"--{name}={value}" for name, value in options.items() if value is not None]
     command = ["tersor", "distill", task, "-o", str(out), *given, *(f"--teacher={name}" for name in teacher or ())]
     done = distill_student(
-        task, Student(student, drop_layers, prune), out, teachers=teacher or (), teach=Teach(training, kept), seed=seed,
-        timing=Timing(timing_seconds, threads), progress=output.progress, command=join(command),
+        task, Student(student, drop_layers, prune), out, teachers=teacher or (), teach=Teach(training, kept),
+        budgets=budgets, seed=seed, timing=timing, progress=output.progress,
+        command=join(command) + told(budgets, seed, timing),
     )  # fmt: skip
     conclude(output, done.folder, done.summary)

@@ -16,6 +16,9 @@ from tersor.cli.output import (
     EXIT_CODES,
     DebugOption,
     JsonOption,
+    MaxDropOption,
+    MaxLatencyOption,
+    MaxSizeOption,
     OutOption,
     Output,
     QuietOption,
@@ -23,10 +26,10 @@ from tersor.cli.output import (
     SeedOption,
     TaskArgument,
     ThreadsOption,
+    budgets_of,
     conclude,
     set_threads,
 )
-from tersor.cli.values import parse_bytes, parse_milliseconds, parse_points
 from tersor.core.errors import TersorError
 
 INTERRUPTED = "interrupted; finished steps and epochs are kept: tersor resume RUN goes on"
@@ -43,9 +46,6 @@ RecipeOption = Annotated[
     ),
 ]
 RunArgument = Annotated[Path, typer.Argument(help="A run's folder, as tersor compress made it.")]
-MaxDropOption = Annotated[str | None, typer.Option(help="Largest loss of the metric in percentage points, such as 1%.")]
-MaxSizeOption = Annotated[str | None, typer.Option(help="Largest ONNX file, such as 4MB or 500KB.")]
-MaxLatencyOption = Annotated[str | None, typer.Option(help="Largest median latency at batch 1, such as 5ms.")]
 
 
 def _print_version(asked: bool) -> None:
@@ -85,12 +85,11 @@ def compress(
     Every step is verified and measured; the result is exported to ONNX and told in a report.
     """
     from tersor.jobs.compress import compress as job
-    from tersor.run.budgets import Budgets
     from tersor.run.measure_step import Timing
 
     set_threads(threads)
     output = Output(quiet=quiet, as_json=as_json)
-    budgets = Budgets(parse_points(max_drop), parse_bytes(max_size), parse_milliseconds(max_latency))
+    budgets = budgets_of(max_drop, max_size, max_latency)
     timing = Timing(timing_seconds, threads)
     done = job(task, recipe, out, budgets=budgets, seed=seed, timing=timing, progress=output.progress)
     conclude(output, done.folder, done.summary)
@@ -214,6 +213,8 @@ def recipes(
 
 app.command(epilog=EXIT_CODES)(distill.distill)
 app.command(epilog=EXIT_CODES)(weights.prune)
+app.command(epilog=EXIT_CODES)(weights.quantize)
+app.command(epilog=EXIT_CODES)(weights.dequantize)
 app.command(epilog=EXIT_CODES)(layers.sensitivity)
 
 

@@ -6,10 +6,15 @@ import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+
+from tersor.cli.values import parse_bytes, parse_milliseconds, parse_points
+
+if TYPE_CHECKING:
+    from tersor.run.budgets import Budgets
 
 EXIT_CODES = """
 Exit codes: 0 done and within budgets; 1 failed; 2 wrong usage or input; 3 a budget is missed; 130 interrupted.
@@ -21,6 +26,9 @@ TaskArgument = Annotated[
     str, typer.Argument(help="digits, fashion, a Python file with task() -> tersor.Task, or package.module:function.")
 ]
 OutOption = Annotated[Path, typer.Option("--out", "-o", help="The run's folder; it must be new or empty.")]
+MaxDropOption = Annotated[str | None, typer.Option(help="Largest loss of the metric in percentage points, such as 1%.")]
+MaxSizeOption = Annotated[str | None, typer.Option(help="Largest ONNX file, such as 4MB or 500KB.")]
+MaxLatencyOption = Annotated[str | None, typer.Option(help="Largest median latency at batch 1, such as 5ms.")]
 SeedOption = Annotated[int, typer.Option(help="All randomness of the run derives from it.", min=0)]
 ThreadsOption = Annotated[
     int | None, typer.Option(help="Threads to train and to measure with; default: all cores.", min=1)
@@ -64,6 +72,13 @@ def conclude(output: Output, folder: Path, summary: Mapping[str, Any]) -> None:
     output.show(f"report: {folder / 'report.html'}\nmodel:  {folder / 'model.onnx'} and {folder / 'model'}")
     if summary["verdict"]["status"] != "passed":
         raise typer.Exit(3)
+
+
+def budgets_of(max_drop: str | None, max_size: str | None, max_latency: str | None) -> Budgets:
+    """The budgets that the options of these names give. Raises InputError for values that cannot be read."""
+    from tersor.run.budgets import Budgets
+
+    return Budgets(parse_points(max_drop), parse_bytes(max_size), parse_milliseconds(max_latency))
 
 
 def set_threads(threads: int | None) -> None:

@@ -212,16 +212,16 @@ def _command(task: Task, recipe: str | Path | Mapping[str, Any], out: str | Path
     """The command that does the same again."""
     if not task.source or isinstance(recipe, Mapping):
         return "tersor.compress(task, recipe=…) from Python"
-    return f"tersor compress {quote(task.source)} -o {quote(str(out))} --recipe {quote(str(recipe))}{told(asked)}"
+    options = told(asked.budgets, asked.seed, asked.timing)
+    return f"tersor compress {quote(task.source)} -o {quote(str(out))} --recipe {quote(str(recipe))}{options}"
 
 
-def told(asked: Asked) -> str:
+def told(budgets: Budgets, seed: int, timing: Timing) -> str:
     """Budgets, seed and timing as options of the command line, where they are not the usual ones."""
-    units, timing = {"max_drop": "", "max_size": "", "max_latency": "ms"}, asked.timing
-    budgets = dataclasses.asdict(asked.budgets)
+    units, limits = {"max_drop": "", "max_size": "", "max_latency": "ms"}, dataclasses.asdict(budgets)
     options = {
-        **{name: f"{value:g}{units[name]}" for name, value in budgets.items() if value is not None},
-        **({"seed": asked.seed} if asked.seed else {}),
+        **{name: f"{value:g}{units[name]}" for name, value in limits.items() if value is not None},
+        **({"seed": seed} if seed else {}),
         **({"timing_seconds": timing.seconds} if timing.seconds != Timing().seconds else {}),
         **({"threads": timing.threads} if timing.threads else {}),
     }

@@ -57,8 +57,8 @@ def made(name: str, default: str, kind: str) -> tuple[Any, str]:
     """
     path, _, function = name.partition(":")
     if path.endswith(".py"):
-        source = absolute(name, default)
-        return _call(_module_from_file(Path(path)), function or default, source, kind), source
+        source, function = absolute(name, default), function or default
+        return _call(_module_from_file(Path(path), function, kind), function, source, kind), source
     if not function:
         raise InputError(
             "not the name of a function", where=name, expected="file.py:function, or package.module:function"
@@ -77,11 +77,10 @@ def find_task_of(folder: RunFolder, progress: Progress) -> Task:
     return find_task(source, progress)
 
 
-def _module_from_file(path: Path) -> ModuleType:
+def _module_from_file(path: Path, function: str, kind: str) -> ModuleType:
     if not path.is_file():
-        raise InputError(
-            "no such file", where=str(path), expected="a Python file with a function task() that returns a Task"
-        )
+        expected = f"a Python file with a function {function}() that returns a {kind.removeprefix('tersor.')}"
+        raise InputError("no such file", where=str(path), expected=expected)
     name = f"tersor_task_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None

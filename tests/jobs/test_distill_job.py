@@ -47,11 +47,14 @@ def weights(folder):
 def test_a_student_by_its_factory_is_distilled_resumed_reported_and_loaded(tmp_path, capsys):
     asked = [str(TINY), "-o", str(tmp_path / "run"), "--student", str(SMALL), "--epochs", "2", "--threads", "1"]
     asked += ["--timing-seconds", "0.05", "--temperature", "3", "--cache", str(tmp_path / "cache"), "--views", "1"]
-    assert main(["distill", *asked, "--json"]) == 0
+    limits = ["--max-drop", "90%", "--max-size", "4KB"]  # the second one is missed
+    assert main(["distill", *asked, *limits, "--json"]) == 3
     summary = json.loads(capsys.readouterr().out)
     (step,) = summary["steps"]
     assert step["facts"]["teacher"]["hits"] == 500 and "review" in step["facts"]
     assert summary["ratios"]["parameters"] > 5 and "--student=" in summary["reproduce"]["command"]
+    assert summary["reproduce"]["command"].endswith("--max-drop 90 --max-size 4000 --timing-seconds 0.05 --threads 1")
+    assert [line["met"] for line in summary["verdict"]["budgets"]] == [True, False]
     (part,) = summary["recipe"]["steps"][0]["settings"]["parts"]
     assert part["distill"]["training"]["objective"]["distill"]["temperature"] == 3.0
     assert main(["load-check", str(tmp_path / "run"), "--quiet"]) == 0
@@ -82,6 +85,7 @@ def test_a_student_may_come_of_the_task_and_of_nothing_else(tmp_path):
         (f"{SMALL}:wrong_classes", (), "different numbers of classes. Got teacher 10, student 7"),
         (f"{SMALL}:no_module", (), "gave no module. Got int"),
         (f"{SMALL}:nothing", (), "no function nothing"),
+        ("no.py:small", (), r"no such file.* a function small\(\) that returns a torch.nn.Module"),
         ("nonsense", (), "not the name of a function"),
         (str(SMALL), (f"{SMALL}:no_module",), "gave no teacher"),
     ],
