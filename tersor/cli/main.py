@@ -215,6 +215,8 @@ app.command(epilog=EXIT_CODES)(distill.distill)
 app.command(epilog=EXIT_CODES)(weights.prune)
 app.command(epilog=EXIT_CODES)(weights.quantize)
 app.command(epilog=EXIT_CODES)(weights.dequantize)
+app.command(epilog=EXIT_CODES)(weights.quantize)
+app.command(epilog=EXIT_CODES)(weights.dequantize)
 app.command(epilog=EXIT_CODES)(layers.sensitivity)
 
 
