@@ -17,7 +17,7 @@ from tersor.core.task import Task
 from tersor.distill.checks import expect_one_of, expect_positive
 from tersor.distill.join import CHANNELS, Channels, channel_axis, join, join_positions
 from tersor.distill.pairs import reading_of
-from tersor.train.companion import Companion, Moment
+from tersor.train.companion import Companion
 from tersor.train.layers import LayerPair, Reading, Spread
 from tersor.train.objective import Forward, Objective
 from tersor.train.rehearse import rehearse
@@ -111,20 +111,6 @@ class Project(Companion):
             joined = join(pair, forward, "Hints", self.hints.channels)
             found[key_of(pair)] = (joined.student.shape[-1], joined.teacher.shape[-1])
         return found
-
-    def after_backward(self, moment: Moment) -> None:
-        """Nothing: the maps are parameters of the model."""
-
-    def after_step(self, moment: Moment) -> None:
-        """Nothing."""
-
-    def settled(self, done: int, steps: int) -> bool:
-        """Always."""
-        return True
-
-    def expected(self, model: nn.Module, task: Task) -> Plan | None:
-        """None: the model stays as it is."""
-        return None
 
     def finish(self, model: nn.Module) -> Plan:
         """Take the maps off."""

@@ -188,9 +188,6 @@ class Adapt(Companion):
         """Every factor is 1."""
         attach(model, self.objective.key, _Factors(len(self.objective.terms), device_of(model)))
 
-    def after_backward(self, moment: Moment) -> None:
-        """Nothing."""
-
     def after_step(self, moment: Moment) -> None:
         """Measure and set the factors, where it is time. What is not finite is left to the training, which notices."""
         updates = self.objective.updates
@@ -222,14 +219,6 @@ class Adapt(Companion):
             torch.distributed.all_reduce(mean)
             mean /= torch.distributed.get_world_size()
         return mean
-
-    def settled(self, done: int, steps: int) -> bool:
-        """Always."""
-        return True
-
-    def expected(self, model: nn.Module, task: Task) -> Plan | None:
-        """None: the model stays as it is."""
-        return None
 
     def finish(self, model: nn.Module) -> Plan:
         """Take the factors off."""

@@ -41,22 +41,11 @@ class Average(Companion):
         """A copy of the weights beside them."""
         attach(model, _KEY, _Means(list(_own(model).values())))
 
-    def after_backward(self, moment: Moment) -> None:
-        """Nothing."""
-
     @torch.no_grad()
     def after_step(self, moment: Moment) -> None:
         """Move the means towards the weights."""
         decay = min(self.decay, (1 + moment.done) / (10 + moment.done))
         torch._foreach_lerp_(_means(moment.model), list(_own(moment.model).values()), 1 - decay)
-
-    def settled(self, done: int, steps: int) -> bool:
-        """Always."""
-        return True
-
-    def expected(self, model: nn.Module, task: Task) -> Plan | None:
-        """None: the structure stays as it is."""
-        return None
 
     @contextmanager
     def judged(self, model: nn.Module) -> Iterator[None]:

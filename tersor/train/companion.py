@@ -28,6 +28,8 @@ class Moment:
 class Companion(ABC):
     """Goes along with one training (``Finetune(companion=…)``). Subclasses are frozen dataclasses of plain settings.
 
+    Subclasses write ``begin`` and ``finish``, and of the others what they need: by default nothing is done in between.
+
     Whatever it remembers must stand on the model as buffers (not persistent ones, if training alone needs them):
     checkpoints then hold it, and a training that was killed goes on to the same weights. With several processes each
     has its own; gradients are averaged when it sees them, and it must decide the same everywhere.
@@ -41,21 +43,19 @@ class Companion(ABC):
     def begin(self, model: nn.Module, task: Task) -> None:
         """Put on ``model``, a copy about to be trained, what is needed. Again before a training is gone on with."""
 
-    @abstractmethod
-    def after_backward(self, moment: Moment) -> None:
+    def after_backward(self, moment: Moment) -> None:  # noqa: B027
         """Gradients are there, unclipped; the optimiser's step comes next and is not yet counted."""
 
-    @abstractmethod
-    def after_step(self, moment: Moment) -> None:
+    def after_step(self, moment: Moment) -> None:  # noqa: B027
         """The optimiser has made its step, which is counted; gradients are still there."""
 
-    @abstractmethod
     def settled(self, done: int, steps: int) -> bool:
         """Whether the model after ``done`` steps is what was asked for: only such epochs can be the best."""
+        return True
 
-    @abstractmethod
     def expected(self, model: nn.Module, task: Task) -> Plan | None:
         """For a dry run: what the training would do to ``model``, as far as counts go; None: nothing can be said."""
+        return None
 
     def judged(self, model: nn.Module) -> AbstractContextManager[None]:
         """While open, ``model`` is what validation judges; by default the one in training."""
