@@ -215,8 +215,6 @@ app.command(epilog=EXIT_CODES)(distill.distill)
 app.command(epilog=EXIT_CODES)(weights.prune)
 app.command(epilog=EXIT_CODES)(weights.quantize)
 app.command(epilog=EXIT_CODES)(weights.dequantize)
-app.command(epilog=EXIT_CODES)(weights.quantize)
-app.command(epilog=EXIT_CODES)(weights.dequantize)
 app.command(epilog=EXIT_CODES)(layers.sensitivity)
 
 
