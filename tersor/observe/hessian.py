@@ -20,10 +20,11 @@ def inverse_factor(H: Tensor, damping: float, where: str) -> Tensor:
     mean = torch.where(mean > 0, mean, 1.0)
     added = torch.where(diagonal == 0, 1e-6 * mean, damping * mean)
     factor, failed = torch.linalg.cholesky_ex(H + torch.diag_embed(added))
-    U, failed_again = torch.linalg.cholesky_ex(torch.cholesky_inverse(factor), upper=True)
-    if bool(failed.any() | failed_again.any()) or not bool(torch.isfinite(U).all()):
-        raise InputError(
-            "the layer's inputs hang together linearly and the damping does not help", where=where,
-            got=damping, expected="more damping (0.01 is usual), or more calibration rows",
-        )  # fmt: skip
-    return U
+    if not bool(failed.any()):
+        U, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(factor), upper=True)
+        if not bool(failed.any()) and bool(torch.isfinite(U).all()):
+            return U
+    raise InputError(
+        "the layer's inputs hang together linearly and the damping does not help", where=where, got=damping,
+        expected="more damping (0.01 is usual), or more calibration rows",
+    )  # fmt: skip
