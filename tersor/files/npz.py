@@ -42,7 +42,10 @@ _NUMPY = {"BOOL": "|b1", "C64": "<c8"} | {
     f"{kind}{8 * size}": f"<{kind.lower()}{size}" for kind in "IUF" for size in (1, 2, 4, 8) if (kind, size) != ("F", 1)
 }
 _LONGEST_HEADER = 10_000  # bytes, NumPy's own limit
-_DAMAGE = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, struct.error, NotImplementedError, RuntimeError)
+_DAMAGE = (
+    zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, struct.error, NotImplementedError, RuntimeError,
+    UnicodeDecodeError,
+)  # fmt: skip
 
 
 @final

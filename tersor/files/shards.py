@@ -16,7 +16,7 @@ from tersor.core.errors import InputError
 from tersor.core.files import sync_folder, write_atomically
 from tersor.core.progress import Progress
 from tersor.files.dtypes import Bits
-from tersor.files.safetensors import SafetensorsFile
+from tersor.files.safetensors import SafetensorsFile, plain_pairs
 from tersor.files.weights import LARGEST_HEADER, Change, TensorEntry, WeightsFile, damaged
 
 INDEX = ".safetensors.index.json"

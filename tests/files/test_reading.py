@@ -203,6 +203,16 @@ def test_a_file_with_any_bytes_changed_is_read_or_refused_and_nothing_else(tmp_p
         assert str(path) in str(error)
 
 
+def test_a_member_whose_name_is_no_utf_8_is_refused(tmp_path):
+    path = tmp_path / "a.npz"
+    np.savez(path, a=np.ones((3, 4), np.float32))
+    raw = bytearray(path.read_bytes())
+    raw[7], raw[30] = 8, 128  # in the local header: "the name is UTF-8", and its first byte
+    path.write_bytes(raw)
+    with pytest.raises(InputError, match="damaged.*UnicodeDecodeError"):
+        read_all(path)
+
+
 def with_header(path, header, data=b""):
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     path.write_bytes(len(text).to_bytes(8, "little") + text + data)
@@ -241,6 +251,8 @@ def tensor(dtype="F32", shape=(1,), offsets=(0, 4)):
         (b'{"a":' * 200_000, "no JSON"),
         (b"[1" + b"0" * 10_000 + b"]", "no JSON"),
         (b'{"a": {"dtype":"F32","shape":[1],"data_offsets":[0,4]}, "a": {}}', "stands there twice"),
+        (b'{"\\ud800": {"dtype":"F32","shape":[1],"data_offsets":[0,4]}}', "surrogates not allowed"),
+        (b'{"a": {"dtype":"F32","shape":[1],"data_offsets":[0,4]}, "__metadata__": {"b": "\\ud800"}}', "surrogates"),
     ],
 )
 def test_hostile_headers_are_refused_with_what_is_wrong(tmp_path, header, message):
