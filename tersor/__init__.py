@@ -49,6 +49,9 @@ _HOME = {
     "train_sparse": "tersor.prune.sparse.drop_and_grow",
     "FoldBatchNorm": "tersor.quantize.fold",
     "Quantize": "tersor.quantize.quantize",
+    "Int": "tersor.quantize.schemes",
+    "QuantizeWeights": "tersor.quantize.weight_only",
+    "GPTQ": "tersor.quantize.gptq",
     "Finetune": "tersor.train.finetune",
     "Average": "tersor.train.average",
     "Every": "tersor.core.step",
@@ -161,7 +164,10 @@ if TYPE_CHECKING:
     from tersor.prune.structured.group_sparsity import GroupSparsity
     from tersor.prune.structured.iterative import prune_iteratively
     from tersor.quantize.fold import FoldBatchNorm
+    from tersor.quantize.gptq import GPTQ
     from tersor.quantize.quantize import Quantize
+    from tersor.quantize.schemes import Int
+    from tersor.quantize.weight_only import QuantizeWeights
     from tersor.run.budgets import Budgets
     from tersor.train.adaptive import Adaptive, GradientNorms, ValidationLoss
     from tersor.train.average import Average

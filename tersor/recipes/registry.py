@@ -51,8 +51,10 @@ from tersor.prune.structured.scores import (
     Taylor,
 )
 from tersor.quantize.fold import FoldBatchNorm
+from tersor.quantize.gptq import GPTQ
 from tersor.quantize.quantize import Quantize
 from tersor.quantize.ranges import MeanSquaredError, MinMax, Percentile, Range
+from tersor.quantize.weight_only import QuantizeWeights
 from tersor.recipes.schema import Registry
 from tersor.train.adaptive import Adaptive, GradientNorms, Rule, ValidationLoss
 from tersor.train.companion import Companion
@@ -78,6 +80,8 @@ STEPS = Registry(
             "distill": Teach,
             "fold_batch_norm": FoldBatchNorm,
             "quantize": Quantize,
+            "quantize_weights": QuantizeWeights,
+            "gptq": GPTQ,
         },
         Method: {"prune_channels": PruneChannels},
         Objective: {
