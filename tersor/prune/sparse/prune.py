@@ -37,7 +37,8 @@ class Prune(Method):
             names ("layer1.*", of the module or of the weight) to fractions: the first that matches; others stay.
         score: what ranks weights.
         pattern: which weights go together (``Element``, ``NM``, ``Block``, ``Rows``).
-        scope: what competes with what (``PerLayer``, ``Global``, ``ErdosRenyi``, ``PerType``).
+        scope: what competes with what (``PerLayer``, ``Global``, ``ErdosRenyi``, ``PerType``). In one shot
+            ``ErdosRenyi()`` and ``Global()`` cost much less than the default (docs/cards/prune.md, with figures).
         where: modules whose weights may go: parameters of two or more axes, tied ones once.
         regrow: masks are replaced instead of merged: what is stored under the standing ones competes too.
         may_empty: a weight may lose all of its numbers; otherwise that is an error which names it.
