@@ -24,7 +24,7 @@ from tersor.core.files import write_atomically
 from tersor.core.masked import Masked
 from tersor.export.passes import ship
 
-OPSET = 20
+OPSET, WIDE_OPSET = 20, 21  # 21: QuantizeLinear gives integers of 16 bits too
 _LARGEST = 2**31 - 1  # protobuf's limit for one message
 _LOGGERS = ("torch.onnx", "torch.export", "torch.fx", "torch._subclasses", "onnxscript", "onnx_ir")
 
@@ -68,7 +68,7 @@ def export_onnx(
     data = proto.SerializeToString(deterministic=True)
     write_atomically(Path(path), data)
     names = tuple(value.name for value in proto.graph.input), tuple(value.name for value in proto.graph.output)
-    return OnnxFile(Path(path), len(data), OPSET, *names, dynamic_batch)
+    return OnnxFile(Path(path), len(data), _opset(target), *names, dynamic_batch)
 
 
 def _example(example_inputs: Sequence[Any], dynamic_batch: bool) -> tuple[Tensor, ...]:
@@ -114,12 +114,17 @@ def _keeps_zeros(entry: nn.Module) -> bool:
     return isinstance(entry, Masked) or (isinstance(entry, FakeQuantize) and not bool(entry.zero_point.any()))
 
 
+def _opset(model: nn.Module) -> int:
+    quantizers = [module for module in model.modules() if isinstance(module, FakeQuantize)]
+    return WIDE_OPSET if any(quantizer.integer_type().itemsize > 1 for quantizer in quantizers) else OPSET
+
+
 def _to_proto(model: nn.Module, inputs: tuple[Tensor, ...], dynamic_batch: bool) -> onnx.ModelProto:
     shapes = tuple({0: torch.export.Dim("batch")} for _ in inputs) if dynamic_batch else None
     try:
         with _quiet(), torch.no_grad():
             program = torch.onnx.export(
-                model, inputs, dynamo=True, opset_version=OPSET, dynamic_shapes=shapes, verbose=False
+                model, inputs, dynamo=True, opset_version=_opset(model), dynamic_shapes=shapes, verbose=False
             )
             assert program is not None
             return program.model_proto
