@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from tersor.core.errors import TersorError
-from tersor.core.keyed import Keyed
+from tersor.core.keyed import Keyed, plain
 from tersor.core.step import Every
 from tersor.core.task import Batch, Task
 from tersor.train.state import Midway
@@ -73,8 +73,9 @@ def mark_of(batch: Batch, task: Task) -> int:
     else:
         try:
             found = [leaf for leaf in tree_leaves(task.targets(batch)) if isinstance(leaf, Tensor)]
-        except TersorError:  # no labels
-            found = [leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor)]
+        except TersorError:
+            found = []
+        found = found or [leaf for leaf in tree_leaves(plain(batch)) if isinstance(leaf, Tensor)]  # no labels
     mark = 0
     for leaf in found:
         flat = leaf.detach().cpu().contiguous().reshape(-1)

@@ -27,7 +27,8 @@ class Forward:
     """One batch's way through the model, and through the reference: each runs at most once, when it is first asked for.
 
     Objectives that are summed share it. Where the task has a loss of its own, that loss runs the model; the outputs are
-    then what it saw, provided that it called the model with the batch's own inputs.
+    then what it saw, provided that it called the model with the batch's own inputs. For a batch without labels, which
+    may be missing where nothing asks for the loss, it is left alone.
     """
 
     def __init__(self, model: nn.Module, batch: Batch, task: Task, reads: Sequence[Reading] = ()):
@@ -72,7 +73,7 @@ class Forward:
     @cached_property
     def _pass(self) -> tuple[Tensor, dict[Tap, list[Tensor]]]:
         """The model's output, and what passed its taps on the way."""
-        if self.task.loss is not None:
+        if self.task.loss is not None and self.labels is not None:
             _ = self.task_loss
             meant = self._bound(*self.task.inputs(self.batch, self.model))
             for call in self._calls:

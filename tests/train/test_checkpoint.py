@@ -9,11 +9,13 @@ from safetensors.torch import load
 from torch import nn
 
 from tersor.core.errors import ArtifactError, InputError, TrainingError
+from tersor.core.keyed import Keyed
 from tersor.core.progress import Progress
 from tersor.core.step import Context, Every
 from tersor.core.task import Task
 from tersor.train import checkpoint
 from tersor.train.finetune import Finetune
+from tersor.train.midway import mark_of
 from tersor.train.optimizer import Optimizer
 
 MOMENTS = {  # when killed -> after which epoch, and which batch of which epoch, it must go on
@@ -242,6 +244,13 @@ def test_a_damaged_checkpoint_inside_an_epoch_is_said_and_the_epoch_begun_again(
     assert len(context.progress.said) == 1 and "not used" in context.progress.said[0]
     task = stopping_task(None, list)
     assert same(again, step.run(task.model, task, Context(1)).model.state_dict())
+
+
+@pytest.mark.parametrize("targets_of", [None, lambda batch: None])
+def test_batches_without_labels_are_told_apart_by_what_they_hold(targets_of):
+    task = Task(nn.Linear(2, 1), targets_of=targets_of)
+    first, second = ({"x": torch.full((3, 2), value)} for value in (1.0, 2.0))
+    assert mark_of(first, task) == mark_of(Keyed(first, torch.zeros(0)), task) != mark_of(second, task)
 
 
 @pytest.mark.parametrize("fields", [{"batches": 0}, {"minutes": -1.0}])

@@ -31,6 +31,14 @@ def both(loss=None):
     return model, teacher, Task(model, loss=loss, reference=teacher)
 
 
+def test_a_loss_of_one_s_own_is_left_alone_where_nothing_asks_for_it_and_labels_are_missing(batch):
+    model, teacher, task = both(loss=lambda model, batch: F.cross_entropy(model(batch["x"]), batch["y"]))
+    inputs = {"x": batch[0]}
+    assert torch.equal(SoftTargets()(model, inputs, task), SoftTargets()(model, {**inputs, "y": batch[1]}, task))
+    with pytest.raises(KeyError, match="y"):
+        Distill()(model, inputs, task)
+
+
 def test_the_task_loss_is_the_task_s(batch):
     model, _, task = both()
     assert torch.equal(TaskLoss()(model, batch, task), F.cross_entropy(model.layer(batch[0]), batch[1]))
