@@ -49,6 +49,10 @@ _HOME = {
     "train_sparse": "tersor.prune.sparse.drop_and_grow",
     "FoldBatchNorm": "tersor.quantize.fold",
     "Quantize": "tersor.quantize.quantize",
+    "FreezeScales": "tersor.quantize.freeze",
+    "FreezeOscillation": "tersor.quantize.oscillation",
+    "ScaleSpread": "tersor.quantize.spread",
+    "Together": "tersor.train.together",
     "Int": "tersor.quantize.schemes",
     "QuantizeWeights": "tersor.quantize.weight_only",
     "GPTQ": "tersor.quantize.gptq",
@@ -164,9 +168,12 @@ if TYPE_CHECKING:
     from tersor.prune.structured.group_sparsity import GroupSparsity
     from tersor.prune.structured.iterative import prune_iteratively
     from tersor.quantize.fold import FoldBatchNorm
+    from tersor.quantize.freeze import FreezeScales
     from tersor.quantize.gptq import GPTQ
+    from tersor.quantize.oscillation import FreezeOscillation
     from tersor.quantize.quantize import Quantize
     from tersor.quantize.schemes import Int
+    from tersor.quantize.spread import ScaleSpread
     from tersor.quantize.weight_only import QuantizeWeights
     from tersor.run.budgets import Budgets
     from tersor.train.adaptive import Adaptive, GradientNorms, ValidationLoss
@@ -174,6 +181,7 @@ if TYPE_CHECKING:
     from tersor.train.finetune import Finetune
     from tersor.train.objective import TaskLoss
     from tersor.train.replay import replayed
+    from tersor.train.together import Together
 
 
 def __getattr__(name: str) -> Any:

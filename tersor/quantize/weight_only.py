@@ -201,7 +201,7 @@ def quantizer(place: TensorPlace, value: Tensor, axis: int, scheme: Int, range: 
     )  # fmt: skip
 
 
-def spread(edit: Quantizer, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
+def spread(edit: Quantizer | FakeQuantize, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
     """(scale, zero_point) of each number of the tensor of ``shape`` that the quantiser stands on."""
     if edit.axis is None:
         return edit.scale.expand(*shape), edit.zero_point.expand(*shape)

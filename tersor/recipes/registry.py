@@ -51,9 +51,12 @@ from tersor.prune.structured.scores import (
     Taylor,
 )
 from tersor.quantize.fold import FoldBatchNorm
+from tersor.quantize.freeze import FreezeScales
 from tersor.quantize.gptq import GPTQ
+from tersor.quantize.oscillation import FreezeOscillation
 from tersor.quantize.quantize import Quantize
 from tersor.quantize.ranges import MeanSquaredError, MinMax, Percentile, Range
+from tersor.quantize.spread import ScaleSpread
 from tersor.quantize.weight_only import QuantizeWeights
 from tersor.recipes.schema import Registry
 from tersor.train.adaptive import Adaptive, GradientNorms, Rule, ValidationLoss
@@ -62,6 +65,7 @@ from tersor.train.finetune import Finetune
 from tersor.train.objective import Objective, Sum, TaskLoss
 from tersor.train.recalibrate import RecalibrateBatchNorm
 from tersor.train.schedules import Constant, Cosine, OneCycle, Schedule
+from tersor.train.together import Together
 
 STEPS = Registry(
     {
@@ -99,6 +103,7 @@ STEPS = Registry(
             "correlation_congruence": CorrelationCongruence,
             "correlation": Correlation,
             "group_sparsity": GroupSparsity,
+            "scale_spread": ScaleSpread,
             "adaptive": Adaptive,
         },
         Rule: {"gradient_norms": GradientNorms, "validation_loss": ValidationLoss},
@@ -123,10 +128,16 @@ STEPS = Registry(
         },
         Pattern: {"element": Element, "n_of_m": NM, "block": Block, "rows": Rows},
         Scope: {"layer": PerLayer, "global": Global, "erdos_renyi": ErdosRenyi, "type": PerType},
-        Companion: {"gradual": GradualSparsity, "drop_and_grow": DropAndGrow},
+        Companion: {
+            "gradual": GradualSparsity,
+            "drop_and_grow": DropAndGrow,
+            "freeze_scales": FreezeScales,
+            "freeze_oscillation": FreezeOscillation,
+        },
         BlockScore: {"similarity": Similarity, "relative_norm": RelativeNorm, "loss_increase": LossIncrease},
         Range: {"min_max": MinMax, "percentile": Percentile, "mean_squared_error": MeanSquaredError},
         Schedule: {"cosine": Cosine, "one_cycle": OneCycle, "constant": Constant},
     },
     sums={Objective: Sum},
+    groups={Companion: Together},
 )

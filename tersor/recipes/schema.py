@@ -104,11 +104,15 @@ class Registry:
     """Names in recipes → dataclasses, grouped by the abstract class that a field asks for.
 
     ``sums``: of a family, the class of its weighted sums, made from pairs of (weight, member): a field that asks for
-    the family is also read from a list of members, each with a weight of 1 unless it says another.
+    the family is also read from a list of members, each with a weight of 1 unless it says another. ``groups``: of a
+    family, the class that several members make, whose one field is a tuple of them: it is read from a list as well.
     """
 
-    def __init__(self, families: Mapping[type, Mapping[str, type]], sums: Mapping[type, type] | None = None):
-        self.families, self.sums = families, sums or {}
+    def __init__(
+        self, families: Mapping[type, Mapping[str, type]], sums: Mapping[type, type] | None = None,
+        groups: Mapping[type, type] | None = None,
+    ):  # fmt: skip
+        self.families, self.sums, self.groups = families, sums or {}, groups or {}
         self._of_model: dict[type[BaseModel], type] = {}
         self.model_for = cache(self._model_for)
         self.choice_for = cache(self._choice_for)
@@ -131,6 +135,9 @@ class Registry:
             return list(value) if isinstance(value, tuple) else value
         if type(value) in self.sums.values():
             return [{**self.settings(member), "weight": weight} for weight, member in getattr(value, "terms")]  # noqa: B009
+        if type(value) in self.groups.values():
+            (field,) = dataclasses.fields(value)
+            return [self.settings(member) for member in getattr(value, field.name)]
         names = (name for known in self.families.values() for name, kind in known.items() if type(value) is kind)
         name = next(names, None)
         return self._fields(value) if name is None else {name: self._fields(value)}
@@ -178,9 +185,10 @@ class Registry:
         if hint in self.families:
             without = owner if owner in self.families[hint].values() else None
             choice = self.choice_for(hint, without)
-            if hint not in self.sums:
+            if hint not in self.sums and hint not in self.groups:
                 return choice
-            terms = Annotated[list[self.term_for(hint, without)], Field(min_length=1)]  # type: ignore[misc, valid-type]
+            member = self.term_for(hint, without) if hint in self.sums else choice
+            terms = Annotated[list[member], Field(min_length=1)]  # type: ignore[valid-type]
             return Annotated[Annotated[choice, Tag(_ONE)] | Annotated[terms, Tag(_SUM)], Discriminator(_one_or_sum)]
         if inspect.isclass(hint) and dataclasses.is_dataclass(hint):
             return self.model_for(hint)
@@ -200,6 +208,9 @@ class Registry:
             (kind,) = {kind for base, kind in self.sums.items() if base.__name__ == type(model[0]).__name__}
             if not any(term.weight for term in model):
                 raise InputError("all weights are zero", where=kind.__name__, expected="a weight above 0")
+            return kind(tuple(map(self._object, model)))
+        if isinstance(model, list) and model and isinstance(model[0], _Choice):
+            (kind,) = {kind for base, kind in self.groups.items() if base.__name__ == type(model[0]).__name__}
             return kind(tuple(map(self._object, model)))
         if isinstance(model, _Made):
             given = {name: self._object(getattr(model, name)) for name in model.model_fields_set}

@@ -29,6 +29,8 @@ class Board:
             return
         for name, key in (("train/loss", "loss"), (f"validation/{metric}", "validation"), ("train/lr", "lr")):
             self._writer.add_scalar(name, entry[key], entry["epoch"])
+        for name, value in entry.get("noted", {}).items():
+            self._writer.add_scalar(f"train/{name}", value, entry["epoch"])
         self._writer.flush()
 
     def close(self) -> None:

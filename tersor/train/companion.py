@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import ClassVar
@@ -60,6 +61,10 @@ class Companion(ABC):
     def judged(self, model: nn.Module) -> AbstractContextManager[None]:
         """While open, ``model`` is what validation judges; by default the one in training."""
         return nullcontext()
+
+    def noted(self, model: nn.Module) -> Mapping[str, float]:
+        """Numbers to tell after an epoch, by name; the history keeps them."""
+        return {}
 
     @abstractmethod
     def finish(self, model: nn.Module) -> Plan:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
+from collections import ChainMap
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
@@ -50,8 +51,8 @@ class Finetune(Step):
             "last".
         patience: stop after so many epochs without a better validation value; None: never.
         clip: largest norm of the gradient; None: any.
-        companion: what goes along (``GradualSparsity``, ``DropAndGrow``): only epochs at which it is settled can be the
-            best or count for ``patience``. The loader must have a length.
+        companion: what goes along (``GradualSparsity``, ``DropAndGrow``; several are ``Together``): only epochs at
+            which it is settled can be the best or count for ``patience``. The loader must have a length.
         average: validate and hand back averaged weights (``Average()``). The loader must have a length.
 
     With ``context.folder`` a checkpoint is written there after each epoch and, as ``context.every`` says, inside it; a
@@ -59,8 +60,8 @@ class Finetune(Step):
     threads). Where the loader does not begin an epoch again with the same batches, the epoch is begun again.
 
     A loss that is not finite takes training back to the last good epoch with half the learning rate, once; it is
-    noticed within 64 batches. ``history`` has epoch, loss, validation, lr (of the epoch's last step), seconds, and
-    weights where the objective changes them.
+    noticed within 64 batches. ``history`` has epoch, loss, validation, lr (of the epoch's last step), seconds, weights
+    where the objective changes them, and what companions noted.
 
     An objective that reads layers is evaluated on one batch before training starts.
 
@@ -262,8 +263,9 @@ class _Run:
             validation = self.trainer.validate()
         seconds = round(time.monotonic() - begun, 3)
         entry = {"epoch": epoch, "loss": loss, "validation": validation, "lr": lr, "seconds": seconds}
-        weights = self.step.objective.weights(self.trainer.model)
-        return {**entry, "weights": dict(weights)} if weights else entry
+        noted = [companion.noted(self.trainer.model) for companion in self.companions]
+        told = {"weights": self.step.objective.weights(self.trainer.model), "noted": ChainMap(*map(dict, noted))}
+        return entry | {name: dict(values) for name, values in told.items() if values}
 
     @property
     def _process(self) -> int:

@@ -17,11 +17,14 @@ from tersor.prune.sparse.unmask import Unmask
 from tersor.prune.structured.amount import Keep
 from tersor.prune.structured.channels import PruneChannels
 from tersor.prune.structured.group_sparsity import GroupSparsity
+from tersor.quantize.freeze import FreezeScales
+from tersor.quantize.oscillation import FreezeOscillation
 from tersor.recipes.recipe import BUILT_IN, parts_of, read_recipe, to_yaml
 from tersor.recipes.registry import STEPS
 from tersor.train.adaptive import Adaptive, ValidationLoss
 from tersor.train.finetune import Finetune
 from tersor.train.objective import TaskLoss
+from tersor.train.together import Together
 
 
 def _recipe(part):
@@ -196,3 +199,18 @@ def test_an_unknown_recipe_lists_the_known_ones(tmp_path):
         read_recipe("ballanced")
     with pytest.raises(InputError, match="cannot be read"):
         read_recipe(tmp_path / "absent.yaml")
+
+
+def test_several_companions_are_a_list_and_come_back_as_one():
+    listed = [{"gradual": {"prune": {"sparsity": 0.8}}}, "freeze_scales", {"freeze_oscillation": {"last": 0.02}}]
+    data = {"name": "x", "steps": [{"name": "train", "parts": [{"finetune": {"companion": listed}}]}]}
+    recipe = read_recipe(data)
+    companion = recipe.steps[0].step.companion
+    assert companion == Together((GradualSparsity(Prune(0.8)), FreezeScales(), FreezeOscillation(last=0.02)))
+    again = read_recipe(yaml.safe_load(to_yaml(recipe)))
+    assert again.steps[0].step == recipe.steps[0].step
+    data["steps"][0]["parts"][0]["finetune"]["companion"] = "freeze_scales"
+    assert read_recipe(data).steps[0].step.companion == FreezeScales()
+    data["steps"][0]["parts"][0]["finetune"]["companion"] = [{"freeze_scales": {"begin": 1}}]
+    with pytest.raises(InputError, match=r"companion\[0\]\.freeze_scales\.begin: unknown name"):
+        read_recipe(data)
