@@ -25,6 +25,7 @@ from tersor.core.errors import InputError
 from tersor.core.files import replacing
 from tersor.core.progress import Progress
 from tersor.files.dtypes import Bits
+from tersor.files.safetensors import plain_pairs
 from tersor.files.weights import (
     LARGEST_HEADER,
     METADATA,
@@ -34,6 +35,7 @@ from tersor.files.weights import (
     TensorEntry,
     WeightsFile,
     damaged,
+    name_taken,
     piece_size,
     write_behind,
 )
@@ -96,6 +98,8 @@ class NpzFile(WeightsFile):
         metadata = self.told(replacements)
         sources = list(zip(self.tensors, replacements, strict=True))
         if metadata and self.tensors:
+            if any(part.entry.name == METADATA for replacement in replacements for part in replacement.parts):
+                raise name_taken(self.path, METADATA)
             sources.append((self.tensors[-1], Replacement((_metadata_part(metadata),))))
         with replacing(out) as file, zipfile.ZipFile(file, "w") as archive:
             for source, replacement in progress.track(sources, f"writing {out.name}", len(sources)):
@@ -173,7 +177,7 @@ def _read_metadata(
     with archive.open(info) as stream:
         stream.read(header)
         try:
-            said = json.loads(stream.read(entry.nbytes + 1))
+            said = json.loads(stream.read(entry.nbytes + 1), object_pairs_hook=plain_pairs)
         except (ValueError, RecursionError):
             return None
     strings = isinstance(said, dict) and all(isinstance(value, str) for value in said.values())

@@ -112,10 +112,7 @@ class WeightsFile(ABC):
         names: set[str] = set()
         for part in (part for replacement in found for part in replacement.parts):
             if part.entry.name in names:
-                raise InputError(
-                    "two tensors of the output would have one name", where=str(self.path), got=part.entry.name,
-                    do="Leave the tensor out with where=",
-                )  # fmt: skip
+                raise name_taken(self.path, part.entry.name)
             names.add(part.entry.name)
         return found
 
@@ -152,6 +149,13 @@ def write_behind(write: Callable[[T], object], pieces: Iterable[T]) -> None:
             last = writer.submit(write, piece)
         if last is not None:
             last.result()
+
+
+def name_taken(path: Path, name: str) -> InputError:
+    """The error of a change that gives a tensor a name which another has."""
+    return InputError(
+        "two tensors of the output would have one name", where=str(path), got=name, do="Leave it out with where="
+    )
 
 
 def damaged(path: Path, got: str, *, expected: str = "") -> InputError:

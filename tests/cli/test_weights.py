@@ -5,6 +5,8 @@ import json
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from tersor.cli.main import main
@@ -98,3 +100,83 @@ def test_inspect_shows_tensors_and_bytes_of_either_kind(source, tmp_path, capsys
     assert main(["inspect", str(path), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["totals"]["size"] == 1604 and told["totals"]["dense_bytes"] == 1604 * 4
+
+
+def test_a_file_is_quantised_and_written_out_again(source, tmp_path, capsys):
+    packed, back = tmp_path / "q.safetensors", tmp_path / "back.safetensors"
+    options = ["--bits", "fc1*=4", "--bits", "*=8", "--group-size", "10", "--affine", "--dtype", "bfloat16"]
+    assert main(["quantize", str(source), "-o", str(packed), *options]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "uint4 groups of 10" in printed and "uint8 groups of 10" in printed and "times less" in printed
+    assert "skipped b: F32 [4] has fewer than two axes (where= would take it); cast to bfloat16" in printed
+    assert main(["inspect", str(packed)]) == 0
+    printed = capsys.readouterr().out
+    assert (
+        all(word in printed for word in ("fc1.weight", "40×30", "uint4 groups of 10"))
+        and "tersor.packed" not in printed
+    )
+    assert main(["dequantize", str(packed), "-o", str(back), "--json"]) == 0
+    assert sorted(json.loads(capsys.readouterr().out)["tensors"]) == ["fc1.weight", "fc2.weight"]
+    before, after = load_file(source), load_file(back)
+    assert {n: t.shape for n, t in before.items()} == {n: t.shape for n, t in after.items()}
+    assert (before["fc2.weight"] - after["fc2.weight"]).abs().max() < 0.02 and after["b"].dtype == torch.bfloat16
+
+
+def test_json_holds_what_quantising_did(source, tmp_path, capsys):
+    assert main(["quantize", str(source), "-o", str(tmp_path / "b.safetensors"), "--bits", "8", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert {row["name"]: row["stored_bytes"] for row in told["tensors"]} == {
+        "fc1.weight": 1200 + 160, "fc2.weight": 400 + 40,
+    }  # fmt: skip
+    assert (
+        told["stored_bytes"] == 1800 and told["dense_bytes"] == 6400 and all(r["error"] < 1e-3 for r in told["tensors"])
+    )
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ([], "nothing to do"),
+        (["--bits", "four"], "bits: not a number. Got four"),
+        (["--bits", "4.5"], "bits: not a number"),
+        (["--bits", "1"], "Int.bits: impossible width"),
+        (["--bits", "16"], "2 to 8 bits"),
+        (["--bits", "-4"], "impossible width"),
+        (["--bits", "99999999999999999999999"], "impossible width"),
+        (["--bits", "4", "--bits", "8"], "GLOB=NUMBER"),
+        (["--bits", "none"], "nothing to do"),
+        (["--bits", "fc9*=4"], "Nearest names: fc"),
+        (["--bits", "[=4"], "matches no tensor"),
+        (["--bits", "4", "--group-size", "0"], "impossible groups"),
+        (["--bits", "4", "--group-size", "-1"], "impossible groups"),
+        (["--bits", "4", "--group-size", "7"], "30 = 4 · 7 + 2"),
+        (["--bits", "4", "--group-size", "x"], "--group-size"),
+        (["--bits", "4", "--range", "kl"], "min_max or mean_squared_error"),
+        (["--dtype", "int4"], "float16 or bfloat16"),
+        (["--bits", "4", "--where", "fc3.weight"], "Nearest names: fc"),
+    ],
+)
+def test_wrong_words_about_integers_are_told_and_nothing_is_written(source, tmp_path, capsys, arguments, message):
+    assert main(["quantize", str(source), "-o", str(tmp_path / "b.safetensors"), *arguments]) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert [path.name for path in tmp_path.iterdir()] == [source.name]
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    words=st.lists(
+        st.sampled_from(
+            ["--bits", "--group-size", "--range", "--dtype", "--where", "--affine", "--json", "-o", "--out"]
+        )
+        | st.sampled_from(["4", "fc*=3", "*=none", "10", "min_max", "float16", "bfloat16", "fc1.weight", "[", "", "="])
+        | st.text(max_size=4).filter(lambda word: word.strip("-")[:1] not in ("h", "d")),
+        max_size=7,
+    )
+)
+def test_whatever_is_asked_is_done_or_told_in_one_line(source, tmp_path, capsys, words):
+    out = tmp_path / "b.safetensors"
+    code = main(["quantize", str(source), *words, "-o", str(out)])
+    told = capsys.readouterr()
+    assert code == 0 or (code == 2 and told.err and "Traceback" not in told.err and "defect" not in told.err), told.err
+    assert out.exists() == (code == 0)
+    out.unlink(missing_ok=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from tempfile import SpooledTemporaryFile
 from typing import final
@@ -83,11 +84,14 @@ class ToIntegers(Rounding):
 
     def _packed(self) -> Iterator[Bits]:
         stored, scheme = self.stored, self.stored.scheme
-        for part in stored.parts[1:]:
-            self._waiting[part] = SpooledTemporaryFile(max_size=PIECE, dir=str(self._folder))  # noqa: SIM115
-        for views in self._views(stored.row):
-            packed = [pack(self._rounded(*view), scheme.bits, signed=scheme.symmetric).numpy() for view in views]
-            yield np.concatenate(packed).reshape(-1)
+        with ExitStack() as after_an_error:
+            for part in stored.parts[1:]:
+                waiting = SpooledTemporaryFile(max_size=PIECE, dir=str(self._folder))
+                self._waiting[part] = after_an_error.enter_context(waiting)
+            for views in self._views(stored.row):
+                packed = [pack(self._rounded(*view), scheme.bits, signed=scheme.symmetric).numpy() for view in views]
+                yield np.concatenate(packed).reshape(-1)
+            after_an_error.pop_all()
 
     def _rounded(self, bits: Bits, flat: Tensor) -> Tensor:
         """The integers of a view [rows, row]."""
