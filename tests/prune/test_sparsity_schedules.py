@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, IterableDataset, Subset, TensorDataset
 
 from tersor.core.apply import apply
 from tersor.core.errors import InputError
+from tersor.core.place import stored_at
 from tersor.core.progress import Progress
 from tersor.core.step import Context, Pipeline
 from tersor.core.task import Metric, Task
@@ -33,7 +34,7 @@ from tersor.prune.sparse.standing import standing_masks
 from tersor.prune.sparse.unmask import dense_sparse_dense
 from tersor.train import finetune
 from tersor.train.average import Average
-from tersor.train.companion import Companion
+from tersor.train.companion import Companion, Moment
 from tersor.train.finetune import Finetune
 from tersor.train.optimizer import Optimizer
 from tersor.train.schedules import Constant, Cosine, OneCycle, Part
@@ -252,6 +253,19 @@ def test_a_gathered_score_prunes_once_after_half_of_the_training(trained):
     companion = Course(GradualSparsity(Prune(0.8, score=Movement()), start=0.5, end=0.5, updates=1))
     training(companion=companion).run(trained, make_task(), Context(1))
     assert companion.course == [0] * 24 + [sum(at(0.8).values())] * 26
+
+
+def test_masked_weights_are_scored_by_their_gradient_and_not_trained_by_it(trained):
+    task = make_task()
+    model = Prune(0.5).run(trained, task).model.train()
+    companion = GradualSparsity(Prune(0.5, score=Movement(), regrow=True))
+    companion.begin(model, task)
+    x, y = next(iter(task.train))
+    nn.functional.cross_entropy(model(x), y).backward()
+    companion.after_backward(Moment(model, task, torch.optim.SGD(model.parameters()), 1, 10))
+    for place, mask in standing_masks(model):
+        assert mask.gathered[~mask.keep].any()
+        assert not stored_at(model, place).grad[~mask.keep].any()
 
 
 def test_drop_and_grow_exchanges_the_smallest_for_those_with_the_largest_gradient():
