@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from tersor.core.errors import InputError
 from tersor.core.task import Task
 from tersor.distill.attention import AttentionMaps
-from tersor.distill.features import Hints
+from tersor.distill.features import AttentionTransfer, Hints
 from tersor.train.taps import Tap, sole, tapped
 
 MASK = torch.tensor([[1, 1, 1, 1, 0], [1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
@@ -167,6 +167,7 @@ def test_the_squared_error_is_of_scores_centred_over_the_keys_that_are_seen():
     AttentionMaps({"layers.*": "layers.*"}), AttentionMaps({"layers.*": "layers.*"}, "mse"),
     AttentionMaps({"layers.*": "layers.*"}, heads="mean"), AttentionMaps({"layers.*": "layers.*"}, "mse", "mean"),
     Hints({"layers.*": "layers.*"}), Hints({"layers.*": "layers.*"}, "cosine"),
+    AttentionTransfer({"layers.*": "layers.*"}),
 ])  # fmt: skip
 @pytest.mark.parametrize("ways", [("fused", "fused"), ("method", "fused")])
 def test_padding_changes_nothing_and_gradients_are_finite(objective, ways):
