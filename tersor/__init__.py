@@ -61,6 +61,7 @@ _HOME = {
     "Every": "tersor.core.step",
     "TaskLoss": "tersor.train.objective",
     "Adaptive": "tersor.train.adaptive",
+    "Conflict": "tersor.train.conflict",
     "GradientNorms": "tersor.train.adaptive",
     "ValidationLoss": "tersor.train.adaptive",
     "Distill": "tersor.distill.response",
@@ -178,6 +179,7 @@ if TYPE_CHECKING:
     from tersor.run.budgets import Budgets
     from tersor.train.adaptive import Adaptive, GradientNorms, ValidationLoss
     from tersor.train.average import Average
+    from tersor.train.conflict import Conflict
     from tersor.train.finetune import Finetune
     from tersor.train.objective import TaskLoss
     from tersor.train.replay import replayed

@@ -61,6 +61,7 @@ from tersor.quantize.weight_only import QuantizeWeights
 from tersor.recipes.schema import Registry
 from tersor.train.adaptive import Adaptive, GradientNorms, Rule, ValidationLoss
 from tersor.train.companion import Companion
+from tersor.train.conflict import Conflict
 from tersor.train.finetune import Finetune
 from tersor.train.objective import Objective, Sum, TaskLoss
 from tersor.train.recalibrate import RecalibrateBatchNorm
@@ -105,6 +106,7 @@ STEPS = Registry(
             "group_sparsity": GroupSparsity,
             "scale_spread": ScaleSpread,
             "adaptive": Adaptive,
+            "conflict": Conflict,
         },
         Rule: {"gradient_norms": GradientNorms, "validation_loss": ValidationLoss},
         Score: {

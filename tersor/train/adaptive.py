@@ -23,7 +23,7 @@ from tersor.core.randomness import fixed_randomness
 from tersor.core.task import Task
 from tersor.train.companion import Companion, Moment
 from tersor.train.layers import Reading
-from tersor.train.objective import Forward, Objective, Sum, terms_of
+from tersor.train.objective import Forward, Objective, Sum, term_names, terms_of
 
 
 class Rule(ABC):
@@ -152,11 +152,7 @@ class Adaptive(Objective):
 
     def weights(self, model: nn.Module) -> Mapping[str, float]:
         """w f of each term by its class (numbered where there are several), and what its terms say."""
-        names: list[str] = []
-        for _, part in self.terms:
-            kind = type(part).__name__
-            again = sum(name.split(" ")[0] == kind for name in names)
-            names.append(f"{kind} {again + 1}" if again else kind)
+        names = term_names(self.terms)
         factors = _factors_of(model, self).factors.tolist()
         own = {name: w * f for name, (w, _), f in zip(names, self.terms, factors, strict=True)}
         return {**own, **self.objective.weights(model)}

@@ -298,3 +298,13 @@ class Sum(Objective):
 def terms_of(objective: Objective) -> tuple[tuple[float, Objective], ...]:
     """The terms of a sum; of any other objective itself, with weight 1."""
     return objective.terms if isinstance(objective, Sum) else ((1.0, objective),)
+
+
+def term_names(terms: Sequence[tuple[float, Objective]]) -> list[str]:
+    """Each term by its class, numbered where there are several of one."""
+    names: list[str] = []
+    for _, part in terms:
+        kind = type(part).__name__
+        again = sum(name.split(" ")[0] == kind for name in names)
+        names.append(f"{kind} {again + 1}" if again else kind)
+    return names
