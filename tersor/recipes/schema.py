@@ -156,15 +156,19 @@ class Registry:
                 )
         return found
 
-    def _choice_for(self, base: type, without: type | None = None) -> type[BaseModel]:
-        return create_model(base.__name__, __base__=_Choice, **self._members(base, without))
+    def _choice_for(self, base: type, leaves: bool = False) -> type[BaseModel]:
+        return create_model(base.__name__, __base__=_Choice, **self._members(base, leaves))
 
-    def _term_for(self, base: type, without: type | None = None) -> type[BaseModel]:
-        return create_model(base.__name__, __base__=_Term, **self._members(base, without))
+    def _term_for(self, base: type, leaves: bool = False) -> type[BaseModel]:
+        return create_model(base.__name__, __base__=_Term, **self._members(base, leaves))
 
-    def _members(self, base: type, without: type | None) -> dict[str, Any]:
-        kinds = ((name, kind) for name, kind in self.families[base].items() if kind is not without)
+    def _members(self, base: type, leaves: bool) -> dict[str, Any]:
+        kinds = ((n, kind) for n, kind in self.families[base].items() if not (leaves and self._holds(kind, base)))
         return {name: (self.model_for(kind) | None, None) for name, kind in kinds}
+
+    def _holds(self, kind: type, base: type) -> bool:
+        """Whether a field of ``kind`` asks for the family of ``base``."""
+        return base in typing.get_type_hints(kind).values()
 
     def _model_for(self, kind: type) -> type[BaseModel]:
         hints = typing.get_type_hints(kind)
@@ -179,15 +183,15 @@ class Registry:
         return model
 
     def _annotation(self, hint: Any, owner: type) -> Any:
-        """What pydantic reads for a field of ``owner``; a member of a family may hold the others, but not its like."""
+        """What pydantic reads for a field of ``owner``; a member of a family may hold those others that hold none."""
         if hint is Selector:
             return Annotated[Any, BeforeValidator(_selector)]
         if hint in self.families:
-            without = owner if owner in self.families[hint].values() else None
-            choice = self.choice_for(hint, without)
+            leaves = owner in self.families[hint].values()
+            choice = self.choice_for(hint, leaves)
             if hint not in self.sums and hint not in self.groups:
                 return choice
-            member = self.term_for(hint, without) if hint in self.sums else choice
+            member = self.term_for(hint, leaves) if hint in self.sums else choice
             terms = Annotated[list[member], Field(min_length=1)]  # type: ignore[valid-type]
             return Annotated[Annotated[choice, Tag(_ONE)] | Annotated[terms, Tag(_SUM)], Discriminator(_one_or_sum)]
         if inspect.isclass(hint) and dataclasses.is_dataclass(hint):

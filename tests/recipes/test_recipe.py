@@ -19,9 +19,11 @@ from tersor.prune.structured.channels import PruneChannels
 from tersor.prune.structured.group_sparsity import GroupSparsity
 from tersor.quantize.freeze import FreezeScales
 from tersor.quantize.oscillation import FreezeOscillation
+from tersor.quantize.spread import ScaleSpread
 from tersor.recipes.recipe import BUILT_IN, parts_of, read_recipe, to_yaml
 from tersor.recipes.registry import STEPS
 from tersor.train.adaptive import Adaptive, ValidationLoss
+from tersor.train.conflict import Conflict
 from tersor.train.finetune import Finetune
 from tersor.train.objective import TaskLoss
 from tersor.train.together import Together
@@ -214,3 +216,16 @@ def test_several_companions_are_a_list_and_come_back_as_one():
     data["steps"][0]["parts"][0]["finetune"]["companion"] = [{"freeze_scales": {"begin": 1}}]
     with pytest.raises(InputError, match=r"companion\[0\]\.freeze_scales\.begin: unknown name"):
         read_recipe(data)
+
+
+def test_objectives_that_hold_a_sum_are_read_and_hold_no_other_that_does():
+    listed = ["task_loss", {"scale_spread": {"strength": 0.1}, "weight": 0.5}]
+    data = {"name": "x", "steps": [{"name": "train", "parts": [{"finetune": {"objective": None}}]}]}
+    for name, kind in (("conflict", Conflict), ("adaptive", Adaptive)):
+        data["steps"][0]["parts"][0]["finetune"]["objective"] = {name: {"objective": listed}}
+        recipe = read_recipe(data)
+        assert recipe.steps[0].step.objective == kind(TaskLoss() + 0.5 * ScaleSpread(0.1))
+        assert read_recipe(yaml.safe_load(to_yaml(recipe))).steps[0].step == recipe.steps[0].step
+        data["steps"][0]["parts"][0]["finetune"]["objective"] = {name: {"objective": ["task_loss", "conflict"]}}
+        with pytest.raises(InputError, match="unknown name"):
+            read_recipe(data)
