@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
-from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, defs, helper, numpy_helper
+from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, defs, helper, numpy_helper
+
+from tersor.export.integers import (
+    fold_weight_quantizers,
+    integer_biases,
+    keep_float,
+    linears_to_gemm,
+    own_int8,
+    scales_into_dequantizers,
+)
+from tersor.export.onnx_graph import constants_of, has_subgraph, read_names, set_nodes, shapes_of, users_of
 
 # The operators whose nodes keep a name (their module's path), so that reports can say which layer is meant.
 NAMED = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
@@ -23,6 +32,10 @@ def ship(model: ModelProto, inputs: Sequence[str] = ()) -> ModelProto:
     constants_to_initializers(model)
     remove_no_ops(model)
     fold_weight_quantizers(model)
+    scales_into_dequantizers(model)
+    linears_to_gemm(model)
+    integer_biases(model)
+    keep_float(model)
     mean_to_pool(model)
     strip(model)
     drop_default_attributes(model)
@@ -73,7 +86,7 @@ def constants_to_initializers(model: ModelProto) -> None:
 def remove_no_ops(model: ModelProto) -> None:
     """Take out Identity, inference-time Dropout, and Clips that clip nothing (integers to their own type's range)."""
     graph = model.graph
-    constants = _constants(graph)
+    constants = constants_of(graph)
     results = {output.name for output in graph.output}
     renamed: dict[str, str] = {}
     keep: list[NodeProto] = []
@@ -85,7 +98,7 @@ def remove_no_ops(model: ModelProto) -> None:
             renamed[node.output[0]] = node.input[0]
         else:
             keep.append(node)
-    _set_nodes(graph, keep)
+    set_nodes(graph, keep)
 
 
 def _clips_nothing(node: NodeProto, constants: dict[str, TensorProto]) -> bool:
@@ -96,38 +109,6 @@ def _clips_nothing(node: NodeProto, constants: dict[str, TensorProto]) -> bool:
     return int(bounds[0]) == full.min and int(bounds[1]) == full.max
 
 
-def fold_weight_quantizers(model: ModelProto) -> None:
-    """QuantizeLinear of a constant becomes an integer initialiser; its DequantizeLinear stays.
-
-    The integers are those of ``FakeQuantize``: round half to even in float32, clipped to the range in use.
-    """
-    graph = model.graph
-    constants, users = _constants(graph), _users(graph)
-    gone: set[int] = set()
-    for node in graph.node:
-        if node.op_type != "QuantizeLinear" or not all(name in constants for name in node.input):
-            continue
-        integers = _quantize(node, constants)
-        output, dead = node.output[0], [node]
-        clip = users[output][0] if len(users[output]) == 1 else None
-        if clip is not None and clip.op_type == "Clip" and all(name in constants for name in clip.input[1:]):
-            low, high = (numpy_helper.to_array(constants[name]) for name in clip.input[1:3])
-            integers = np.clip(integers, low, high)
-            output, dead = clip.output[0], [node, clip]
-        gone.update(id(n) for n in dead)
-        graph.initializer.append(numpy_helper.from_array(integers, output))
-    _set_nodes(graph, [node for node in graph.node if id(node) not in gone])
-
-
-def _quantize(node: NodeProto, constants: dict[str, TensorProto]) -> NDArray[np.generic]:
-    x, scale, zero = (numpy_helper.to_array(constants[name]) for name in node.input)
-    axis = next((a.i for a in node.attribute if a.name == "axis"), 1)
-    shape = [-1 if d == axis % max(x.ndim, 1) else 1 for d in range(x.ndim)] if scale.ndim else []
-    full = np.iinfo(zero.dtype)
-    ratio = x.astype(np.float32) / scale.astype(np.float32).reshape(shape)
-    return np.clip(np.rint(ratio) + zero.astype(np.float32).reshape(shape), full.min, full.max).astype(zero.dtype)
-
-
 def mean_to_pool(model: ModelProto) -> None:
     """ReduceMean over all spatial axes becomes GlobalAveragePool, which ONNX Runtime also has in integers.
 
@@ -135,11 +116,11 @@ def mean_to_pool(model: ModelProto) -> None:
     neighbours, and quantiser and whatever comes next).
     """
     graph = model.graph
-    constants, users, ranks = _constants(graph), _users(graph), _ranks(graph)
+    constants, users, shapes = constants_of(graph), users_of(graph), shapes_of(graph)
     nodes: list[NodeProto] = []
     unflat: set[str] = set()
     for node in graph.node:
-        if node.op_type == "ReduceMean" and _is_spatial(node, constants, ranks):
+        if node.op_type == "ReduceMean" and _is_spatial(node, constants, shapes):
             keepdims = next((a.i for a in node.attribute if a.name == "keepdims"), 1)
             readers = users[node.output[0]]
             node = helper.make_node("GlobalAveragePool", [node.input[0]], list(node.output))
@@ -150,11 +131,11 @@ def mean_to_pool(model: ModelProto) -> None:
         if node.output[0] in unflat:
             flat, node.output[0] = node.output[0], f"{node.output[0]}/unflat"
             nodes.append(helper.make_node("Flatten", [node.output[0]], [flat], axis=1))
-    _set_nodes(graph, nodes)
+    set_nodes(graph, nodes)
 
 
-def _is_spatial(node: NodeProto, constants: dict[str, TensorProto], ranks: dict[str, int]) -> bool:
-    rank = ranks.get(node.input[0])
+def _is_spatial(node: NodeProto, constants: dict[str, TensorProto], shapes: dict[str, list[int | None]]) -> bool:
+    rank = len(shapes.get(node.input[0], ()))
     if rank not in (3, 4, 5) or len(node.input) < 2 or node.input[1] not in constants:
         return False
     axes = {int(axis) % rank for axis in numpy_helper.to_array(constants[node.input[1]]).reshape(-1)}
@@ -211,27 +192,6 @@ def merge_equal_initializers(model: ModelProto) -> None:
             node.input[index] = renamed.get(name, name)
 
 
-def own_int8(model: ModelProto) -> None:
-    """Give every reader of an int8 initialiser (a weight's zero points) a copy of its own.
-
-    Where a processor lacks VNNI, ONNX Runtime rewrites int8 weights and their zero points as uint8, each by its name,
-    and refuses the file when a shared one comes by the second time.
-    """
-    graph = model.graph
-    int8 = {tensor.name: tensor for tensor in graph.initializer if tensor.data_type == TensorProto.INT8}
-    readers: Counter[str] = Counter()
-    for node in graph.node:
-        for index, name in enumerate(node.input):
-            if name not in int8:
-                continue
-            readers[name] += 1
-            if readers[name] > 1:
-                copied = graph.initializer.add()
-                copied.CopyFrom(int8[name])
-                copied.name = f"{name}.copy{readers[name]}"
-                node.input[index] = copied.name
-
-
 def remove_unused(model: ModelProto) -> None:
     """Nodes whose results nobody reads, and initialisers that no node reads."""
     graph = model.graph
@@ -240,8 +200,8 @@ def remove_unused(model: ModelProto) -> None:
     for node in reversed(graph.node):
         if any(output in needed for output in node.output):
             keep.append(node)
-            needed.update(_read_names(node))
-    _set_nodes(graph, keep[::-1])
+            needed.update(read_names(node))
+    set_nodes(graph, keep[::-1])
     used = [tensor for tensor in graph.initializer if tensor.name in needed]
     del graph.initializer[:]
     graph.initializer.extend(used)
@@ -250,9 +210,9 @@ def remove_unused(model: ModelProto) -> None:
 def shorten_names(model: ModelProto, inputs: Sequence[str] = ()) -> None:
     """Inner values get names of a letter or two; outputs become ``output``, or ``output_0`` …; inputs as said."""
     graph = model.graph
-    if any(_has_subgraph(node) for node in graph.node):
+    if any(has_subgraph(node) for node in graph.node):
         return  # values of the outer graph may be read inside: leave the names alone
-    constants = _constants(graph)
+    constants = constants_of(graph)
     old = [value.name for value in graph.input]
     new = dict(zip(old, [*inputs, *old[len(inputs) :]], strict=False))
     for number, value in enumerate(graph.output):
@@ -283,41 +243,3 @@ def _short_names() -> Iterator[str]:
                 break
         yield name
         number += 1
-
-
-def _constants(graph: GraphProto) -> dict[str, TensorProto]:
-    return {tensor.name: tensor for tensor in graph.initializer}
-
-
-def _users(graph: GraphProto) -> dict[str, list[NodeProto]]:
-    """name → the nodes that read it; a graph output counts as one more reader."""
-    found: dict[str, list[NodeProto]] = defaultdict(list)
-    for node in graph.node:
-        for name in dict.fromkeys(_read_names(node)):
-            found[name].append(node)
-    for output in graph.output:
-        found[output.name].append(NodeProto())
-    return found
-
-
-def _read_names(node: NodeProto) -> Iterator[str]:
-    yield from (name for name in node.input if name)
-    for attribute in node.attribute:
-        for graph in [attribute.g, *attribute.graphs] if attribute.type in (5, 10) else []:
-            for inner in graph.node:
-                yield from _read_names(inner)
-
-
-def _has_subgraph(node: NodeProto) -> bool:
-    return any(a.type in (AttributeProto.GRAPH, AttributeProto.GRAPHS) for a in node.attribute)
-
-
-def _ranks(graph: GraphProto) -> dict[str, int]:
-    values = [*graph.value_info, *graph.input, *graph.output]
-    return {value.name: len(value.type.tensor_type.shape.dim) for value in values if value.type.HasField("tensor_type")}
-
-
-def _set_nodes(graph: GraphProto, nodes: list[NodeProto]) -> None:
-    copies = [NodeProto.FromString(node.SerializeToString()) for node in nodes]
-    del graph.node[:]
-    graph.node.extend(copies)

@@ -82,10 +82,20 @@ def test_every_layer_of_a_perceptron_runs_in_integers(files):
 def test_a_layer_that_stays_float_is_named(learnt, quantized, tmp_path):
     model = learnt("Mlp")
     _, plan = quantized(model)
-    all_but_the_logits = Plan("all but the logits", plan.edits[:-1])
-    file = export_onnx(apply(model, all_but_the_logits), (torch.randn(2, 1, 8, 8),), tmp_path / "model.onnx")
+    but_one = tuple(edit for edit in plan.edits if edit.places != (TensorPlace("5", "weight"),))
+    file = export_onnx(apply(model, Plan("but one", but_one)), (torch.randn(2, 1, 8, 8),), tmp_path / "model.onnx")
     share = integer_share(file.path)
     assert share["float_layers"] == ["5"] and (share["integer"], share["total"]) == (2, 3)
+
+
+def test_a_linear_layer_whose_result_is_not_rounded_runs_in_integers_too(learnt, quantized, make_images, tmp_path):
+    _, plan = quantized(learnt("Mlp"))
+    model = apply(learnt("Mlp"), Plan("all but the logits", plan.edits[:-1]))
+    inputs = make_images(16, 3)[0]
+    file = export_onnx(model, (inputs[:2],), tmp_path / "model.onnx")
+    assert operator_histogram(file.path)["QGemm"] == 3
+    with torch.no_grad():
+        torch.testing.assert_close(run(file.path, inputs), model(inputs), rtol=0, atol=0.05)
 
 
 def test_an_int8_file_takes_a_byte_for_each_parameter(models, quantized, tmp_path):
