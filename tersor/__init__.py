@@ -40,6 +40,7 @@ _HOME = {
     "PerType": "tersor.prune.sparse.scopes",
     "GradualSparsity": "tersor.prune.sparse.gradual",
     "DropAndGrow": "tersor.prune.sparse.drop_and_grow",
+    "LearnMasks": "tersor.prune.sparse.learnt_mask",
     "LotteryTicket": "tersor.prune.sparse.lottery",
     "prune_gradually": "tersor.prune.sparse.gradual",
     "prune_by_movement": "tersor.prune.sparse.gradual",
@@ -158,6 +159,7 @@ if TYPE_CHECKING:
     from tersor.prune.layerwise.sparsegpt import SparseGPT
     from tersor.prune.sparse.drop_and_grow import DropAndGrow, train_sparse
     from tersor.prune.sparse.gradual import GradualSparsity, prune_by_movement, prune_gradually
+    from tersor.prune.sparse.learnt_mask import LearnMasks
     from tersor.prune.sparse.lottery import LotteryTicket
     from tersor.prune.sparse.patterns import NM, Block, Element, Rows
     from tersor.prune.sparse.prune import Prune

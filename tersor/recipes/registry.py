@@ -32,6 +32,7 @@ from tersor.prune.sparse.elements import (
     WeightTaylor,
 )
 from tersor.prune.sparse.gradual import GradualSparsity
+from tersor.prune.sparse.learnt_mask import LearnMasks
 from tersor.prune.sparse.lottery import LotteryTicket
 from tersor.prune.sparse.patterns import NM, Block, Element, Pattern, Rows
 from tersor.prune.sparse.prune import Prune
@@ -133,6 +134,7 @@ STEPS = Registry(
         Companion: {
             "gradual": GradualSparsity,
             "drop_and_grow": DropAndGrow,
+            "learn_masks": LearnMasks,
             "freeze_scales": FreezeScales,
             "freeze_oscillation": FreezeOscillation,
         },
