@@ -22,10 +22,11 @@ from tersor.core.files import write_atomically
 from tersor.core.place import module_at, tensor_at
 from tersor.core.plan import Plan
 from tersor.export.base import Base, state_entries
+from tersor.export.packed_tensors import INTEGERS
 from tersor.export.weights import EDITS, Encode, Layout, from_bytes, load_into, model_tensors, to_bytes
 
 FORMAT = "tersor-artifact"
-VERSION, ENCODED_VERSION = 1, 2  # 2: some tensors are stored without their zeros
+VERSION, ENCODED_VERSION, INTEGER_VERSION = 1, 2, 3  # 2: some tensors without their zeros; 3: some as integers
 ARCHITECTURE, WEIGHTS, CARD = "architecture.json", "model.safetensors", "card.md"
 _LARGEST_JSON = 256 * 2**20  # bytes
 _TUPLE = "__tuple__"
@@ -46,9 +47,9 @@ def save_artifact(
 
     ``original``: the model before the first plan, or ``Base.of`` it. With the model itself, the edits are first
     replayed on a copy, so that an artifact which cannot be loaded is never written. ``extra``: plain JSON values to
-    keep with it. ``encode="smallest"`` leaves zeros out of the tensors where that makes the file smaller: what a mask
-    hides is not kept, and the outputs are the same bit for bit. architecture.json is written last and seals the others.
-    Returns ``folder``.
+    keep with it. ``encode="smallest"`` leaves zeros out of the tensors, and stores weights under a quantiser that does
+    not learn as its integers, where that makes the file smaller: what a mask hides, and what rounding takes away, is
+    not kept, and the outputs are the same. architecture.json is written last and seals the others. Returns ``folder``.
 
     Raises ArtifactError where the plans do not lead from the original to the model, or something has no plain form.
     """
@@ -65,7 +66,7 @@ def save_artifact(
     data = to_bytes(tensors, layout)
     architecture: dict[str, Any] = {
         "format": FORMAT,
-        "version": ENCODED_VERSION if layout.encoded else VERSION,
+        "version": _version(layout),
         "base": base.to_json(),
         "plans": said,
         "weights": {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)},
@@ -81,6 +82,13 @@ def save_artifact(
     except OSError as error:
         raise ArtifactError("the artifact cannot be written", where=str(folder), got=error.strerror or error) from error
     return folder
+
+
+def _version(layout: Layout) -> int:
+    """The oldest that can read it."""
+    if any(how["kind"] == INTEGERS for how in layout.encoded.values()):
+        return INTEGER_VERSION
+    return ENCODED_VERSION if layout.encoded else VERSION
 
 
 def load_artifact(folder: Path, model: nn.Module, *, in_place: bool = False) -> nn.Module:
@@ -135,8 +143,8 @@ def read_architecture(folder: Path) -> dict[str, Any]:
         raise _damaged(path, f"{type(error).__name__}: {error}") from error
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise ArtifactError("this is no Tersor artifact", where=str(path), expected=f'"format": "{FORMAT}"')
-    if data.get("version") not in (VERSION, ENCODED_VERSION):
-        expected = f"{VERSION} or {ENCODED_VERSION}"
+    if data.get("version") not in (VERSION, ENCODED_VERSION, INTEGER_VERSION):
+        expected = f"{VERSION}, {ENCODED_VERSION} or {INTEGER_VERSION}"
         raise ArtifactError(
             "the artifact has another version", where=str(path), got=data.get("version"), expected=expected,
             do="Load it with the Tersor that wrote it",

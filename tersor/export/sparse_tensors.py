@@ -1,4 +1,4 @@
-"""Tensors with zeros in the encoding of the fewest bytes: under their mask's bits, as a bitmap, or as n of m."""
+"""Tensors in the encoding of the fewest bytes: under their mask's bits, as a bitmap, as n of m, or as integers."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from torch.nn.utils import parametrize
 
 from tersor.core.errors import ArtifactError
 from tersor.core.masked import Masked
+from tersor.export import packed_tensors
+from tersor.export.packed_tensors import INTEGERS
 from tersor.tensor.encodings import N_OF_M, Bitmap, NOfM, sizes, smallest
 
 BITS = "tersor.bits."  # where values stand: of a bitmap, or of n of m
@@ -25,12 +27,14 @@ def choose(model: nn.Module, tensors: Mapping[str, Tensor], tied: Mapping[str, s
     """name → how it is best stored, for those of ``tensors`` that are not best stored as they are.
 
     ``{"kind": "masked", "shape", "mask"}``: the values where that mask is true, for a weight that only this mask sees,
-    so that what it hides never shows; ``{"kind": "bitmap" | "1:4" | "2:4", "shape"}``: by the values themselves.
+    so that what it hides never shows; ``{"kind": "bitmap" | "1:4" | "2:4", "shape"}``: by the values themselves;
+    ``{"kind": "integers", …}``: by what a quantiser makes of them (``packed_tensors``).
     ``tied``: name → name of the tensor that it is; such a one is never taken for masked.
     """
     shared = {*tied, *tied.values()}
     masks = {name: mask for name, mask in _masks(model).items() if not {name, mask} & shared}
-    found = {}
+    found: dict[str, packed_tensors.How] = {}
+    rounded = packed_tensors.candidates(model, tensors, tied)
     for name, tensor in tensors.items():
         if tensor.dtype == torch.bool or tensor.is_complex() or not tensor.numel() or tensor.is_quantized:
             continue
@@ -39,9 +43,10 @@ def choose(model: nn.Module, tensors: Mapping[str, Tensor], tied: Mapping[str, s
         mask = masks.get(name)
         if mask is not None:
             bytes_["masked"] = int(tensors[mask].sum()) * tensor.element_size()
+        how, bytes_[INTEGERS] = rounded.get(name, ({}, bytes_["dense"]))
         kind = smallest(bytes_)
         if bytes_["dense"] - bytes_[kind] >= LEAST_SAVED:
-            found[name] = {"kind": kind, "shape": list(tensor.shape), **({"mask": mask} if kind == "masked" else {})}
+            found[name] = {"kind": kind, "shape": list(tensor.shape), **({"mask": mask} if kind == "masked" else how)}
     return found
 
 
@@ -63,12 +68,19 @@ def encode(name: str, tensor: Tensor, how: Mapping[str, Any], tensors: Mapping[s
     match how["kind"]:
         case "masked":
             return {name: words[tensors[how["mask"]].cpu()].view(tensor.dtype)}
+        case packed_tensors.INTEGERS:
+            return {name: packed_tensors.encode(tensor, how, tensors)}
         case "bitmap":
             bitmap = Bitmap.encode(words)
             return {name: bitmap.values.view(tensor.dtype), BITS + name: bitmap.bits}
         case kind:
             of = NOfM.encode(words, *_PATTERNS[kind])
             return {name: of.values.reshape(-1).view(tensor.dtype), BITS + name: of.positions}
+
+
+def in_order(encoded: Encoded) -> list[tuple[str, Mapping[str, Any]]]:
+    """What is decoded first: integers last, since zero points without their zeros are among the others."""
+    return sorted(encoded.items(), key=lambda entry: entry[1]["kind"] == INTEGERS)
 
 
 def decode(name: str, how: Mapping[str, Any], tensors: dict[str, Tensor]) -> Tensor:
@@ -79,6 +91,8 @@ def decode(name: str, how: Mapping[str, Any], tensors: dict[str, Tensor]) -> Ten
     try:
         if how["kind"] == "masked":
             return _under_mask(values, tensors[how["mask"]], shape)
+        if how["kind"] == INTEGERS:
+            return packed_tensors.decode(values, how, tensors)
         bits = tensors.pop(BITS + name)
         if how["kind"] == "bitmap":
             return Bitmap(shape, bits, _words(values)).decode().view(values.dtype)
@@ -98,9 +112,12 @@ def _under_mask(values: Tensor, keep: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 def read(data: Any) -> Encoded:
     """The ``encoded`` of architecture.json, checked. Raises TypeError or ValueError."""
-    found = {}
+    found: dict[str, packed_tensors.How] = {}
     for name, how in dict(data).items():
         kind, shape = how["kind"], [size(n) for n in how["shape"]]
+        if kind == INTEGERS:
+            found[str(name)] = packed_tensors.read(how, shape)
+            continue
         if kind not in ("masked", "bitmap", *_PATTERNS):
             raise ValueError(f"{kind!r} is no encoding")
         found[str(name)] = {"kind": kind, "shape": shape, **({"mask": str(how["mask"])} if kind == "masked" else {})}

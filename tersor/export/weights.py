@@ -1,5 +1,5 @@
-"""A model's tensors as one safetensors file: tied tensors once, bool tensors as bits, zeros left out where asked, and
-back without guessing."""
+"""A model's tensors as one safetensors file: tied tensors once, bool tensors as bits; where asked, zeros left out and
+rounded weights as integers, and back without guessing."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Layout:
 
     ``tied``: name → name of the tensor that it shares. ``packed``: name of a bool tensor → its shape (it is stored as
     uint8, eight values to a byte). ``extra``: name → what a module's ``get_extra_state`` gave. ``encoded``: name → how
-    a tensor with zeros is stored (``sparse_tensors``).
+    a tensor is stored that has zeros or is rounded (``sparse_tensors``).
     """
 
     tied: Mapping[str, str]
@@ -60,7 +60,8 @@ def model_tensors(model: nn.Module, encode: Encode = "dense") -> tuple[dict[str,
     """Every tensor that ``model`` needs to be what it is, by name, and the layout that goes with them.
 
     The state dict, and under ``tersor.buffers.`` the buffers that it leaves out. ``encode``: "smallest" lets zeros be
-    left out where that saves bytes. Raises ArtifactError for extra state that JSON cannot hold.
+    left out, and rounded weights be integers, where that saves bytes. Raises ArtifactError for extra state that JSON
+    cannot hold.
     """
     state: dict[str, Any] = model.state_dict(keep_vars=True)
     tensors: dict[str, Tensor] = {}
@@ -131,7 +132,7 @@ def from_bytes(data: bytes, layout: Layout) -> dict[str, Tensor]:
     tensors = dict(stored)
     for name, shape in layout.packed.items():
         tensors[name] = _unpack(name, stored.get(name), shape)
-    for name, how in layout.encoded.items():
+    for name, how in sparse_tensors.in_order(layout.encoded):
         tensors[name] = sparse_tensors.decode(name, how, tensors)
     for name, other in layout.tied.items():
         if other not in stored or name in stored:
