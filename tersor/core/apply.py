@@ -11,17 +11,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from tersor.core.edit import Attribute, Cut, Edit, Mask, Quantizer, Slice, Swap, Write
+from tersor.core.edit import Attribute, Cut, Edit, Mask, Precision, Quantizer, Slice, Swap, Write
 from tersor.core.errors import InputError
 from tersor.core.eval_mode import eval_mode
 from tersor.core.fake_quantize import FakeQuantize
 from tersor.core.intercept import intercept_at, welcome
 from tersor.core.masked import Masked, standing_mask
-from tersor.core.place import TensorPlace, aliases, module_at, tensor_at, tied_places
+from tersor.core.place import TensorPlace, aliases, module_at, stored_at, tensor_at, tied_places
 from tersor.core.plan import Plan
 from tersor.core.recurrent import list_weights_anew
 from tersor.core.removed import Removed
 from tersor.core.scattered import Scattered
+from tersor.core.widened import HALVES, is_narrow, narrow
 
 # Swap builds from these and nothing else, so that an artifact cannot name arbitrary code.
 CONSTRUCTORS: dict[str, Callable[..., nn.Module]] = {
@@ -58,6 +59,8 @@ def write(model: nn.Module, edit: Edit) -> None:
             _write(model, edit)
         case Quantizer():
             _quantizer(model, edit)
+        case Precision():
+            _precision(model, edit)
         case Slice():
             _slice(model, edit)
         case Swap():
@@ -151,6 +154,22 @@ def _expect_grid(place: TensorPlace, edit: Quantizer, tensor: Tensor) -> None:
         expected, what = [channels, row // edit.group_size], "one scale per row and group is needed"
     if list(edit.scale.shape) != expected:
         raise InputError(what, where=str(place), got=list(edit.scale.shape), expected=expected)
+
+
+def _precision(model: nn.Module, edit: Precision) -> None:
+    stored, module = stored_at(model, edit.place), module_at(model, edit.place.module)
+    own = isinstance(stored, nn.Parameter) and stored.is_floating_point() and not is_narrow(module, edit.place.tensor)
+    if not own or edit.dtype not in HALVES:
+        raise InputError(
+            "only a floating parameter can be stored in half precision, once", where=str(edit.place),
+            got=f"{stored.dtype} to {edit.dtype}", expected=f"one of {HALVES}",
+        )  # fmt: skip
+    half = nn.Parameter(stored.detach().to(edit.dtype), requires_grad=stored.requires_grad)
+    for place in aliases(model, edit.place):
+        module = module_at(model, place.module)
+        chain = narrow(module, place.tensor, half)
+        list_weights_anew(module)
+        welcome(model, chain)
 
 
 def _slice(model: nn.Module, edit: Slice) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tersor.core.errors import ArtifactError
 from tersor.core.place import ActivationPlace, Place, TensorPlace
+from tersor.core.widened import HALVES
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +56,14 @@ class Quantizer:
 
 
 @dataclass(frozen=True, eq=False)
+class Precision:
+    """Store a parameter as ``dtype`` (float16 or bfloat16), tied ones with it; who reads it gets the type it had."""
+
+    place: TensorPlace
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True, eq=False)
 class Cut:
     """Keep the indices ``keep`` (int64, increasing) of dimension ``dim`` of a tensor.
 
@@ -93,8 +102,8 @@ class Attribute:
     value: Any
 
 
-Edit = Mask | Write | Quantizer | Slice | Swap | Attribute
-STRUCTURAL = (Mask, Write, Quantizer, Slice, Swap, Attribute)
+Edit = Mask | Write | Quantizer | Precision | Slice | Swap | Attribute
+STRUCTURAL = (Mask, Write, Quantizer, Precision, Slice, Swap, Attribute)
 
 
 def _place_to_json(place: Place) -> list[Any]:
@@ -118,7 +127,7 @@ def edit_to_json(edit: Edit, key: str, tensors: dict[str, Tensor]) -> dict[str, 
             place = _place_to_json(edit.place)
             return {"kind": "Mask", "place": place, "shape": list(edit.keep.shape), "merge": edit.merge}
         case Write():
-            kind = {"shape": list(edit.value.shape), "dtype": str(edit.value.dtype).removeprefix("torch.")}
+            kind = {"shape": list(edit.value.shape), "dtype": _name(edit.value.dtype)}
             return {"kind": "Write", "place": _place_to_json(edit.place), **kind}
         case Quantizer():
             return {
@@ -131,6 +140,8 @@ def edit_to_json(edit: Edit, key: str, tensors: dict[str, Tensor]) -> dict[str, 
                 "learn": edit.learn,
                 "group_size": edit.group_size,
             }
+        case Precision():
+            return {"kind": "Precision", "place": _place_to_json(edit.place), "dtype": _name(edit.dtype)}
         case Slice():
             cuts = []
             shared: dict[int, str] = {}  # cuts of one group share their index tensor: store it once
@@ -144,6 +155,10 @@ def edit_to_json(edit: Edit, key: str, tensors: dict[str, Tensor]) -> dict[str, 
             return {"kind": "Swap", "module": edit.module, "constructor": edit.constructor, "arguments": arguments}
         case Attribute():
             return {"kind": "Attribute", "module": edit.module, "name": edit.name, "value": edit.value}
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def edit_from_json(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Edit:
@@ -174,6 +189,8 @@ def _read_edit(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Edit:
                 bool(data["learn"]),
                 data.get("group_size"),  # artifacts of before groups do not say
             )
+        case "Precision":
+            return Precision(TensorPlace(*data["place"]), {_name(half): half for half in HALVES}[data["dtype"]])
         case "Slice":
             shared = {name: tensors[name].to(torch.int64) for name in {cut[2] for cut in data["cuts"]}}
             cuts = data["cuts"]

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from tersor.core.edit import Attribute, Edit, Mask, Quantizer, Slice, Swap, Write
+from tersor.core.edit import Attribute, Edit, Mask, Precision, Quantizer, Slice, Swap, Write
 from tersor.core.place import Place
 
 
@@ -50,7 +50,7 @@ class Plan:
         found: list[Place | str] = []
         for edit in self.edits:
             match edit:
-                case Mask() | Write():
+                case Mask() | Write() | Precision():
                     found.append(edit.place)
                 case Quantizer():
                     found.extend(edit.places)

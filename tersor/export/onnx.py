@@ -22,6 +22,7 @@ from tersor.core.errors import GraphError, InputError
 from tersor.core.fake_quantize import FakeQuantize
 from tersor.core.files import write_atomically
 from tersor.core.masked import Masked
+from tersor.export.half import store_half, widen
 from tersor.export.passes import ship
 
 OPSET, WIDE_OPSET = 20, 21  # 21: QuantizeLinear gives integers of 16 bits too
@@ -52,18 +53,21 @@ def export_onnx(
     """Write ``model`` (in eval mode, on the CPU; the one given is untouched) to ``path`` as ONNX.
 
     Weight quantisers become int8 initialisers with a DequantizeLinear, activation quantisers QuantizeLinear /
-    DequantizeLinear pairs, masks zeros in the weights. ``example_inputs``: positional tensors, batch first. With
-    ``dynamic_batch`` dimension 0 of every input is free. ``output_of``: what the model returns → the one tensor that
-    the file shall give (``task.output``); without it the file gives every tensor that the model returns, flattened.
+    DequantizeLinear pairs, masks zeros in the weights; weights stored in half precision stay so, behind a Cast.
+    ``example_inputs``: positional tensors, batch first. With ``dynamic_batch`` dimension 0 of every input is free.
+    ``output_of``: what the model returns → the one tensor that the file shall give (``task.output``); without it the
+    file gives every tensor that the model returns, flattened.
 
     Raises GraphError where the exporter fails; InputError for inputs that are no tensors.
     """
     inputs = _example(example_inputs, dynamic_batch)
     target = _exportable(model)
+    halves = widen(target)
     if output_of is not None:  # a hook's result replaces the forward's, and renames no module as a wrapper would
         target.register_forward_hook(lambda module, args, result: output_of(result))
     proto = _to_proto(target, inputs, dynamic_batch)
     ship(proto, _input_names(model, len(inputs)))
+    store_half(proto, halves)
     _check(proto)
     data = proto.SerializeToString(deterministic=True)
     write_atomically(Path(path), data)

@@ -5,7 +5,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tersor.core.edit import Attribute, Cut, Mask, Quantizer, Slice, Swap, Write, edit_from_json, edit_to_json
+from tersor.core.edit import (
+    Attribute,
+    Cut,
+    Mask,
+    Precision,
+    Quantizer,
+    Slice,
+    Swap,
+    Write,
+    edit_from_json,
+    edit_to_json,
+)
 from tersor.core.errors import ArtifactError
 from tersor.core.place import ActivationPlace, TensorPlace
 
@@ -30,6 +41,7 @@ quantizers = st.builds(
     quantizer, st.lists(tensor_places | activation_places, min_size=1, max_size=3), st.integers(1, 4),
     st.integers(-128, 0), st.integers(1, 255), st.none() | st.integers(0, 3), st.booleans(), st.none() | st.just(32),
 )  # fmt: skip
+precisions = st.builds(Precision, tensor_places, st.sampled_from([torch.float16, torch.bfloat16]))
 cuts = st.builds(Cut, tensor_places, st.integers(0, 3), keeps, st.sampled_from(["producer", "consumer", "bystander"]))
 slices = st.lists(cuts, min_size=1, max_size=4).map(lambda found: Slice(tuple(found)))
 swaps = st.builds(Swap, names, names, st.dictionaries(names, plain, max_size=2))
@@ -44,7 +56,7 @@ def through_json(edit):
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.one_of(masks, writes, quantizers, slices, swaps, attributes))
+@given(st.one_of(masks, writes, quantizers, precisions, slices, swaps, attributes))
 def test_every_edit_comes_back_as_the_same_structure(edit):
     back, _ = through_json(edit)
     assert type(back) is type(edit)
@@ -58,6 +70,8 @@ def test_every_edit_comes_back_as_the_same_structure(edit):
             for name in ("places", "quant_min", "quant_max", "axis", "learn", "group_size"):
                 assert getattr(back, name) == getattr(edit, name)
             assert back.scale.shape == back.zero_point.shape == edit.scale.shape
+        case Precision():
+            assert (back.place, back.dtype) == (edit.place, edit.dtype)
         case Slice():
             assert len(back.cuts) == len(edit.cuts)
             for a, b in zip(back.cuts, edit.cuts, strict=True):
@@ -90,6 +104,7 @@ def test_cuts_that_share_their_indices_store_them_once():
         {"kind": "Slice", "cuts": [[["a", "weight"], 0]]},
         {"kind": "Mask", "place": ["a", "b"], "shape": [-1], "merge": True},
         {"kind": "Quantizer", "places": [["a", "b"]], "shape": [1]},
+        {"kind": "Precision", "place": ["a", "b"], "dtype": "load"},
     ],
 )
 def test_damaged_json_is_an_artifact_error(data):
