@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -21,6 +22,16 @@ class Measurement:
     n: int | None = None
     device: str = "cpu"
     conditions: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls, estimate: tuple[float, float, float], unit: str, n: int | None = None, *, scale: float = 1.0,
+        **conditions: Any,
+    ) -> Measurement:  # fmt: skip
+        """(value, low, high), each times ``scale``; an end that is not finite cannot be told."""
+        value, low, high = (scale * part for part in estimate)
+        ends = (end if math.isfinite(end) else None for end in (low, high))
+        return cls(value, unit, *ends, n, conditions=conditions)
 
     @property
     def vague(self) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterable, Sized
 from contextlib import nullcontext
@@ -23,8 +22,8 @@ from tersor.core.measurement import Measurement
 from tersor.core.progress import Progress
 from tersor.core.randomness import seeded
 from tersor.core.task import Batch, Task
-from tersor.measure.session import OnnxRunnable
-from tersor.tensor.statistics import Estimate, bootstrap_interval, is_binary, paired_difference, wilson
+from tersor.measure.runnable import on_device, outputs_of
+from tersor.tensor.statistics import bootstrap_interval, is_binary, paired_difference, wilson
 
 Runnable = Callable[..., Any]
 Split = Literal["test", "validation"]
@@ -91,31 +90,15 @@ def evaluate(
 def _evaluate_batch(runnable: Runnable, task: Task, batch: Batch, where: str) -> tuple[Tensor, Tensor | None]:
     """(metric values [batch], predicted classes [batch, …] or None)."""
     if isinstance(runnable, nn.Module):
-        batch = _moved(batch, runnable)
+        batch = on_device(batch, next((value.device for value in runnable.parameters()), torch.device("cpu")))
     with user_code("the model does not run on this batch", where=where):
-        targets, outputs = task.targets(batch), _outputs(runnable, task, batch)
+        targets, outputs = task.targets(batch), outputs_of(runnable, task, batch)
     outputs, targets = outputs.detach(), targets.to(outputs.device)
     check_outputs(outputs, len(targets), where)
     check_targets(task, outputs.shape, targets, where)
     values = metric_values(task, outputs, targets, where)
     classes = predicts_classes(outputs.shape, targets) and outputs.shape[-1] > 1
     return values, outputs.argmax(dim=-1).cpu() if classes else None
-
-
-def _outputs(runnable: Runnable, task: Task, batch: Batch) -> Tensor:
-    if not isinstance(runnable, OnnxRunnable):
-        return task.outputs(runnable, batch)
-    args, kwargs = task.inputs(batch)
-    return runnable.output(task, *args, **kwargs)
-
-
-def _moved(batch: Batch, model: nn.Module) -> Batch:
-    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    if device.type == "cpu":
-        return batch
-    from accelerate.utils import send_to_device
-
-    return send_to_device(batch, device)
 
 
 def quality(evaluation: Evaluation, task: Task) -> Measurement:
@@ -159,11 +142,11 @@ def paired_drop(original: Evaluation, compressed: Evaluation, task: Task) -> Mea
         better, worse = worse, better
     estimate = paired_difference(better, worse)
     fraction = task.metric.unit == "fraction"
-    value, low, high = (100 * x for x in estimate) if fraction else Estimate(*estimate)
-    unit = "percentage points" if fraction else task.metric.unit
     method = "Newcombe, paired" if is_binary(better) and is_binary(worse) else "bootstrap of paired differences"
-    conditions = {"split": compressed.split, "interval": method, "positive": "worse"}
-    return Measurement(value, unit, _known(low), _known(high), original.n, conditions=conditions)
+    return Measurement.of(
+        estimate, "percentage points" if fraction else task.metric.unit, original.n, scale=100 if fraction else 1,
+        split=compressed.split, interval=method, positive="worse",
+    )  # fmt: skip
 
 
 def _check_pairs(a: Evaluation, b: Evaluation) -> None:
@@ -178,7 +161,3 @@ def _check_pairs(a: Evaluation, b: Evaluation) -> None:
             got="another order or other samples at the second pass", expected="the same samples in the same order",
             do="Give the loader shuffle=False, and the dataset no randomness of its own",
         )  # fmt: skip
-
-
-def _known(end: float) -> float | None:
-    return end if math.isfinite(end) else None

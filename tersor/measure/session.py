@@ -31,6 +31,11 @@ class OnnxRunnable:
         self.path = Path(path)
         self._session = open_session(self.path, threads=threads, optimised_model_path=optimised_model_path)
 
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        """The file's inputs in their order."""
+        return tuple(value.name for value in self._session.get_inputs())
+
     def __call__(self, *tensors: Tensor) -> Tensor | tuple[Tensor, ...]:
         arrays = tuple(tensor.detach().cpu().contiguous().numpy() for tensor in tensors)
         feed = feed_of(self._session, arrays, str(self.path))
