@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, cast
+from typing import cast
 
 import torch
 from accelerate.utils import send_to_device
@@ -187,21 +187,27 @@ class Pair:
         """What the layers of ``stage`` must satisfy on ``data``: x as the changed model reads it, y the original's."""
         found = {path: equations_of(module_at(self.changed, path)) for path in stage.paths}
         for number, arguments in enumerate(data):
-            targets = self._targets(stage, arguments, number, found)
-            calls = {path: iter(values) for path, values in targets.items()}
-
-            def read(path: str, x: Tensor, _: Tensor, calls: Any = calls) -> None:
-                rows, y = next(calls[path])
-                found[path].add(input_rows(module_at(self.changed, path), x, rows), y)
-
-            pass_through(self.changed, stage.paths, read, arguments, number, sum(map(len, targets.values())))
+            for path, x, y in self.drawn(stage, arguments, number):
+                found[path].add(x, y)
         for path, equations in found.items():
             expect_finite(path, equations.G, equations.C)
         return found
 
-    def _targets(
-        self, stage: Stage, arguments: Arguments, number: int, equations: Mapping[str, NormalEquations]
-    ) -> dict[str, list[tuple[Tensor, Tensor]]]:
+    def drawn(self, stage: Stage, arguments: Arguments, number: int) -> list[tuple[str, Tensor, Tensor]]:
+        """For each call of the layers in one batch (path, x, y): what the changed model reads there [groups, rows,
+        unknowns], and the original's outputs that are left [groups, rows, outputs]."""
+        targets = self._targets(stage, arguments, number)
+        calls = {path: iter(values) for path, values in targets.items()}
+        found: list[tuple[str, Tensor, Tensor]] = []
+
+        def read(path: str, x: Tensor, _: Tensor) -> None:
+            rows, y = next(calls[path])
+            found.append((path, input_rows(module_at(self.changed, path), x, rows), y))
+
+        pass_through(self.changed, stage.paths, read, arguments, number, sum(map(len, targets.values())))
+        return found
+
+    def _targets(self, stage: Stage, arguments: Arguments, number: int) -> dict[str, list[tuple[Tensor, Tensor]]]:
         """path → for each call (numbers of the rows drawn, the original's outputs there that are left)."""
         generator = torch.Generator().manual_seed(derive_seed(self.seed, number))
         found: dict[str, list[tuple[Tensor, Tensor]]] = {path: [] for path in stage.paths}
@@ -210,7 +216,9 @@ class Pair:
             layer = module_at(self.original, path)
             rows = drawn_rows(layer, y, self.rows, generator)
             channels = self.kept.get((TensorPlace(path, "weight"), 0))
-            found[path].append((rows, output_rows(layer, y, rows, channels, len(equations[path].weight))))
+            changed = module_at(self.changed, path)
+            groups = len(as_rows(changed, tensor_of(changed, "weight")))
+            found[path].append((rows, output_rows(layer, y, rows, channels, groups)))
 
         pass_through(self.original, stage.paths, keep, arguments, number, stage.calls)
         return found

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import cast, final
 
@@ -19,17 +18,11 @@ from tersor.core.errors import InputError
 from tersor.core.place import Everything, Selector, TensorPlace, module_at, select, stored_at
 from tersor.core.plan import Plan, Skip
 from tersor.core.step import Method
-from tersor.core.task import Arguments, Task
-from tersor.observe.layerwise import (
-    calibration_arguments,
-    expect_finite,
-    held_otherwise,
-    pass_through,
-    stages_of,
-)
+from tersor.core.task import Task
+from tersor.observe.layerwise import calibration_arguments, held_otherwise, stages_of
+from tersor.observe.moments import Moments, channel_moments
 
 _SAME = 1e-5  # relative: less is rounding, and nothing is written
-_CONSTANT = 1e-9  # variance / squared mean of a channel that varies by rounding only
 
 
 @final
@@ -73,13 +66,13 @@ class CorrectVariance(Method):
         called = [path for stage in stages for path in stage.paths]
         skips += [Skip(path, "the forward does not call it as a module") for path in paths if path not in called]
         data = calibration_arguments(corrected, task, self.batches, 0, "CorrectVariance") if stages else []
-        wanted = _moments(reference, called, data, None)
+        wanted = channel_moments(reference, called, data, None)
         edits: list[Write] = []
         lines: list[tuple[str, str]] = []
         for stage in stages:
-            for path, got in _moments(corrected, stage.paths, data, stage.calls).items():
+            for path, got in channel_moments(corrected, stage.paths, data, stage.calls).items():
                 goal = wanted.get(path)
-                if goal is None or got.like(goal):
+                if goal is None or got.like(goal, _SAME):
                     reason = "its moments are the reference's" if goal else "the reference does not call it"
                     skips.append(Skip(path, reason))
                     continue
@@ -104,58 +97,7 @@ class CorrectVariance(Method):
         return found, skips
 
 
-@dataclass
-class _Moments:
-    """Sums over all samples and positions of each channel: float64 [channels]."""
-
-    count: int
-    total: Tensor
-    squares: Tensor
-
-    @property
-    def mean(self) -> Tensor:
-        return self.total / self.count
-
-    @property
-    def variance(self) -> Tensor:
-        """Zero where only rounding varies."""
-        square = self.squares / self.count
-        found = square - self.mean.square()
-        return torch.where(found > _CONSTANT * square, found, 0.0)
-
-    def like(self, other: _Moments) -> bool:
-        size = other.variance.sqrt()
-        return bool(
-            ((self.variance.sqrt() - size).abs() <= _SAME * size).all()
-            and ((self.mean - other.mean).abs() <= _SAME * (size + other.mean.abs())).all()
-        )
-
-
-def _moments(
-    model: nn.Module, paths: Sequence[str], data: Sequence[Arguments], calls: int | None
-) -> dict[str, _Moments]:
-    found: dict[str, _Moments] = {}
-
-    def see(path: str, _: Tensor, y: Tensor) -> None:
-        layer = module_at(model, path)
-        axis = 1 if isinstance(layer, _BatchNorm) else y.ndim - 1 - _spatial(layer)
-        rows = y.detach().movedim(axis, -1).flatten(0, -2).double()
-        one = _Moments(len(rows), rows.sum(0), rows.square().sum(0))
-        old = found.get(path)
-        found[path] = _Moments(old.count + one.count, old.total + one.total, old.squares + one.squares) if old else one
-
-    for number, arguments in enumerate(data):
-        pass_through(model, paths, see, arguments, number, calls)
-    for path, moments in found.items():
-        expect_finite(path, moments.total, moments.squares)
-    return found
-
-
-def _spatial(layer: nn.Module) -> int:
-    return len(layer.kernel_size) if isinstance(layer, _ConvNd) else 0
-
-
-def _correction(model: nn.Module, path: str, got: _Moments, goal: _Moments) -> tuple[Write, ...]:
+def _correction(model: nn.Module, path: str, got: Moments, goal: Moments) -> tuple[Write, ...]:
     layer = module_at(model, path)
     varies = got.variance > 0
     scale = torch.where(varies, (goal.variance / got.variance).sqrt(), 1.0)
@@ -168,7 +110,7 @@ def _correction(model: nn.Module, path: str, got: _Moments, goal: _Moments) -> t
     return tuple(Write(places[name], value.to(stored_at(model, places[name]))) for name, value in new.items())
 
 
-def _affine(model: nn.Module, path: str, scale: Tensor, got: _Moments, goal: _Moments) -> dict[str, Tensor]:
+def _affine(model: nn.Module, path: str, scale: Tensor, got: Moments, goal: Moments) -> dict[str, Tensor]:
     """What is stored is rescaled, under a mask too."""
     weight = stored_at(model, TensorPlace(path, "weight")).detach().double()
     new = {"weight": weight * scale.view(-1, *[1] * (weight.ndim - 1))}
@@ -178,7 +120,7 @@ def _affine(model: nn.Module, path: str, scale: Tensor, got: _Moments, goal: _Mo
     return new
 
 
-def _statistics(layer: _BatchNorm, scale: Tensor, got: _Moments, goal: _Moments) -> dict[str, Tensor]:
+def _statistics(layer: _BatchNorm, scale: Tensor, got: Moments, goal: Moments) -> dict[str, Tensor]:
     """Running mean and variance with which γ (x − μ) / √(σ² + ε) + β has the moments of ``goal``."""
     assert layer.running_mean is not None and layer.running_var is not None
     mean, variance = layer.running_mean.double(), layer.running_var.double()
@@ -193,7 +135,7 @@ def _statistics(layer: _BatchNorm, scale: Tensor, got: _Moments, goal: _Moments)
     }
 
 
-def _line(got: _Moments, goal: _Moments) -> str:
+def _line(got: Moments, goal: Moments) -> str:
     deviation, size = got.variance.sqrt(), goal.variance.sqrt().clamp_min(1e-30)
     off = ((got.mean - goal.mean).abs() / size).median()
     ratio = (deviation / size).median()
