@@ -42,7 +42,9 @@ app = typer.Typer(
 RecipeOption = Annotated[
     str,
     typer.Option(
-        "--recipe", "-r", help="balanced, small, fast, sparse, coarse-to-fine, or a YAML file (see: tersor recipes)."
+        "--recipe",
+        "-r",
+        help="balanced, small, fast, sparse, coarse-to-fine, joint, or a YAML file (see: tersor recipes).",
     ),
 ]
 RunArgument = Annotated[Path, typer.Argument(help="A run's folder, as tersor compress made it.")]
