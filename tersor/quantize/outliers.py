@@ -6,17 +6,20 @@ import torch
 from torch import Tensor
 
 from tersor.core.edit import Quantizer
-from tersor.quantize.ranges import Percentile
+from tersor.quantize.ranges import Entropy, Percentile, Range
+from tersor.quantize.schemes import Int
 
 SHARE = 99.9  # percent of the values that are the rest
 FAR = 8.0  # times: three bits of the rest's precision are lost
 FEWEST = 2000  # values, below which a thousandth of them says nothing
+HELP: tuple[Range, ...] = (Percentile(SHARE), Entropy(), Percentile(99.0))
 
 
-def outliers(sample: Tensor, edit: Quantizer) -> str:
+def outliers(sample: Tensor, edit: Quantizer, scheme: Int) -> str:
     """What a plan's line says of outliers within an activation's range, and the range that helps; "" without any.
 
-    ``sample``: what passed there, [n]. Zeros are left out: they are exact on every grid, however many.
+    ``sample``: what passed there, [n]. Zeros are left out: they are exact on every grid, however many. The range that
+    is named was tried: its step is that much finer.
     """
     sizes = sample[sample != 0].abs().sort().values
     if len(sizes) < FEWEST:
@@ -26,7 +29,12 @@ def outliers(sample: Tensor, edit: Quantizer) -> str:
     reached = min(largest, float((ends * edit.scale).abs().max()))
     if reached < FAR * rest:
         return ""
-    return (
-        f"; outliers: {SHARE:g} % of the values lie within {rest:.3g}, the largest is {largest:.3g} and the range goes "
-        f"to {reached:.3g}: activation_range={Percentile(SHARE)} makes the step {reached / rest:.0f} times finer"
+    said = (
+        f"; outliers: {SHARE:g} % of the values lie within {rest:.3g}, the largest is {largest:.3g}, and the range "
+        f"goes to {reached:.3g}"
     )
+    for estimator in HELP:
+        finer = float(edit.scale / estimator.parameters(sample[None], scheme)[0])
+        if finer >= FAR / 2:
+            return f"{said}: activation_range={estimator} makes the step {finer:.0f} times finer"
+    return said

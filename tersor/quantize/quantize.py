@@ -214,7 +214,8 @@ class Quantize(Method):
         lines = [(", ".join(map(str, edit.places)), _describe(edit)) for edit in edits]
         samples = [torch.cat([statistics[places[name]].sample for name in group]) for group in points.groups()]
         remarks = [
-            outliers(sample, edit) for sample, edit in zip(samples, dict.fromkeys(activations.values()), strict=True)
+            outliers(sample, edit, self.activations)
+            for sample, edit in zip(samples, dict.fromkeys(activations.values()), strict=True)
         ]
         remarks += [""] * len(weights)
         return edits, [(place, line + remark) for (place, line), remark in zip(lines, remarks, strict=True)]

@@ -11,11 +11,11 @@ from tersor.core.errors import InputError
 from tersor.core.fake_quantize import FakeQuantize
 from tersor.core.intercept import Intercept
 from tersor.core.place import ActivationPlace, ByName, ByType, TensorPlace
-from tersor.core.plan import Plan
+from tersor.core.plan import Plan, Skip
 from tersor.core.task import Task
 from tersor.quantize.fold import FoldBatchNorm
 from tersor.quantize.quantize import Quantize
-from tersor.quantize.ranges import MinMax
+from tersor.quantize.ranges import MinMax, MovingAverage
 from tersor.quantize.schemes import Int
 
 
@@ -301,3 +301,69 @@ def test_a_constant_activation_stays_float_by_name_and_the_rest_is_quantised(con
     x = torch.randn(20, 1, 8, 8)
     deployed = deploy(result.model.eval(), x)
     assert torch.allclose(deployed(x), result.model(x), atol=0.05) and deployed.histogram["QGemm"] >= 1
+
+
+def perceptron():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 24), nn.ReLU(), nn.Linear(24, 10)
+    ).eval()
+
+
+def test_some_layers_take_other_integers_and_some_stay_float_by_name():
+    model = perceptron()
+    per_layer = {"3": Int(4), "[13].weight": Int(3, "per_tensor"), "5": None}
+    plan = Quantize(per_layer=per_layer).plan(model, task_of(model))
+    found = {str(edit.places[0]): edit for edit in plan.edits if isinstance(edit.places[0], TensorPlace)}
+    assert {name: (edit.quant_min, edit.quant_max, edit.axis) for name, edit in found.items()} == {
+        "1.weight": (-4, 3, None), "3.weight": (-8, 7, 0),
+    }  # fmt: skip
+    assert Skip("5", "stays float: per_layer says so") in plan.skips
+
+
+def test_a_name_of_no_layer_is_refused_with_the_nearest():
+    with pytest.raises(InputError, match=r"per_layer.*matches no convolution or linear.*Nearest names: fc"):
+        Quantize(per_layer={"fcc": None}).plan(Gated(), task_of(Gated()))
+    with pytest.raises(InputError, match="matches no convolution or linear layer that where means"):
+        Quantize(per_layer={"fc": None}, where=~ByName("fc")).plan(Gated(), task_of(Gated()))
+
+
+def test_groups_of_weights_have_their_own_scales_and_a_layer_that_they_do_not_divide_stays_float():
+    model = perceptron()
+    plan = Quantize(weights=Int(4, group_size=16)).plan(model, task_of(model))
+    (first, second) = (edit for edit in plan.edits if isinstance(edit.places[0], TensorPlace))
+    assert [tuple(edit.scale.shape) for edit in (first, second)] == [(32, 4), (24, 2)]
+    runs = model[1].weight.detach().reshape(32, 4, 16)
+    assert torch.allclose(first.scale, runs.abs().amax(2) / 7) and first.group_size == 16 and first.learn
+    reasons = {skip.place: skip.reason for skip in plan.skips}
+    assert "does not divide its 24 weights per output channel (24 = 1 · 16 + 8)" in reasons["5"]
+    assert "in float in ONNX Runtime" in dict(plan.lines)["weights"]
+    with pytest.raises(InputError, match=r"5.weight \[10, 24\]: .*24 = 1 · 16 \+ 8.*Use 12 or 24"):
+        Quantize(weights=Int(4, group_size=16, indivisible="refuse")).plan(model, task_of(model))
+
+
+@pytest.mark.parametrize("bits", [4, 16])
+def test_activations_of_other_widths_are_true_in_the_exported_file(bits, ship):
+    model = perceptron()
+    task = task_of(model)
+    weights = Int(4, group_size=8)
+    activations = Int(bits, "per_tensor", symmetric=False)
+    result = Quantize(weights=weights, activations=activations, activation_range=MovingAverage()).run(model, task)
+    quantised, x = result.model.eval(), torch.randn(100, 1, 8, 8)
+    assert f"uint{bits} per tensor: ONNX Runtime's integer kernels take 8 bits alone" in str(result.plans[0])
+    deployed = ship(quantised, x)
+    step = next(float(edit.scale) for edit in result.plans[0].edits if str(edit.places[0]) == "5:linear[0]")
+    with torch.no_grad():
+        apart = (deployed(x) - quantised(x)).abs()
+    assert apart.max() <= 1.01 * step and (apart > 0.01 * step).float().mean() < 0.01
+    seen = {float(value) for value in (quantised(x) / step).round().flatten()}
+    assert len(seen) <= 2**bits
+
+
+def test_activations_with_outliers_are_said_and_others_are_not():
+    model = perceptron()
+    task = task_of(model)
+    task.calibration[1][0][0, 0, 0, 0] = 400.0
+    lines = dict(Quantize(activation_range=MinMax()).plan(model, task).lines)
+    assert "the largest is 400, and the range goes to 399: activation_range=" in lines["<model>:input[0]"]
+    assert "outliers" not in str(Quantize(activation_range=MinMax()).plan(model, task_of(model)))
