@@ -40,8 +40,8 @@ def main() -> None:
     args = _arguments()
     progress = RichProgress(console=Console(), quiet=args.quiet)
     tasks = [teacher_task(seed, args.teacher_epochs, progress) for seed in range(max(2, args.seeds))]
-    tasks = [limited(task, args.images, args.test_images) for task in tasks]
     vit = transformer(tasks[0], args.transformer_epochs, progress)
+    tasks = [limited(task, args.images, args.test_images) for task in tasks]
     log = Log(args.out / "fashion.jsonl", {"images": args.images, "test": args.test_images})
     found: dict[str, list[Finished]] = {}
     for seed in range(args.seeds):
@@ -82,7 +82,7 @@ def _size(model: nn.Module) -> int:
 
 
 def _training(args: argparse.Namespace) -> Finetune:
-    return Finetune(args.epochs, optimizer=Optimizer(lr=args.lr), schedule=OneCycle(), keep="last")
+    return Finetune(args.epochs, optimizer=Optimizer(lr=args.lr), schedule=OneCycle(), precision="bf16", keep="last")
 
 
 def _write(
@@ -98,8 +98,8 @@ def _write(
     said = (
         f"A student of {_size(first):,} parameters; teachers of {_size(teacher):,} (residual networks, one for each of "
         f"{args.seeds} seeds, {args.teacher_epochs} epochs) and {_size(models['transformer'][0]):,} (a transformer, "
-        f"{args.transformer_epochs} epochs). Every arm trains for {args.epochs} epochs by SGD with one cycle up to "
-        f"{args.lr:g}, the last epoch counts, and losses have their default weights: nothing was chosen on the test "
+        f"{args.transformer_epochs} epochs). Every arm trains for {args.epochs} epochs on "
+        f"{args.images or 'all'} images, in bf16, by SGD with one cycle up to {args.lr:g}, the last epoch counts, and losses have their default weights: nothing was chosen on the test "
         "set. Two teachers: the seed's own and the next one's. Two views: augmentation that comes again after two "
         "epochs, which the cache needs."
     )
@@ -120,7 +120,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--lr", type=float, default=0.1, help="peak learning rate of every student")
     parser.add_argument("--teacher-epochs", type=int, default=5, help="of the residual teachers")
     parser.add_argument("--transformer-epochs", type=int, default=5)
-    parser.add_argument("--images", type=int, default=None, help="fewer training images, to try it out")
+    parser.add_argument("--images", type=int, default=30_000, help="that students are trained on, of 60,000")
     parser.add_argument("--test-images", type=int, default=None, help="fewer test images, to try it out")
     parser.add_argument("--only", nargs="+", default=(), help="arms whose name holds one of these")
     parser.add_argument("--rounds", type=int, default=15, help="of timing; 0: none")
