@@ -50,6 +50,12 @@ _HOME = {
     "train_sparse": "tersor.prune.sparse.drop_and_grow",
     "FoldBatchNorm": "tersor.quantize.fold",
     "Quantize": "tersor.quantize.quantize",
+    "Cast": "tersor.quantize.cast",
+    "MinMax": "tersor.quantize.ranges",
+    "MovingAverage": "tersor.quantize.ranges",
+    "Percentile": "tersor.quantize.ranges",
+    "MeanSquaredError": "tersor.quantize.ranges",
+    "Entropy": "tersor.quantize.ranges",
     "FreezeScales": "tersor.quantize.freeze",
     "FreezeOscillation": "tersor.quantize.oscillation",
     "ScaleSpread": "tersor.quantize.spread",
@@ -57,6 +63,7 @@ _HOME = {
     "Int": "tersor.quantize.schemes",
     "QuantizeWeights": "tersor.quantize.weight_only",
     "GPTQ": "tersor.quantize.gptq",
+    "ScaleByActivations": "tersor.quantize.awq",
     "Finetune": "tersor.train.finetune",
     "Average": "tersor.train.average",
     "Every": "tersor.core.step",
@@ -170,11 +177,14 @@ if TYPE_CHECKING:
     from tersor.prune.structured.channels import PruneChannels
     from tersor.prune.structured.group_sparsity import GroupSparsity
     from tersor.prune.structured.iterative import prune_iteratively
+    from tersor.quantize.awq import ScaleByActivations
+    from tersor.quantize.cast import Cast
     from tersor.quantize.fold import FoldBatchNorm
     from tersor.quantize.freeze import FreezeScales
     from tersor.quantize.gptq import GPTQ
     from tersor.quantize.oscillation import FreezeOscillation
     from tersor.quantize.quantize import Quantize
+    from tersor.quantize.ranges import Entropy, MeanSquaredError, MinMax, MovingAverage, Percentile
     from tersor.quantize.schemes import Int
     from tersor.quantize.spread import ScaleSpread
     from tersor.quantize.weight_only import QuantizeWeights

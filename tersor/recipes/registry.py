@@ -51,12 +51,14 @@ from tersor.prune.structured.scores import (
     Score,
     Taylor,
 )
+from tersor.quantize.awq import ScaleByActivations
+from tersor.quantize.cast import Cast
 from tersor.quantize.fold import FoldBatchNorm
 from tersor.quantize.freeze import FreezeScales
 from tersor.quantize.gptq import GPTQ
 from tersor.quantize.oscillation import FreezeOscillation
 from tersor.quantize.quantize import Quantize
-from tersor.quantize.ranges import MeanSquaredError, MinMax, Percentile, Range
+from tersor.quantize.ranges import Entropy, MeanSquaredError, MinMax, MovingAverage, Percentile, Range
 from tersor.quantize.spread import ScaleSpread
 from tersor.quantize.weight_only import QuantizeWeights
 from tersor.recipes.schema import Registry
@@ -86,8 +88,10 @@ STEPS = Registry(
             "distill": Teach,
             "fold_batch_norm": FoldBatchNorm,
             "quantize": Quantize,
+            "cast": Cast,
             "quantize_weights": QuantizeWeights,
             "gptq": GPTQ,
+            "scale_by_activations": ScaleByActivations,
         },
         Method: {"prune_channels": PruneChannels},
         Objective: {
@@ -139,7 +143,13 @@ STEPS = Registry(
             "freeze_oscillation": FreezeOscillation,
         },
         BlockScore: {"similarity": Similarity, "relative_norm": RelativeNorm, "loss_increase": LossIncrease},
-        Range: {"min_max": MinMax, "percentile": Percentile, "mean_squared_error": MeanSquaredError},
+        Range: {
+            "min_max": MinMax,
+            "moving_average": MovingAverage,
+            "percentile": Percentile,
+            "mean_squared_error": MeanSquaredError,
+            "entropy": Entropy,
+        },
         Schedule: {"cosine": Cosine, "one_cycle": OneCycle, "constant": Constant},
     },
     sums={Objective: Sum},
