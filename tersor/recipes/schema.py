@@ -131,6 +131,8 @@ class Registry:
         """A dataclass as the plain data that ``build`` reads."""
         if isinstance(value, Selector):
             return _selector_text(value)
+        if isinstance(value, Mapping):
+            return {key: self.settings(inner) for key, inner in value.items()}
         if not dataclasses.is_dataclass(value) or isinstance(value, type):
             return list(value) if isinstance(value, tuple) else value
         if type(value) in self.sums.values():
@@ -199,6 +201,9 @@ class Registry:
         if typing.get_origin(hint) in (Union, types.UnionType):
             options = tuple(self._annotation(option, owner) for option in typing.get_args(hint))
             return Union[options]  # noqa: UP007  (built at run time)
+        if typing.get_origin(hint) is Mapping:
+            key, inner = typing.get_args(hint)
+            return Mapping[key, self._annotation(inner, owner)]  # type: ignore[valid-type, misc]
         return hint
 
     def _object(self, model: Any) -> Any:
@@ -219,6 +224,8 @@ class Registry:
         if isinstance(model, _Made):
             given = {name: self._object(getattr(model, name)) for name in model.model_fields_set}
             return self._of_model[type(model)](**given)
+        if isinstance(model, Mapping):
+            return {key: self._object(inner) for key, inner in model.items()}
         return model
 
 

@@ -17,8 +17,12 @@ from tersor.prune.sparse.unmask import Unmask
 from tersor.prune.structured.amount import Keep
 from tersor.prune.structured.channels import PruneChannels
 from tersor.prune.structured.group_sparsity import GroupSparsity
+from tersor.quantize.cast import Cast
 from tersor.quantize.freeze import FreezeScales
 from tersor.quantize.oscillation import FreezeOscillation
+from tersor.quantize.quantize import Quantize
+from tersor.quantize.ranges import MovingAverage
+from tersor.quantize.schemes import Int
 from tersor.quantize.spread import ScaleSpread
 from tersor.recipes.recipe import BUILT_IN, parts_of, read_recipe, to_yaml
 from tersor.recipes.registry import STEPS
@@ -108,6 +112,21 @@ def test_amounts_survive_being_printed_and_read(given):
                 }
             },
             Finetune(objective=Adaptive(TaskLoss() + 0.5 * DecoupledSoftTargets(beta=2), ValidationLoss(3))),
+        ),
+        ({"cast": {"dtype": "bfloat16"}}, Cast("bfloat16")),
+        (
+            {
+                "quantize": {
+                    "weights": {"bits": 4, "group_size": 32},
+                    "activation_range": {"moving_average": {"momentum": 0.8}},
+                    "per_layer": {"fc": None, "layer1.*": {"bits": 3}},
+                }
+            },
+            Quantize(
+                weights=Int(4, group_size=32),
+                activation_range=MovingAverage(0.8),
+                per_layer={"fc": None, "layer1.*": Int(3)},
+            ),
         ),
     ],
 )
