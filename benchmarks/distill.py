@@ -99,9 +99,9 @@ def _write(
         f"A student of {_size(first):,} parameters; teachers of {_size(teacher):,} (residual networks, one for each of "
         f"{args.seeds} seeds, {args.teacher_epochs} epochs) and {_size(models['transformer'][0]):,} (a transformer, "
         f"{args.transformer_epochs} epochs). Every arm trains for {args.epochs} epochs on {args.images or 'all'} "
-        f"images, in bf16, by SGD with one cycle up to {args.lr:g}, the last epoch counts, and losses have their default "
-        "weights: nothing was chosen on the test set. Two teachers: the seed's own and the next one's. Two views: augmentation "
-        "that comes again after two epochs, which the cache needs."
+        f"images, in bf16, by SGD with one cycle up to {args.lr:g}, the last epoch counts, and losses have their "
+        "default weights: nothing was chosen on the test set. Two teachers: the seed's own and the next one's. Two "
+        "views: augmentation that comes again after two epochs, which the cache needs."
     )
     write(
         "distill", "Distillation: a student alone and taught", page(said, found, accuracy, ratios), "make bench-distill"
