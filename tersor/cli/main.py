@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from tersor.cli import distill, layers, weights
+from tersor.cli import distill, evaluate, layers, weights
 from tersor.cli.interrupt import insistent_interrupts
 from tersor.cli.output import (
     EXIT_CODES,
@@ -218,6 +218,7 @@ app.command(epilog=EXIT_CODES)(weights.prune)
 app.command(epilog=EXIT_CODES)(weights.quantize)
 app.command(epilog=EXIT_CODES)(weights.dequantize)
 app.command(epilog=EXIT_CODES)(layers.sensitivity)
+app.command(epilog=evaluate.EXIT_CODES)(evaluate.evaluate)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -8,6 +8,7 @@ from tersor.core.errors import InputError
 
 _BYTES = {"": 1.0, "b": 1.0, "kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2.0**10, "mib": 2.0**20, "gib": 2.0**30}
 _MILLISECONDS = {"": 1.0, "ms": 1.0, "s": 1e3, "us": 1e-3, "µs": 1e-3}
+_SHARES = {"": 1.0, "%": 0.01}
 _POINTS = {"": 1.0, "%": 1.0, "points": 1.0}
 
 
@@ -26,9 +27,14 @@ def _parse(text: str | None, units: dict[str, float], option: str, example: str)
     return float(match[1]) * units[match[2].lower()]
 
 
-def parse_points(text: str | None) -> float | None:
+def parse_points(text: str | None, option: str = "--max-drop") -> float | None:
     """ "1%" → 1.0 percentage points."""
-    return _parse(text, _POINTS, "--max-drop", "1%")
+    return _parse(text, _POINTS, option, "1%")
+
+
+def parse_share(text: str | None, option: str) -> float | None:
+    """ "97%" → 0.97; "0.97" too. Raises InputError."""
+    return _parse(text, _SHARES, option, "97%")
 
 
 def parse_bytes(text: str | None) -> float | None:

@@ -56,7 +56,7 @@ class EvaluationData:
             for models that come as files. Batches without targets allow agreement, and nothing about right and wrong.
         groups_of: batch → {sensitive attribute: its value for each sample}. None, NaN, "" and "?" are missing values.
         classes: names of the classes, by index.
-        positive: which class is the favourable one, where fairness asks who is selected.
+        positive: the favourable class, for which fairness asks who is selected; default: the second of two.
         pixels: how inputs were made of pixels, for pictures.
         outside: a loader of other data (out of distribution), read as the test loader is; its targets do not count.
 
@@ -66,7 +66,7 @@ class EvaluationData:
     task: Task | Iterable[Batch]
     groups_of: Callable[[Batch], Mapping[str, Any]] | None = None
     classes: tuple[str, ...] = ()
-    positive: int = 1
+    positive: int | None = None
     pixels: Pixels | None = None
     outside: Iterable[Batch] | None = None
 

@@ -1,0 +1,192 @@
+"""How a compressed model behaves beside its original: run both, compare, hold to limits, write evaluation.json."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterable
+from importlib.metadata import version
+from pathlib import Path
+
+from torch import nn
+
+from tersor.core.errors import ArtifactError, InputError
+from tersor.core.measurement import Measurement
+from tersor.core.progress import Progress
+from tersor.core.task import Task
+from tersor.jobs.find_model import find_model
+from tersor.jobs.find_task import find_task, made
+from tersor.measure.behaviour.agreement import agreement, order_warning
+from tersor.measure.behaviour.collect import Collected, collect
+from tersor.measure.behaviour.confidence import VALIDATION, calibration, outside
+from tersor.measure.behaviour.data import EvaluationData
+from tersor.measure.behaviour.flips import flips
+from tersor.measure.behaviour.gate import Limits, gate
+from tersor.measure.behaviour.groups import groups
+from tersor.measure.behaviour.quality import quality
+from tersor.measure.behaviour.robustness import Stress, robustness
+from tersor.measure.behaviour.schema import DataFacts, Evaluation, ModelFacts, Skipped
+from tersor.measure.runnable import Runnable
+from tersor.run.environment import environment
+from tersor.run.folder import write_json
+from tersor.zoo import BUILTIN
+
+JSON = "evaluation.json"
+FEW = 100  # samples below which the result says that it rests on few
+Model = str | Path | nn.Module | Runnable
+
+
+def evaluate(
+    original: Model,
+    compressed: Model,
+    data: EvaluationData | Task | str | Path,
+    out: str | Path | None = None,
+    *,
+    limits: Limits = Limits(),
+    stress: Stress | None = Stress(),
+    shown: int = 16,
+    limit: int | None = None,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Compare two models on the same data, and hold the compressed one to ``limits``.
+
+    ``original``, ``compressed``: a module, an ONNX file, the folder of a run or an artifact, a function's name, or
+    "task", the data's own model. ``data``: an EvaluationData, a Task, or the name of what gives one. ``stress``: how
+    they are corrupted and attacked (None: not at all). ``shown``: worst samples kept with their inputs. ``limit``: only
+    so many test samples. ``out``: a folder for evaluation.json.
+
+    Raises InputError for unusable input, outputs of different shapes, and limits on what the data do not tell;
+    ArtifactError for damaged files; VerificationError for outputs that are not finite.
+    """
+    start, progress = time.perf_counter(), progress or Progress()
+    known = find_data(data, progress)
+    models = find_model(original, known.based), find_model(compressed, known.based)
+    models = _told_apart(*models)
+    found = collect(*models, known, limit=limit, shown=shown, progress=progress)
+    attributes, skipped = groups(found, known)
+    told = quality(found, known)
+    alike = agreement(found)
+    calibrated = calibration(found, _validation(models, known, found, progress))
+    verdict = gate(limits, quality=told, agreement=alike.get("top_1"), calibration=calibrated, attributes=attributes)
+    stressed, more = None, (Skipped(what="robustness", why="not asked for"),)
+    if stress is not None:
+        stressed, more = robustness(*models, known, found, stress, progress)
+    elsewhere = _outside(models, known, found, limit, progress)
+    result = Evaluation(
+        tersor=version("tersor"), data=_facts(found, known), original=_model(models[0]), compressed=_model(models[1]),
+        gate=verdict, quality=told, agreement=alike, flips=flips(found, known), calibration=calibrated,
+        robustness=stressed, fairness=attributes, outside=elsewhere,
+        skipped=(*skipped, *more, *_unsaid(found, known)), notes=_notes(found),
+        settings={
+            "limits": dataclasses.asdict(limits), "limit": limit, "shown": shown,
+            "stress": None if stress is None else _plain(stress),
+        },
+        environment=environment(), seconds=time.perf_counter() - start,
+    )  # fmt: skip
+    if out is not None:
+        write_evaluation(result, Path(out))
+    return result
+
+
+def find_data(source: EvaluationData | Task | str | Path, progress: Progress | None = None) -> EvaluationData:
+    """What ``source`` names: EvaluationData, a Task, a loader; of a file its function ``task`` where none is named."""
+    if isinstance(source, EvaluationData):
+        return source
+    if isinstance(source, Task):
+        return EvaluationData(source)
+    name = str(source)
+    if name in BUILTIN:
+        return EvaluationData(find_task(name, progress))
+    expected = "tersor.EvaluationData or tersor.Task"
+    found, where = made(name, "task", expected)
+    if isinstance(found, EvaluationData):
+        based = found.based
+        return dataclasses.replace(found, task=dataclasses.replace(based, source=based.source or where))
+    if isinstance(found, Task):
+        stem = Path(name.partition(":")[0]).stem
+        return EvaluationData(
+            dataclasses.replace(found, source=where, name=stem if found.name == "task" else found.name)
+        )
+    if isinstance(found, Iterable) and not isinstance(found, (str, bytes)):
+        return EvaluationData(found)
+    raise InputError("the function gave no data", where=where, got=type(found).__name__, expected=expected)
+
+
+def write_evaluation(result: Evaluation, folder: Path) -> Path:
+    """Put evaluation.json into ``folder``, which is made; returns its path."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / JSON, result.to_json())
+    except OSError as error:
+        raise ArtifactError("cannot be written", where=str(folder), got=error.strerror or error) from error
+    return folder / JSON
+
+
+def _told_apart(original: Runnable, compressed: Runnable) -> tuple[Runnable, Runnable]:
+    if original.name != compressed.name:
+        return original, compressed
+    return (
+        dataclasses.replace(original, name=f"{original.name} (original)"),
+        dataclasses.replace(compressed, name=f"{compressed.name} (compressed)"),
+    )
+
+
+def _validation(
+    models: tuple[Runnable, Runnable], data: EvaluationData, found: Collected, progress: Progress
+) -> Collected | None:
+    """Answers to other samples, to fit temperatures on; None where there are none, or no classes."""
+    task = data.based
+    if found.kind == "numbers" or not data.labelled or task.validation is None or task.validation is task.test:
+        return None
+    alone = dataclasses.replace(data, groups_of=None)
+    return collect(*models, alone, split="validation", limit=VALIDATION, progress=progress)
+
+
+def _outside(
+    models: tuple[Runnable, Runnable], data: EvaluationData, found: Collected, limit: int | None, progress: Progress
+) -> dict[str, Measurement]:
+    if data.outside is None or found.kind == "numbers":
+        return {}
+    return outside(found, collect(*models, data.elsewhere(), limit=limit, progress=progress))
+
+
+def _facts(found: Collected, data: EvaluationData) -> DataFacts:
+    task, metric = data.based, data.based.metric
+    rows = found.n if found.kind == "numbers" else len(found.sample)
+    return DataFacts(
+        name=task.name, source=task.source, kind=found.kind, samples=found.n, rows=rows, labelled=data.labelled,
+        metric=None if metric is None else metric.name, metric_unit=None if metric is None else metric.unit,
+        higher_is_better=metric is None or metric.higher_is_better, classes=found.classes, class_names=data.classes,
+    )  # fmt: skip
+
+
+def _model(runnable: Runnable) -> ModelFacts:
+    return ModelFacts(name=runnable.name, source=runnable.source, backend=runnable.backend)
+
+
+def _unsaid(found: Collected, data: EvaluationData) -> tuple[Skipped, ...]:
+    said = []
+    if not data.labelled:
+        said.append(Skipped(what="quality and calibration", why="the data have no targets"))
+    elif found.kind == "numbers":
+        said.append(Skipped(what="calibration", why="the models give no class scores"))
+    if data.outside is None:
+        said.append(Skipped(what="data from elsewhere", why="none were given (EvaluationData.outside)"))
+    elif found.kind == "numbers":
+        said.append(Skipped(what="data from elsewhere", why="the models give no confidence"))
+    return tuple(said)
+
+
+def _notes(found: Collected) -> tuple[str, ...]:
+    notes = list(found.notes)
+    if (warning := order_warning(found)) is not None:
+        notes.append(warning)
+    if found.n < FEW:
+        notes.append(f"{found.n} samples are few: intervals are wide, and rare changes are not seen at all")
+    return tuple(notes)
+
+
+def _plain(stress: Stress) -> dict[str, object]:
+    return {
+        name: list(value) if isinstance(value, tuple) else value for name, value in dataclasses.asdict(stress).items()
+    }
