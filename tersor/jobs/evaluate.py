@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import time
 from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -25,7 +27,7 @@ from tersor.measure.behaviour.gate import Limits, gate
 from tersor.measure.behaviour.groups import groups
 from tersor.measure.behaviour.quality import quality
 from tersor.measure.behaviour.robustness import Stress, robustness
-from tersor.measure.behaviour.schema import DataFacts, Evaluation, ModelFacts, Skipped
+from tersor.measure.behaviour.schema import DataFacts, Evaluation, ModelFacts, Robustness, Skipped
 from tersor.measure.runnable import Runnable
 from tersor.run.environment import environment
 from tersor.run.folder import write_json
@@ -68,19 +70,14 @@ def evaluate(
     alike = agreement(found)
     calibrated = calibration(found, _validation(models, known, found, progress))
     verdict = gate(limits, quality=told, agreement=alike.get("top_1"), calibration=calibrated, attributes=attributes)
-    stressed, more = None, (Skipped(what="robustness", why="not asked for"),)
-    if stress is not None:
-        stressed, more = robustness(*models, known, found, stress, progress)
+    stressed, more = _stressed(models, known, found, stress, progress)
     elsewhere = _outside(models, known, found, limit, progress)
     result = Evaluation(
         tersor=version("tersor"), data=_facts(found, known), original=_model(models[0]), compressed=_model(models[1]),
         gate=verdict, quality=told, agreement=alike, flips=flips(found, known), calibration=calibrated,
         robustness=stressed, fairness=attributes, outside=elsewhere,
         skipped=(*skipped, *more, *_unsaid(found, known)), notes=_notes(found),
-        settings={
-            "limits": dataclasses.asdict(limits), "limit": limit, "shown": shown,
-            "stress": None if stress is None else _plain(stress),
-        },
+        settings=_settings(limits, stress, limit, shown),
         environment=environment(), seconds=time.perf_counter() - start,
     )  # fmt: skip
     if out is not None:
@@ -142,6 +139,14 @@ def _validation(
     return collect(*models, alone, split="validation", limit=VALIDATION, progress=progress)
 
 
+def _stressed(
+    models: tuple[Runnable, Runnable], data: EvaluationData, found: Collected, stress: Stress | None, progress: Progress
+) -> tuple[Robustness | None, tuple[Skipped, ...]]:
+    if stress is None:
+        return None, (Skipped(what="robustness", why="not asked for"),)
+    return robustness(*models, data, found, stress, progress)
+
+
 def _outside(
     models: tuple[Runnable, Runnable], data: EvaluationData, found: Collected, limit: int | None, progress: Progress
 ) -> dict[str, Measurement]:
@@ -186,7 +191,6 @@ def _notes(found: Collected) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _plain(stress: Stress) -> dict[str, object]:
-    return {
-        name: list(value) if isinstance(value, tuple) else value for name, value in dataclasses.asdict(stress).items()
-    }
+def _settings(limits: Limits, stress: Stress | None, limit: int | None, shown: int) -> dict[str, Any]:
+    asked = {"limits": dataclasses.asdict(limits), "limit": limit, "shown": shown}
+    return json.loads(json.dumps({**asked, "stress": None if stress is None else dataclasses.asdict(stress)}))

@@ -87,14 +87,14 @@ def _kappa(table: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def _of_numbers(found: Collected) -> dict[str, Measurement]:
     said = {"rms_difference": _root_mean(found.difference, found)}
-    errors = found.original.error, found.compressed.error
-    if found.product is not None and errors[0] is not None and errors[1] is not None:
-        sums = np.stack([found.product, *errors], axis=1)
+    one, other = found.original.error, found.compressed.error
+    if found.product is not None and one is not None and other is not None:
+        sums = np.stack([found.product, one, other], axis=1)
 
         def cosine(at: NDArray[np.int64]) -> NDArray[np.float64]:
-            both, one, other = np.moveaxis(sums[at].sum(axis=-2), -1, 0)
-            norm = np.sqrt(one * other)
-            return np.where(norm > 0, both / np.where(norm > 0, norm, 1), np.where(one == other, 1.0, 0.0))
+            both, first, second = np.moveaxis(sums[at].sum(axis=-2), -1, 0)
+            norm = np.sqrt(first * second)
+            return np.where(norm > 0, both / np.where(norm > 0, norm, 1), np.where(first == second, 1.0, 0.0))
 
         said["error_correlation"] = resampled(cosine, found.n, "cosine")
     return said

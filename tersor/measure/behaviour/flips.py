@@ -75,5 +75,9 @@ def show(x: NDArray[Any], reach: Reach | None, data: EvaluationData) -> Shown:
             picture = F.interpolate(picture[None], size, mode="area")[0]
         pixels = (picture.permute(1, 2, 0) * 255).round().to(torch.uint8).contiguous().numpy()
         return Shown(kind="picture", shape=pixels.shape, pixels=base64.b64encode(pixels.tobytes()).decode())
-    kind = "tokens" if np.issubdtype(x.dtype, np.integer) else "numbers"
-    return Shown(kind=kind, shape=x.shape, numbers=tuple(float(value) for value in x.ravel()[:_NUMBERS]))
+    tokens = np.issubdtype(x.dtype, np.integer)
+    return Shown(
+        kind="tokens" if tokens else "numbers",
+        shape=x.shape,
+        numbers=tuple(float(value) for value in x.ravel()[:_NUMBERS]),
+    )
