@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from tersor.cli.output import DebugOption, JsonOption, Output, QuietOption
-from tersor.cli.values import parse_bytes, parse_points
+from tersor.cli.values import parse_bytes, parse_milliseconds, parse_points
 from tersor.core.errors import InputError
 
 
@@ -34,6 +34,9 @@ def sensitivity(
     max_size: Annotated[
         str | None, typer.Option(help="With --bits: bytes of all weights together, such as 40KB, at the least loss.")
     ] = None,
+    max_latency: Annotated[
+        str | None, typer.Option(help="With --bits: time of all kernels together at batch 1, such as 2ms.")
+    ] = None,
     samples: Annotated[int, typer.Option(help="Validation samples to judge by.", min=1)] = 1024,
     seconds: Annotated[float | None, typer.Option(help="Stop measuring after this many seconds.", min=0.1)] = None,
     quiet: QuietOption = False,
@@ -49,17 +52,18 @@ def sensitivity(
 
     output = Output(quiet=quiet, as_json=as_json)
     drop = parse_points(max_drop) or 0.0
-    given: dict[str, Any] = {"--max-size": max_size}
+    given: dict[str, Any] = {"--max-size": max_size, "--max-latency": max_latency}
     if bits:
         given = {"--sparsity": sparsity, "--overall": overall, "--pattern": None if pattern == "element" else pattern}
     useless = [name for name, value in given.items() if value is not None]
     if useless:
         raise InputError(
             "says nothing here", where=", ".join(useless),
-            expected="--max-size with --bits, or --sparsity, --pattern and --overall without", do="Leave one out",
+            expected="--max-size or --max-latency with --bits, or --sparsity, --pattern and --overall without",
+            do="Leave one out",
         )  # fmt: skip
     if bits:
-        done: Any = _quantised(task, out, tuple(bits), parse_bytes(max_size), drop, samples, seconds, output)
+        done: Any = _quantised(task, out, tuple(bits), (max_size, max_latency), drop, samples, seconds, output)
     else:
         tried = tuple(sparsity) if sparsity else None
         done = _pruned(task, out, tried, pattern, overall, drop, samples, seconds, output)
@@ -71,14 +75,17 @@ def sensitivity(
 
 
 def _quantised(
-    task: str, out: Path, bits: tuple[int, ...], size: float | None, drop: float, samples: int, seconds: float | None,
-    output: Output,
+    task: str, out: Path, bits: tuple[int, ...], budgets: tuple[str | None, str | None], drop: float, samples: int,
+    seconds: float | None, output: Output,
 ) -> Any:  # fmt: skip
     from tersor.jobs.bit_sensitivity import bit_sensitivity
     from tersor.measure.bit_sensitivity import BitProbe
 
     probe = BitProbe(bits, samples=samples, seconds=seconds)
-    return bit_sensitivity(task, out, probe=probe, max_drop=drop, max_size=size, progress=output.progress)
+    size, latency = parse_bytes(budgets[0]), parse_milliseconds(budgets[1])
+    return bit_sensitivity(
+        task, out, probe=probe, max_drop=drop, max_size=size, max_latency=latency, progress=output.progress
+    )
 
 
 def _pruned(

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from tersor.core.check_task import check_task
+from tersor.core.errors import InputError
 from tersor.core.progress import Progress
 from tersor.core.task import Task
+from tersor.export.onnx import export_onnx
 from tersor.jobs.find_task import find_task
 from tersor.jobs.sensitivity import write_sensitivity
-from tersor.measure.bit_budgets import BitBudgets, fewest_bits, least_loss
+from tersor.measure.bit_budgets import BitBudgets, Bits, fewest_bits, least_loss
 from tersor.measure.bit_sensitivity import BitProbe, BitSensitivity
 from tersor.measure.bit_sensitivity import bit_sensitivity as measure
+from tersor.measure.layer_latency import layer_latency
 from tersor.quantize.fold import FoldBatchNorm
 
 
@@ -23,7 +29,7 @@ class LayerBits:
     """What was measured, the widths of layers that follow, and all of it as plain JSON values.
 
     ``within``: for each layer the fewest bits at which the metric falls by at most the drop asked for.
-    ``together``: the widths that meet the size at the least predicted loss (None where none was asked for).
+    ``together``: the widths that meet the budget at the least predicted loss (None where none was asked for).
     Either goes into ``Quantize(per_layer=budgets.per_layer())``.
     """
 
@@ -44,15 +50,19 @@ def bit_sensitivity(
     probe: BitProbe = BitProbe(),
     max_drop: float = 1.0,
     max_size: float | None = None,
+    max_latency: float | None = None,
     progress: Progress | None = None,
 ) -> LayerBits:
     """Quantise one layer at a time at several widths, and say what each bears; the model is not changed.
 
     Batch norm is folded first, on a copy. ``max_drop``: largest fall of the metric for one layer alone, in percentage
     points (in the metric's own unit where it is no fraction). ``max_size``: bytes of all these layers' weights and
-    scales together, divided among them at the least predicted loss. ``out``: a folder for sensitivity.json and
-    sensitivity.html. Decisions are taken on validation data. Raises InputError for unusable input.
+    scales together, divided among them at the least predicted loss; or ``max_latency``: milliseconds of all their
+    kernels at batch 1 (``layer_costs``). ``out``: a folder for sensitivity.json and sensitivity.html. Decisions are
+    taken on validation data. Raises InputError for unusable input.
     """
+    if max_size is not None and max_latency is not None:
+        raise InputError("give one budget", where="bit_sensitivity", got=f"{max_size=}, {max_latency=}")
     found_task = find_task(task, progress or Progress()) if isinstance(task, (str, Path)) else task
     complete = found_task.complete()
     check_task(complete)
@@ -61,7 +71,9 @@ def bit_sensitivity(
     found = measure(folded, complete, probe, progress=progress)
     fraction = complete.metric.unit == "fraction"
     within = fewest_bits(found, drop=max_drop / 100 if fraction else max_drop)
-    together = None if max_size is None else least_loss(found, max_size)
+    costs = None if max_latency is None else layer_costs(folded, complete, probe, found)
+    budget = max_size if max_latency is None else max_latency
+    together = None if budget is None else least_loss(found, budget, costs=costs)
     data = {
         "task": complete.name,
         "metric": {"name": complete.metric.name, "unit": complete.metric.unit, "value": found.metric},
@@ -69,8 +81,35 @@ def bit_sensitivity(
         "max_drop": max_drop,
         "within": dataclasses.asdict(within),
         "together": None if together is None else dataclasses.asdict(together),
+        "milliseconds": None
+        if costs is None
+        else {name: [row[None], min(row.values())] for name, row in costs.items()},
     }
     result = LayerBits(found, within, together, data)
     if out is not None:
         result.write(Path(out))
     return result
+
+
+def layer_costs(model: nn.Module, task: Task, probe: BitProbe, found: BitSensitivity) -> dict[str, dict[Bits, float]]:
+    """layer → width → milliseconds of its kernel in ONNX Runtime at batch 1; None is float's.
+
+    From two files in turns: ``model`` in float, and quantised as a whole. A layer at any width runs on 8-bit kernels,
+    so all widths cost the same; conversions where integers meet floats are not counted. A layer that cannot be told
+    apart in what runs costs 0.
+    """
+    assert task.example_inputs is not None, "a completed task has example inputs"
+    quantised = dataclasses.replace(probe.quantize, learn=False).run(model, task).model
+    sample = tuple(value[:1] for value in task.example_inputs)
+    with tempfile.TemporaryDirectory() as folder:
+        files = {}
+        for name, each in (("float", model), ("integers", quantised)):
+            files[name] = Path(folder) / f"{name}.onnx"
+            export_onnx(each, task.example_inputs, files[name], output_of=task.sole_output)
+        times = layer_latency(files, sample)
+    costs: dict[str, dict[Bits, float]] = {}
+    for layer in found.layers:
+        integers = times["integers"].get(layer.layer, 0.0)
+        costs[layer.layer] = {None: times["float"].get(layer.layer, 0.0)}
+        costs[layer.layer] |= {point.bits: integers for point in layer.points}
+    return costs

@@ -49,16 +49,30 @@ def open_session(
 
     Raises ArtifactError where the file is missing, damaged or uses what this ONNX Runtime does not know.
     """
-    if not path.is_file():
-        raise ArtifactError("no such ONNX file", where=str(path), do="Export the model first")
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
     if shared_pool:
         options.use_per_session_threads = False
     else:
         options.intra_op_num_threads = threads or default_threads()
     if optimised_model_path is not None:
         options.optimized_model_filepath = str(optimised_model_path)
+    return _open(path, options)
+
+
+def profiled_session(path: Path, *, threads: int, prefix: Path) -> onnxruntime.InferenceSession:
+    """A session that writes down each kernel's times: ``end_profiling`` tells the file, whose name begins with
+    ``prefix``. Raises what ``open_session`` raises."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.enable_profiling = True
+    options.profile_file_prefix = str(prefix)
+    return _open(path, options)
+
+
+def _open(path: Path, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
+    if not path.is_file():
+        raise ArtifactError("no such ONNX file", where=str(path), do="Export the model first")
+    options.log_severity_level = 4
     if saturates_int8():
         options.add_session_config_entry("session.x64quantprecision", "1")
     try:

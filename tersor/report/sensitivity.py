@@ -86,10 +86,7 @@ def caption(data: Mapping[str, Any]) -> str:
         f"{'cost' if _has_bits(data) else 'costs'} at most {data['max_drop']:g} {points} by {_itself(data)}."
     )
     if data["together"]:
-        text += (
-            f" together: {_total(data['together'])} at the least predicted loss "
-            f"(+{data['together']['loss_increase']:.3g})."
-        )
+        text += f" together: {_total(data)} at the least predicted loss (+{data['together']['loss_increase']:.3g})."
     if data["left_out"]:
         text += f" There was no time for {data['left_out']} of the measurements."
     return text
@@ -103,11 +100,13 @@ def _itself(data: Mapping[str, Any]) -> str:
     return "themselves" if _has_bits(data) else "itself"
 
 
-def _total(budget: Mapping[str, Any]) -> str:
+def _total(data: Mapping[str, Any]) -> str:
+    budget = data["together"]
     if "sparsity" in budget:
         return f"{_percent(budget['overall'])} of all these weights"
-    size = budget["size_bytes"]
-    return f"{scale_of(size, 'bytes').full(size)} of weights and scales"
+    size = f"{scale_of(budget['size_bytes'], 'bytes').full(budget['size_bytes'])} of weights and scales"
+    timed = data.get("milliseconds") is not None
+    return f"{scale_of(budget['cost'], 'ms').full(budget['cost'])} of kernels, {size}" if timed else size
 
 
 @mpl.rc_context(settings())

@@ -9,7 +9,7 @@ from torch import nn
 
 import tersor
 from tersor.cli.main import main
-from tersor.core.errors import ArtifactError
+from tersor.core.errors import ArtifactError, InputError
 from tersor.measure.sensitivity import Probe
 from tersor.prune.sparse.prune import Prune
 from tersor.report.sensitivity import render, sensitivity_plot, sensitivity_table
@@ -122,3 +122,14 @@ def test_options_of_the_other_kind_are_refused(file, tmp_path, capsys):
         assert "says nothing here" in capsys.readouterr().err
     assert main(["sensitivity", str(file), "-o", str(tmp_path / "out"), "--bits", "9"]) == 2
     assert "BitProbe.bits" in capsys.readouterr().err
+
+
+def test_a_latency_budget_is_met_by_what_the_layers_take(file, capsys):
+    done = tersor.bit_sensitivity(file, probe=tersor.BitProbe((8, 4)), max_latency=1000.0)
+    assert done.together.bits == {"0": None, "2": None}, "there is time for float"
+    times = done.data["milliseconds"]
+    assert times.keys() == {"0", "2"} and done.together.cost == pytest.approx(sum(row[0] for row in times.values()))
+    with pytest.raises(InputError, match="the budget cannot be met"):
+        tersor.bit_sensitivity(file, probe=tersor.BitProbe((8,)), max_latency=1e-9)
+    with pytest.raises(InputError, match="give one budget"):
+        tersor.bit_sensitivity(file, max_latency=1.0, max_size=1.0)
