@@ -3,12 +3,14 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 ZOO := .venv/.zoo
+PEERS := .venv/.peers
 TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 # Plain PyPI gives Linux a CUDA build of several GB; the tests and the demo need the CPU one.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 DEMO := runs/demo
 
-.PHONY: demo test bench bench-distill bench-structured bench-sparsity bench-weights-file zoo lint format clean
+
+.PHONY: demo test bench bench-distill bench-quant bench-structured bench-sparsity bench-weights-file zoo lint format clean
 
 demo: $(READY)
 	@if [ -e $(DEMO) ]; then \
@@ -61,6 +63,11 @@ bench-sparsity: $(READY)
 bench-distill: $(READY)
 	$(BIN)/python -m benchmarks.distill $(DISTILL)
 
+# Quantisation: speed of usual architectures, accuracy on Fashion-MNIST and CIFAR-10, beside onnxruntime's own, torchao
+# and neural-compressor. Speed wants a quiet machine. Less: make bench-quant QUANT="--parts speed"
+bench-quant: $(ZOO) $(PEERS)
+	$(BIN)/python -m benchmarks.quant $(QUANT)
+
 # Prunes a generated weights file of 4 GiB: peak memory and time. Minutes, and 8 GiB of disk while it runs.
 bench-weights-file: $(READY)
 	$(BIN)/python -m benchmarks.weights_file $(WEIGHTS)
@@ -85,3 +92,9 @@ $(ZOO): $(READY)
 	$(BIN)/pip install --quiet --quiet --no-deps -c constraints.txt torchvision timm
 	$(BIN)/pip install --quiet --quiet -c constraints.txt -e '.[dev,zoo]'
 	@touch $(ZOO)
+
+# Without their dependencies, as above; what neural-compressor imports beside torch comes after.
+$(PEERS): $(READY)
+	$(BIN)/pip install --quiet --quiet --no-deps torchao==0.18.0 neural-compressor==3.10
+	$(BIN)/pip install --quiet --quiet -c constraints.txt prettytable py-cpuinfo schema
+	@touch $(PEERS)

@@ -16,7 +16,7 @@ from pathlib import Path
 from rich.console import Console
 from torch import nn
 
-from benchmarks.distillation.arms import ARMS, Arm, Teaching
+from benchmarks.distillation.arms import ARMS, TRANSFORMER, Arm, Teaching
 from benchmarks.distillation.clock import Ratio, measure
 from benchmarks.distillation.page import claims, page
 from benchmarks.distillation.tasks import limited, student_of, teacher_task, transformer
@@ -40,30 +40,32 @@ def main() -> None:
     args = _arguments()
     progress = RichProgress(console=Console(), quiet=args.quiet)
     tasks = [teacher_task(seed, args.teacher_epochs, progress) for seed in range(max(2, args.seeds))]
-    vit = transformer(tasks[0], args.transformer_epochs, progress)
+    chosen = [arm for arm in ARMS if not args.only or any(part in arm.name for part in args.only)]
+    asked = any(arm.name == TRANSFORMER for arm in chosen)
+    vit = transformer(tasks[0], args.transformer_epochs, progress) if asked else None
     tasks = [limited(task, args.images, args.test_images) for task in tasks]
     log = Log(args.out / "fashion.jsonl", {"images": args.images, "test": args.test_images})
     found: dict[str, list[Finished]] = {}
     for seed in range(args.seeds):
         others = tasks[(seed + 1) % len(tasks)].model
         teaching = Teaching(tasks[seed].model, others, vit, args.out / "answers" / str(seed))
-        for arm in ARMS:
-            if args.only and not any(part in arm.name for part in args.only):
-                continue
+        for arm in chosen:
             done = _once(log, arm, tasks[seed], teaching, seed, _training(args), progress)
             found.setdefault(arm.name, []).append(done)
             print(f"seed {seed}, {arm.name}: {done.accuracy:.2f} %, {done.training:.1f} s", flush=True)
     timed = replace(tasks[0], reference=tasks[0].model, model=student_of(0)).complete()
     ratios = measure(timed, args.out / "timing", args.timed_images, args.rounds) if args.rounds else ()
-    _write(args, found, {"residual network": [task.model for task in tasks], "transformer": [vit]}, tasks[0], ratios)
+    models = {"residual network": [task.model for task in tasks]} | ({"transformer": [vit]} if vit else {})
+    _write(args, found, models, tasks[0], ratios)
 
 
 def _once(
     log: Log, arm: Arm, task: Task, teaching: Teaching, seed: int, training: Finetune, progress: Progress
 ) -> Finished:
-    teachers = [checksum(model) for model in (teaching.own, teaching.other, teaching.transformer)]
+    teacher = arm.task(task, teaching).reference
+    assert teacher is not None, "every arm names its own, also the one that does not ask it"
     step = replace(training, objective=arm.objective)
-    settings = {"arm": arm.name, "step": str(step), "seed": seed, "teachers": teachers}
+    settings = {"arm": arm.name, "step": str(step), "seed": seed, "teacher": checksum(teacher)}
     return log.once(settings, lambda: _finish(arm, step, task, teaching, seed, progress))
 
 
@@ -95,10 +97,12 @@ def _write(
         for name, group in models.items()
     }
     first, teacher = student_of(0), models["residual network"][0]
+    also = f" and {_size(models['transformer'][0]):,} (a transformer, " if "transformer" in models else ""
+    also += f"{args.transformer_epochs} epochs)" if also else ""
     said = (
         f"A student of {_size(first):,} parameters; teachers of {_size(teacher):,} (residual networks, one for each of "
-        f"{args.seeds} seeds, {args.teacher_epochs} epochs) and {_size(models['transformer'][0]):,} (a transformer, "
-        f"{args.transformer_epochs} epochs). Every arm trains for {args.epochs} epochs on {args.images or 'all'} "
+        f"{args.seeds} seeds, {args.teacher_epochs} epochs){also}. "
+        f"Every arm trains for {args.epochs} epochs on {args.images or 'all'} "
         f"images, in bf16, by SGD with one cycle up to {args.lr:g}, the last epoch counts, and losses have their "
         "default weights: nothing was chosen on the test set. Two teachers: the seed's own and the next one's. Two "
         "views: augmentation that comes again after two epochs, which the cache needs."

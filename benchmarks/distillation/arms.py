@@ -23,11 +23,12 @@ VIEWS = 2
 
 @dataclass(frozen=True, eq=False)
 class Teaching:
-    """Who may teach: the seed's own network, another seed's, and a transformer; ``cache``: a folder for answers."""
+    """Who may teach: the seed's own network, another seed's, and (where it is asked) a transformer; ``cache``: a folder
+    for answers."""
 
     own: nn.Module
     other: nn.Module
-    transformer: nn.Module
+    transformer: nn.Module | None
     cache: Path
 
 

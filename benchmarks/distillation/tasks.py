@@ -7,6 +7,7 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from tersor.core.progress import Progress
 from tersor.core.step import Context
@@ -22,6 +23,23 @@ from tersor.zoo.residual import ResidualNet
 student_network = partial(ResidualNet, widths=(16, 32, 64), blocks=1, in_channels=1, classes=10, stem_stride=2)
 
 
+class Block(nn.Module):
+    """A pre-norm transformer block of linear layers: [n, tokens, width] → the same shape."""
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.norm1, self.qkv, self.out = nn.LayerNorm(width), nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.norm2, self.up, self.down = nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (
+            part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in self.qkv(self.norm1(x)).chunk(3, -1)
+        )
+        x = x + self.out(functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return x + self.down(functional.gelu(self.up(self.norm2(x))))
+
+
 class VisionTransformer(nn.Module):
     """49 tokens from two strided convolutions, ``depth`` pre-norm blocks, their mean: [n, 1, 28, 28] → [n, 10].
 
@@ -33,10 +51,7 @@ class VisionTransformer(nn.Module):
         first = nn.Conv2d(1, width // 2, 3, 2, padding=1), nn.BatchNorm2d(width // 2), nn.ReLU()
         self.patches = nn.Sequential(*first, nn.Conv2d(width // 2, width, 3, 2, padding=1))
         self.position = nn.Parameter(0.02 * torch.randn(1, 49, width))
-        layer = partial(
-            nn.TransformerEncoderLayer, width, heads, 2 * width, 0.0, "gelu", batch_first=True, norm_first=True
-        )
-        self.blocks = nn.Sequential(*(layer() for _ in range(depth)))
+        self.blocks = nn.Sequential(*(Block(width, heads) for _ in range(depth)))
         self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, 10)
 
     def forward(self, images: Tensor) -> Tensor:
