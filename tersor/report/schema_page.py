@@ -1,4 +1,7 @@
-"""The tables of docs/summary-schema.md, made from the schema itself: ``python -m tersor.report.schema_page FILE``."""
+"""The tables of the pages that specify a JSON file, made from its schema: ``python -m tersor.report.schema_page FILE``.
+
+docs/summary-schema.md and docs/evaluate.md.
+"""
 
 from __future__ import annotations
 
@@ -11,19 +14,27 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import BaseModel
 
 from tersor.core.files import write_atomically
+from tersor.measure.behaviour import schema as behaviour
 from tersor.report import schema
 
 BEGIN, END = "<!-- tables: begin -->", "<!-- tables: end -->"
-_PARTS = (
+Parts = tuple[type[BaseModel], ...]
+SUMMARY: Parts = (
     schema.Summary, schema.TaskSummary, schema.Samples, schema.RecipeSummary, schema.RecipeStep, schema.Verdict,
     schema.Budget, schema.StepSummary, schema.FinalSummary, schema.Skipped, schema.Reproduce,
+)  # fmt: skip
+EVALUATION: Parts = (
+    behaviour.Evaluation, behaviour.DataFacts, behaviour.ModelFacts, behaviour.Gate, behaviour.Check, behaviour.Quality,
+    behaviour.McNemar, behaviour.ClassQuality, behaviour.Shift, behaviour.Flips, behaviour.Flip, behaviour.Answer,
+    behaviour.Shown, behaviour.Calibration, behaviour.ModelCalibration, behaviour.Bins, behaviour.Robustness,
+    behaviour.Condition, behaviour.Attribute, behaviour.Group, behaviour.Skipped,
 )  # fmt: skip
 _NAMES = {"str": "string", "int": "integer", "float": "number", "bool": "true or false", "NoneType": "null"}
 
 
-def tables() -> str:
-    """One Markdown table for each part of a summary: key, type, meaning."""
-    return "\n\n".join(_table(part) for part in _PARTS)
+def tables(parts: Parts = SUMMARY) -> str:
+    """One Markdown table for each part of a schema: key, type, meaning."""
+    return "\n\n".join(_table(part) for part in parts)
 
 
 def _table(part: type[BaseModel]) -> str:
@@ -62,13 +73,14 @@ def _type(annotation: Any) -> str:
     return _NAMES.get(name, "any JSON value")
 
 
-def rewrite(page: str) -> str:
+def rewrite(page: str, parts: Parts = SUMMARY) -> str:
     """The page with what stands between its markers replaced by the tables of today's schema."""
     before, rest = page.split(BEGIN, 1)
     after = rest.split(END, 1)[1]
-    return f"{before}{BEGIN}\n\n{tables()}\n\n{END}{after}"
+    return f"{before}{BEGIN}\n\n{tables(parts)}\n\n{END}{after}"
 
 
 if __name__ == "__main__":
     target = Path(sys.argv[1])
-    write_atomically(target, rewrite(target.read_text(encoding="utf-8")).encode())
+    specified = EVALUATION if target.name == "evaluate.md" else SUMMARY
+    write_atomically(target, rewrite(target.read_text(encoding="utf-8"), specified).encode())

@@ -99,7 +99,7 @@ def pixelate(x: Tensor, severity: int, generator: torch.Generator) -> Tensor:
     c = _strength(x, severity, (0.95, 0.9, 0.85, 0.75, 0.65), (0.6, 0.5, 0.4, 0.3, 0.25))
     height, width = x.shape[-2:]
     small = F.interpolate(x, (max(1, int(height * c)), max(1, int(width * c))), mode="area")
-    return F.interpolate(small, (height, width), mode="nearest")
+    return F.interpolate(small, (height, width), mode="nearest-exact")
 
 
 PICTURES: Mapping[str, Corruption] = MappingProxyType(
