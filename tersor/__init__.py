@@ -111,6 +111,11 @@ _HOME = {
     "Probe": "tersor.measure.sensitivity",
     "bit_sensitivity": "tersor.jobs.bit_sensitivity",
     "BitProbe": "tersor.measure.bit_sensitivity",
+    "evaluate": "tersor.jobs.evaluate",
+    "EvaluationData": "tersor.measure.behaviour.data",
+    "Pixels": "tersor.measure.behaviour.data",
+    "Limits": "tersor.measure.behaviour.gate",
+    "Stress": "tersor.measure.behaviour.robustness",
     "load": "tersor.export.artifact:load_artifact",
     "save": "tersor.export.artifact:save_artifact",
     "save_pretrained": "tersor.export.pretrained",
@@ -150,12 +155,16 @@ if TYPE_CHECKING:
     from tersor.jobs.compress import compress, resume
     from tersor.jobs.distill import distill_student
     from tersor.jobs.dry_run import dry_run
+    from tersor.jobs.evaluate import evaluate
     from tersor.jobs.inspect import inspect
     from tersor.jobs.load_check import load_check
     from tersor.jobs.prune_file import inspect_file, prune_file
     from tersor.jobs.quantize_file import dequantize_file, load_weights, quantize_file
     from tersor.jobs.sensitivity import sensitivity
     from tersor.jobs.student import Student
+    from tersor.measure.behaviour.data import EvaluationData, Pixels
+    from tersor.measure.behaviour.gate import Limits
+    from tersor.measure.behaviour.robustness import Stress
     from tersor.measure.bit_sensitivity import BitProbe
     from tersor.measure.capacity import capacity
     from tersor.measure.sensitivity import Probe

@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 
 from tersor.core.measurement import Measurement
 from tersor.measure.behaviour.collect import Answers, Collected
-from tersor.measure.behaviour.intervals import mean_of
+from tersor.measure.behaviour.intervals import MEAN, mean_of
 from tersor.measure.behaviour.schema import Bins, Calibration, ModelCalibration
 from tersor.measure.behaviour.scores import Scores
 from tersor.tensor import calibration as maths
-from tersor.tensor.statistics import bootstrap_interval
+from tersor.tensor.statistics import mean_interval
 
 Floats = NDArray[np.float64]
 VALIDATION = 5000  # samples of validation that a temperature is fitted on
@@ -98,8 +98,8 @@ def _measurements(confidence: Floats, correct: Floats, briers: Floats, losses: F
     for name, values, unit in (
         ("brier", briers, "squared probability"), ("nll", losses, "nats"), ("confidence", confidence, "probability"),
     ):  # fmt: skip
-        ends = bootstrap_interval(values) if n > 1 else (-np.inf, np.inf)
-        said[name] = Measurement.of((float(values.mean()), *ends), unit, n, interval=_ROWS)
+        ends = mean_interval(values) if n > 1 else (-np.inf, np.inf)
+        said[name] = Measurement.of((float(values.mean()), *ends), unit, n, interval=MEAN)
     return said
 
 

@@ -10,23 +10,26 @@ from numpy.typing import NDArray
 
 from tersor.core.measurement import Measurement
 from tersor.measure.behaviour.collect import Collected
-from tersor.tensor.statistics import Estimate, bootstrap_interval, is_binary, wilson
+from tersor.tensor.statistics import Estimate, bootstrap_interval, is_binary, mean_interval, wilson
 
 Floats = NDArray[np.float64]
+MEAN = "Student's and Hall's"
 
 
 def mean_of(values: NDArray[Any], found: Collected, unit: str = "fraction", **conditions: Any) -> Measurement:
-    """The mean of values [rows]: Wilson's interval of zeros and ones, the bootstrap otherwise; of tokens by sample.
+    """The mean of values [rows]: Wilson's interval of zeros and ones, else ``mean_interval``; of tokens by sample.
 
-    One sample bounds nothing, but for Wilson.
+    Positions that are all alike bound as much as their samples do. One row that is no 0 or 1 bounds nothing.
     """
     values = np.asarray(values, np.float64)
-    if found.kind == "tokens":
+    binary = is_binary(values)
+    if found.kind == "tokens" and not (binary and np.ptp(values) == 0):
         return by_sample(values, found, unit, **conditions)
-    if is_binary(values):
-        ends, how = wilson(int(values.sum()), len(values)), "Wilson"
-    elif len(values) > 1:
-        ends, how = bootstrap_interval(values), "bootstrap"
+    rows = len(np.unique(found.sample)) if found.kind == "tokens" else len(values)
+    if binary:
+        ends, how = wilson(int(values.mean() * rows), rows), "Wilson"
+    elif rows > 1:
+        ends, how = mean_interval(values), MEAN
     else:
         ends, how = (-np.inf, np.inf), "none: one sample"
     return Measurement.of((float(values.mean()), *ends), unit, len(values), interval=how, **conditions)
@@ -52,7 +55,10 @@ def by_sample(
 def resampled(
     statistic: Callable[[NDArray[np.int64]], Any], samples: int, unit: str, n: int | None = None, **conditions: Any
 ) -> Measurement:
-    """A statistic of sample numbers [..., samples] → [...], with its bootstrap interval over samples."""
+    """A statistic of sample numbers [..., samples] → [...], with its bootstrap interval over samples.
+
+    One sample, or samples that all give the same, bound nothing.
+    """
     value = float(statistic(np.arange(samples)))
     ends = (-np.inf, np.inf)
     if samples > 1:
@@ -61,5 +67,6 @@ def resampled(
             return statistic(np.moveaxis(numbers, axis, -1).astype(np.int64))
 
         ends = bootstrap_interval(np.arange(samples), of)
+        ends = (-np.inf, np.inf) if ends[0] == ends[1] else ends
     conditions.setdefault("interval", "bootstrap")
     return Measurement.of(Estimate(value, *ends), unit, samples if n is None else n, **conditions)

@@ -57,8 +57,7 @@ def _evaluation(answers: Answers) -> Evaluation:
 
 def _mcnemar(one: NDArray[np.float64], other: NDArray[np.float64]) -> McNemar:
     test = mcnemar(one, other)
-    turned_wrong, turned_right = int((one > other).sum()), int((one < other).sum())
-    return McNemar(turned_wrong=turned_wrong, turned_right=turned_right, p=test.p, p_mid=test.p_mid)
+    return McNemar(turned_wrong=test.only_a, turned_right=test.only_b, p=test.p, p_mid=test.p_mid)
 
 
 def _per_class(found: Collected, data: EvaluationData) -> tuple[ClassQuality, ...]:
