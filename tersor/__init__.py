@@ -56,6 +56,7 @@ _HOME = {
     "Percentile": "tersor.quantize.ranges",
     "MeanSquaredError": "tersor.quantize.ranges",
     "Entropy": "tersor.quantize.ranges",
+    "MixedPrecision": "tersor.recipes.mixed_precision",
     "FreezeScales": "tersor.quantize.freeze",
     "FreezeOscillation": "tersor.quantize.oscillation",
     "ScaleSpread": "tersor.quantize.spread",
@@ -197,6 +198,7 @@ if TYPE_CHECKING:
     from tersor.quantize.schemes import Int
     from tersor.quantize.spread import ScaleSpread
     from tersor.quantize.weight_only import QuantizeWeights
+    from tersor.recipes.mixed_precision import MixedPrecision
     from tersor.run.budgets import Budgets
     from tersor.train.adaptive import Adaptive, GradientNorms, ValidationLoss
     from tersor.train.average import Average

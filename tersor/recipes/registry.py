@@ -61,6 +61,7 @@ from tersor.quantize.quantize import Quantize
 from tersor.quantize.ranges import Entropy, MeanSquaredError, MinMax, MovingAverage, Percentile, Range
 from tersor.quantize.spread import ScaleSpread
 from tersor.quantize.weight_only import QuantizeWeights
+from tersor.recipes.mixed_precision import MixedPrecision
 from tersor.recipes.schema import Registry
 from tersor.train.adaptive import Adaptive, GradientNorms, Rule, ValidationLoss
 from tersor.train.companion import Companion
@@ -88,6 +89,7 @@ STEPS = Registry(
             "distill": Teach,
             "fold_batch_norm": FoldBatchNorm,
             "quantize": Quantize,
+            "mixed_precision": MixedPrecision,
             "cast": Cast,
             "quantize_weights": QuantizeWeights,
             "gptq": GPTQ,
