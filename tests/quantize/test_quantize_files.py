@@ -465,3 +465,33 @@ def test_a_tensor_many_times_larger_than_a_piece_takes_no_more_memory(tmp_path, 
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert longest <= weights.PIECE and peak < 90 * 2**20
+
+
+def test_four_bits_in_groups_are_what_onnx_runtime_multiplies_with(tmp_path):
+    """MatMulNBits reads w.packed and w.scale as they are: an independent reader of the format."""
+    import onnx
+    import onnxruntime
+
+    generator = torch.manual_seed(0)
+    weight, x = torch.randn(24, 64, generator=generator), torch.randn(5, 64, generator=generator)
+    save_file({"w": weight}, tmp_path / "a.safetensors")
+    QuantizeFile(Int(4, group_size=16)).run(tmp_path / "a.safetensors", tmp_path / "b.safetensors")
+    stored = load_file(tmp_path / "b.safetensors")
+    node = onnx.helper.make_node(
+        "MatMulNBits", ["x", "B", "scales"], ["y"], domain="com.microsoft", K=64, N=24, bits=4, block_size=16
+    )
+    tensors = [
+        onnx.numpy_helper.from_array(stored["w.packed"].reshape(24, 4, 8).numpy(), "B"),
+        onnx.numpy_helper.from_array(stored["w.scale"].numpy().reshape(-1), "scales"),
+    ]
+    value, float32 = onnx.helper.make_tensor_value_info, onnx.TensorProto.FLOAT
+    graph = onnx.helper.make_graph([node], "g", [value("x", float32, [5, 64])], [value("y", float32, [5, 24])], tensors)
+    opsets = [onnx.helper.make_opsetid("", 21), onnx.helper.make_opsetid("com.microsoft", 1)]
+    session = onnxruntime.InferenceSession(
+        onnx.helper.make_model(graph, opset_imports=opsets, ir_version=10).SerializeToString(),
+        providers=["CPUExecutionProvider"],
+    )
+    (y,) = session.run(None, {"x": x.numpy()})
+    expected = x @ tersor.load_weights(tmp_path / "b.safetensors")["w"].T
+    assert torch.allclose(torch.from_numpy(y), expected, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(expected, x @ weight.T, rtol=1e-2, atol=1e-2)
