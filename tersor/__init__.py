@@ -50,6 +50,9 @@ _HOME = {
     "train_sparse": "tersor.prune.sparse.drop_and_grow",
     "FoldBatchNorm": "tersor.quantize.fold",
     "Quantize": "tersor.quantize.quantize",
+    "Equalize": "tersor.quantize.equalize",
+    "CorrectBias": "tersor.quantize.correct_bias",
+    "AdaRound": "tersor.quantize.adaround",
     "Cast": "tersor.quantize.cast",
     "MinMax": "tersor.quantize.ranges",
     "MovingAverage": "tersor.quantize.ranges",
@@ -187,8 +190,11 @@ if TYPE_CHECKING:
     from tersor.prune.structured.channels import PruneChannels
     from tersor.prune.structured.group_sparsity import GroupSparsity
     from tersor.prune.structured.iterative import prune_iteratively
+    from tersor.quantize.adaround import AdaRound
     from tersor.quantize.awq import ScaleByActivations
     from tersor.quantize.cast import Cast
+    from tersor.quantize.correct_bias import CorrectBias
+    from tersor.quantize.equalize import Equalize
     from tersor.quantize.fold import FoldBatchNorm
     from tersor.quantize.freeze import FreezeScales
     from tersor.quantize.gptq import GPTQ

@@ -14,12 +14,14 @@ import tersor.quantize
 from tersor.core.step import Method
 from tersor.core.task import Task
 from tersor.quantize.fold import FoldBatchNorm
+from tersor.quantize.quantize import Quantize
 from tersor.testing import check_method
 from tersor.zoo.batches import TensorBatches
 from tersor.zoo.residual import ResidualNet
 
 FAMILIES = (tersor.prune, tersor.quantize)
-COMES_AFTER = {"Quantize": (FoldBatchNorm(),)}
+COMES_AFTER = {"Quantize": (FoldBatchNorm(),), "CorrectBias": (FoldBatchNorm(), Quantize(learn=False))}
+QUICK = {"AdaRound": {"steps": 8}}
 
 
 class Depthwise(nn.Module):
@@ -90,7 +92,7 @@ def prepared(name, model, task):
 
 @pytest.mark.parametrize("name", methods())
 def test_every_method_keeps_the_contract(name, task):
-    result = check_method(methods()[name](), prepared(name, task.model, task), task)
+    result = check_method(methods()[name](**QUICK.get(name, {})), prepared(name, task.model, task), task)
     assert any(plan.edits or plan.skips for plan in result.plans)
 
 
@@ -99,4 +101,6 @@ def test_every_method_keeps_the_contract_in_mixed_train_mode_with_shuffled_calib
     shuffled = TensorBatches(task.train.images, task.train.targets, 8, shuffle=True)
     mixed = prepared(name, task.model, task).train()
     next(iter(mixed.children())).eval()
-    check_method(methods()[name](), mixed, Task(mixed, task.train, task.validation, task.test, shuffled))
+    check_method(
+        methods()[name](**QUICK.get(name, {})), mixed, Task(mixed, task.train, task.validation, task.test, shuffled)
+    )

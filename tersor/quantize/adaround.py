@@ -28,7 +28,7 @@ from tersor.quantize.ranges import MeanSquaredError, Range
 from tersor.quantize.rounding import Error, Rounding, learn
 from tersor.quantize.schemes import Int
 from tersor.quantize.unquantized import without_quantizers
-from tersor.quantize.weight_only import expect_weight_bits, quantizer
+from tersor.quantize.weight_only import expect_finite_weight, expect_weight_bits, quantizer
 from tersor.quantize.weights import WEIGHTED
 
 _HELD_OUT = 8  # one row in so many is not learnt from, but tells whether learning helped
@@ -47,8 +47,8 @@ class AdaRound(Method):
 
     β falls from 20 to 2, so that every h ends at 0 or 1. A weight that bears a quantiser already keeps its grid
     (activations are then quantised as ``Quantize`` left them, and x̂ shows it); others get one of ``scheme``, which is
-    not learnt. Written are values on the grid. Where rows held out of learning say that rounding to the nearest is as good,
-    it stays. Weights at zero stay zero, masks stay. Convolutions, linear layers and transformers' ``Conv1D``.
+    not learnt. Written are values on the grid. Where rows held out of learning say that rounding to the nearest is as
+    good, it stays. Weights at zero stay zero, masks stay. Convolutions, linear layers and transformers' ``Conv1D``.
 
     Args:
         scheme, range: the grid of weights that have none yet.
@@ -122,9 +122,10 @@ class AdaRound(Method):
         return found, skips
 
     def _grid(self, layer: nn.Module, path: str, standing: FakeQuantize | None) -> Quantizer:
-        place = TensorPlace(path, "weight")
+        place, weight = TensorPlace(path, "weight"), tensor_of(layer, "weight")
+        expect_finite_weight(place, weight)
         if standing is None:
-            return quantizer(place, tensor_of(layer, "weight"), output_axis(layer), self.scheme, self.range)
+            return quantizer(place, weight, output_axis(layer), self.scheme, self.range)
         return Quantizer(
             (place,), standing.scale.detach(), standing.zero_point, standing.quant_min, standing.quant_max,
             axis=standing.axis, learn=False, group_size=standing.group_size,

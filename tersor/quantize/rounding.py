@@ -15,7 +15,7 @@ ZETA, GAMMA = 1.1, -0.1  # the rectified sigmoid is stretched to (γ, ζ), so th
 Error = Callable[[int, list[Tensor]], Tensor]
 BETAS = (20.0, 2.0)  # the regulariser's exponent, from first to last step
 WARM = 0.2  # the share of steps before the regulariser begins
-PULL = 0.1  # its weight beside the error, both relative to what rounding to nearest costs
+PULL = 100.0  # its weight beside the error, both relative to what rounding to nearest costs
 RATE = 1e-2
 
 

@@ -108,7 +108,7 @@ def layer_weights(model: nn.Module, where: Selector, skips: list[Skip]) -> list[
                 skips.append(Skip(str(place), reason))
                 continue
             value = tensor_at(model, place).detach()
-            _expect_finite(place, value)
+            expect_finite_weight(place, value)
             places = tuple(sorted(aliases(model, place), key=lambda other: other != place))
             found.append(LayerWeight(places, value, output_axis(module)))
     if standing and not found:
@@ -159,7 +159,8 @@ def _why_not(
     return f"it is tied to {', '.join(left_out)}, which where leaves out" if left_out else None
 
 
-def _expect_finite(place: TensorPlace, value: Tensor) -> None:
+def expect_finite_weight(place: TensorPlace, value: Tensor) -> None:
+    """Raise InputError, naming the weight, where it has a NaN or an infinity, or no values (on the meta device)."""
     wrong = 0 if value.is_meta else int((~torch.isfinite(value)).sum())
     if value.is_meta or wrong:
         raise InputError(

@@ -18,7 +18,7 @@ from tersor.recipes.schema import explain
 from tersor.run.budgets import Budgets
 from tersor.run.engine import NamedStep
 
-BUILT_IN = ("balanced", "small", "fast", "sparse", "coarse-to-fine", "joint")
+BUILT_IN = ("balanced", "small", "fast", "sparse", "coarse-to-fine", "joint", "ptq")
 
 
 class _StepModel(BaseModel):

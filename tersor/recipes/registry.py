@@ -51,8 +51,11 @@ from tersor.prune.structured.scores import (
     Score,
     Taylor,
 )
+from tersor.quantize.adaround import AdaRound
 from tersor.quantize.awq import ScaleByActivations
 from tersor.quantize.cast import Cast
+from tersor.quantize.correct_bias import CorrectBias
+from tersor.quantize.equalize import Equalize
 from tersor.quantize.fold import FoldBatchNorm
 from tersor.quantize.freeze import FreezeScales
 from tersor.quantize.gptq import GPTQ
@@ -88,7 +91,10 @@ STEPS = Registry(
             "finetune": Finetune,
             "distill": Teach,
             "fold_batch_norm": FoldBatchNorm,
+            "equalize": Equalize,
             "quantize": Quantize,
+            "correct_bias": CorrectBias,
+            "adaround": AdaRound,
             "mixed_precision": MixedPrecision,
             "cast": Cast,
             "quantize_weights": QuantizeWeights,
