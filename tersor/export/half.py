@@ -23,9 +23,10 @@ def widen(model: nn.Module) -> set[torch.dtype]:
             if stored.dtype in HALVES:  # tied weights come once for each place
                 found.add(stored.dtype)
                 stored.data = stored.data.float()
-            for number, entry in enumerate(chain):
-                if isinstance(entry, Widened):
-                    chain[number] = nn.Identity()
+            for number in reversed([number for number, entry in enumerate(chain) if isinstance(entry, Widened)]):
+                chain.pop(number)
+            if not len(chain):
+                chain.append(nn.Identity())
     return found
 
 

@@ -61,8 +61,7 @@ def export_onnx(
     Raises GraphError where the exporter fails; InputError for inputs that are no tensors.
     """
     inputs = _example(example_inputs, dynamic_batch)
-    target = _exportable(model)
-    halves = widen(target)
+    target, halves = _exportable(model)
     if output_of is not None:  # a hook's result replaces the forward's, and renames no module as a wrapper would
         target.register_forward_hook(lambda module, args, result: output_of(result))
     proto = _to_proto(target, inputs, dynamic_batch)
@@ -90,16 +89,18 @@ def _example(example_inputs: Sequence[Any], dynamic_batch: bool) -> tuple[Tensor
     return inputs
 
 
-def _exportable(model: nn.Module) -> nn.Module:
-    """A copy on the CPU whose masks are zeros in the weights and whose quantisers' steps are constants."""
+def _exportable(model: nn.Module) -> tuple[nn.Module, set[torch.dtype]]:
+    """A copy on the CPU whose masks are zeros in the weights, whose quantisers' steps are constants and whose weights
+    in half precision are widened; and the types that these had."""
     target = copy.deepcopy(model).cpu().eval().requires_grad_(False)
+    halves = widen(target)
     for module in target.modules():
         if isinstance(module, FakeQuantize):
             module.freeze()
         if parametrize.is_parametrized(module):
             for entries in cast(nn.ModuleDict, module.parametrizations).values():
                 _bake_masks(entries)
-    return target
+    return target, halves
 
 
 def _bake_masks(entries: nn.Module) -> None:

@@ -14,6 +14,7 @@ from tersor.core.place import ByName, TensorPlace
 from tersor.core.plan import Plan
 from tersor.core.task import Task
 from tersor.export.artifact import load_artifact, save_artifact
+from tersor.export.onnx import export_onnx
 from tersor.quantize.cast import Cast
 from tersor.quantize.fold import FoldBatchNorm
 
@@ -86,13 +87,17 @@ def test_batch_norms_that_the_exporter_would_fold_in_float32_are_said():
     assert "the model" not in dict(Cast().plan(FoldBatchNorm().run(model, task).model, task).lines)
 
 
-def test_masks_stay_and_gradients_flow():
+def test_masks_stay_and_gradients_flow(tmp_path):
     model, task = made()
+    model = FoldBatchNorm().run(model, task).model
     keep = torch.rand(64, 16) > 0.5
     model = apply(model, Plan("mask", (Mask(TensorPlace("inner", "weight"), keep),)))
     cast = Cast().run(model, task).model
     assert not cast.inner.weight[~keep].any() and cast.inner.weight[keep].all()
     assert torch.equal(cast.inner.weight, model.inner.weight.half().float())
+    export_onnx(cast, (X,), tmp_path / "masked.onnx")
+    stored = {t.data_type for t in onnx.load(tmp_path / "masked.onnx").graph.initializer if len(t.dims) > 1}
+    assert stored == {onnx.TensorProto.FLOAT16}  # and no mask
     cast(X).sum().backward()
     assert cast.inner.parametrizations.weight.original.grad[keep].any()
 
