@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Iterable
 from importlib.metadata import version
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,7 @@ def evaluate(
     known = find_data(data, progress)
     models = find_model(original, known.based), find_model(compressed, known.based)
     models = _told_apart(*models)
+    known = _labelled(known, *models)
     found = collect(*models, known, limit=limit, shown=shown, progress=progress)
     attributes, skipped = groups(found, known)
     told = quality(found, known)
@@ -126,6 +128,20 @@ def _told_apart(original: Runnable, compressed: Runnable) -> tuple[Runnable, Run
         dataclasses.replace(original, name=f"{original.name} (original)"),
         dataclasses.replace(compressed, name=f"{compressed.name} (compressed)"),
     )
+
+
+def _labelled(data: EvaluationData, original: Runnable, compressed: Runnable) -> EvaluationData:
+    """The data with the models' own names of classes where they have none. Raises InputError where the two differ."""
+    one, other = original.labels, compressed.labels
+    if one is not None and other is not None and one != other:
+        first = next(at for at, (a, b) in enumerate(zip_longest(one, other)) if a != b)
+        said, expected = (names[first] if first < len(names) else "nothing" for names in (other, one))
+        raise InputError(
+            "the models' label maps differ", where=f"class {first}", got=f"{said!r} ({compressed.name})",
+            expected=f"{expected!r} ({original.name})", do="Compare models of the same classes in the same order",
+        )  # fmt: skip
+    names = one or other
+    return dataclasses.replace(data, classes=names) if names and not data.classes else data
 
 
 def _validation(

@@ -54,6 +54,15 @@ class Runnable:
         parameters = iter(()) if self.module is None else self.module.parameters()
         return next((parameter.device for parameter in parameters), torch.device("cpu"))
 
+    @property
+    def labels(self) -> tuple[str, ...] | None:
+        """The classes' names where the model carries them (transformers' ``config.id2label``); None where it does not."""
+        named = getattr(getattr(self.module, "config", None), "id2label", None)
+        if not isinstance(named, Mapping) or sorted(named) != list(range(len(named))):
+            return None
+        names = tuple(str(named[index]) for index in range(len(named)))
+        return None if names == tuple(f"LABEL_{index}" for index in range(len(named))) else names
+
     def outputs(self, task: Task, batch: Batch, change: Change | None = None) -> Tensor:
         """The tensor that matters for a batch, on the CPU."""
         return outputs_of(self.model, task, on_device(batch, self.device), change).cpu()

@@ -1,6 +1,7 @@
 """tersor evaluate: two models of any kind; the same numbers in Python, in the file and in the terminal; exit codes."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -212,6 +213,21 @@ def test_a_repeated_evaluation_gives_the_same_numbers(file):
     )
     one.pop("seconds"), other.pop("seconds")
     assert one == other
+
+
+class Labelled(nn.Linear):
+    def __init__(self, *labels):
+        super().__init__(8, len(labels))
+        self.config = SimpleNamespace(id2label=dict(enumerate(labels)))
+
+
+def test_label_maps_that_differ_are_refused_and_those_that_agree_name_the_classes(file):
+    data = find_data(f"{file}:task")
+    one = Labelled("cat", "dog")
+    with pytest.raises(InputError, match="label maps differ.*'cat'"):
+        evaluate(one, Labelled("dog", "cat"), data, stress=None)
+    for other in (Labelled("cat", "dog"), nn.Linear(8, 2), Labelled("LABEL_0", "LABEL_1")):
+        assert evaluate(one, other, data, stress=None).data.class_names == ("cat", "dog")
 
 
 def test_evaluation_data_say_what_they_lack():
