@@ -179,7 +179,7 @@ def _write_gemm(graph: Rewriter, linear: Linear, shape: list[int]) -> None:
     if not flat and quantize is not None:  # reshape the integers
         last, result = quantize, quantize.output[0]
         small = graph.name(result)
-        nodes.append(helper.make_node("QuantizeLinear", [out, *quantize.input[1:]], [small]))
+        nodes.append(helper.make_node("QuantizeLinear", [out, *quantize.input[1:]], [small], name=quantize.name))
         out = small
     if not flat:
         nodes.append(helper.make_node("Reshape", [out, graph.constant(shape, "shape")], [result]))

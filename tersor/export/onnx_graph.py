@@ -77,6 +77,7 @@ class Rewriter:
         self.gone: set[int] = set()
         self.renamed: dict[str, str] = {}
         self.outputs = {output.name for output in graph.output}
+        self.taken = {*self.constants, *self.producers}
         self.count = 0
 
     def value(self, name: str) -> NDArray[Any] | None:
@@ -97,8 +98,10 @@ class Rewriter:
 
     def name(self, base: str) -> str:
         """A name that nothing has."""
-        self.count += 1
-        return f"{base}/{self.count}"
+        while (name := f"{base}/{self.count}") in self.taken:
+            self.count += 1
+        self.taken.add(name)
+        return name
 
     def constant(self, array: ArrayLike, base: str) -> str:
         """A new initialiser's name."""

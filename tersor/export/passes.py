@@ -9,6 +9,14 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, defs, helper, numpy_helper
 
+from tersor.core.intercept import CHILD
+from tersor.core.place import ActivationPlace
+from tersor.export.few_bits import (
+    fold_constant_moves,
+    look_up_integers,
+    products_of_few_bits,
+    weights_of_float_layers,
+)
 from tersor.export.integers import (
     fold_weight_quantizers,
     integer_biases,
@@ -18,6 +26,7 @@ from tersor.export.integers import (
     scales_into_dequantizers,
 )
 from tersor.export.onnx_graph import constants_of, has_subgraph, read_names, set_nodes, shapes_of, users_of
+from tersor.export.uniform import drop_uniform_masks
 
 # The operators whose nodes keep a name (their module's path), so that reports can say which layer is meant.
 NAMED = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
@@ -31,10 +40,15 @@ def ship(model: ModelProto, inputs: Sequence[str] = ()) -> ModelProto:
     name_layers(model)
     constants_to_initializers(model)
     remove_no_ops(model)
+    drop_uniform_masks(model)
+    fold_constant_moves(model)
     fold_weight_quantizers(model)
+    products_of_few_bits(model)
+    look_up_integers(model)
     scales_into_dequantizers(model)
     linears_to_gemm(model)
     integer_biases(model)
+    weights_of_float_layers(model)
     keep_float(model)
     mean_to_pool(model)
     strip(model)
@@ -47,7 +61,8 @@ def ship(model: ModelProto, inputs: Sequence[str] = ()) -> ModelProto:
 
 
 def name_layers(model: ModelProto) -> None:
-    """Name convolutions and matrix products by the module that made them, from the exporter's metadata.
+    """Name convolutions and matrix products by the module that made them, from the exporter's metadata, and the
+    quantisers of activations by their place.
 
     Other nodes lose their names. ``layers.0.conv1``, and ``layers.0.conv1:2`` for the second one that a module makes.
     """
@@ -56,7 +71,7 @@ def name_layers(model: ModelProto) -> None:
         scopes = next((entry.value for entry in node.metadata_props if entry.key == "pkg.torch.onnx.name_scopes"), "")
         path = _innermost_module(scopes)
         if node.op_type not in NAMED:
-            node.name = ""
+            node.name = _place(scopes) if node.op_type == "QuantizeLinear" else ""
             continue
         path = path or node.name
         seen[path] += 1
@@ -65,8 +80,22 @@ def name_layers(model: ModelProto) -> None:
 
 def _innermost_module(scopes: str) -> str:
     """``"['', 'layers', 'layers.0', 'conv2d']"`` → ``"layers.0"``: the last entry is the call itself."""
-    names = [part.strip().strip("'\"") for part in scopes.strip("[] ").split(",")]
+    names = _names(scopes)
     return names[-2] if len(names) > 1 else ""
+
+
+def _place(scopes: str) -> str:
+    """``"['', 'layers.0', 'layers.0.tersor_taps.taps.conv2d_0', '_symbolic']"`` → ``"layers.0:conv2d[0]"``; "" of what
+    is no tap."""
+    *_, module, path, _ = ["", "", *_names(scopes)]
+    owner, found, key = path.rpartition("taps.")
+    operator, _, ordinal = key.rpartition("_")
+    is_tap = found and (not owner or owner.endswith(f"{CHILD}.")) and ordinal.isdigit()
+    return str(ActivationPlace(module, operator, int(ordinal))) if is_tap else ""
+
+
+def _names(scopes: str) -> list[str]:
+    return [part.strip().strip("'\"") for part in scopes.strip("[] ").split(",")]
 
 
 def constants_to_initializers(model: ModelProto) -> None:

@@ -10,7 +10,8 @@ from torch import nn
 from tersor.core.errors import InputError, VerificationError
 from tersor.core.task import Task
 from tersor.export.onnx import export_onnx
-from tersor.export.verify import output_step, verify_onnx
+from tersor.export.parting import partings
+from tersor.export.verify import float_operators, output_step, verify_onnx
 
 
 def spoilt(path, folder, change):
@@ -122,3 +123,31 @@ def test_the_output_step_is_that_of_the_last_quantiser(files):
     scale = model.get_submodule("5.tersor_taps.taps.linear_0").scale
     assert output_step(path) == pytest.approx(float(scale.detach()))
     assert output_step(files("Mlp", False)[0]) is None
+
+
+def test_the_place_where_file_and_model_part_is_named(files, task_of, tmp_path):
+    path, model = files("Residual", True)
+    proto = onnx.load(path)
+    spoilt_layer = next(node for node in proto.graph.node if node.name == "layers.1.conv2")
+    dequantize = next(node for node in proto.graph.node if node.output[0] == spoilt_layer.input[1])
+    weight = next(tensor for tensor in proto.graph.initializer if tensor.name == dequantize.input[0])
+    array = np.roll(numpy_helper.to_array(weight), 1, axis=0)
+    weight.CopyFrom(numpy_helper.from_array(array, weight.name))
+    onnx.save(proto, tmp_path / "spoilt.onnx")
+    with pytest.raises(VerificationError, match=r"the two part at layers\.1\.conv2:conv2d\[0\]"):
+        verify_onnx(tmp_path / "spoilt.onnx", model, task_of(model), quantized=True)
+    found = partings(tmp_path / "spoilt.onnx", model, task_of(model).example_inputs)
+    assert found[0].place == "<model>:input[0]" and found[0].equal == 1
+    assert all(each.within_one > 0.99 for each in partings(path, model, task_of(model).example_inputs))
+
+
+def test_a_true_file_is_equal_to_its_model(files, task_of):
+    for name in ("Residual", "Mlp"):
+        path, model = files(name, True)
+        facts = verify_onnx(path, model, task_of(model), quantized=True)
+        assert facts["equal"] and facts["within_one_step"] >= 0.99 and "parts_at" not in facts
+
+
+def test_float_operators_are_those_that_neither_move_nor_compute_integers():
+    operators = {"QLinearConv": 3, "Gelu": 2, "Transpose": 4, "QGemm": 1, "QuantizeLinear": 2, "QLinearAdd": 1}
+    assert float_operators(operators) == {"Gelu": 2, "QuantizeLinear": 2}
