@@ -16,6 +16,7 @@ from tersor.core.place import ByName, TensorPlace, module_at
 from tersor.core.plan import Plan
 from tersor.core.step import Pipeline
 from tersor.core.task import Task
+from tersor.export.artifact import load_artifact, save_artifact
 from tersor.observe.hessian import inverse_factor
 from tersor.quantize.gptq import GPTQ, round_columns
 from tersor.quantize.ranges import MinMax
@@ -287,3 +288,19 @@ def test_transformers_are_rounded_layer_by_layer(name, layers, package):
     with torch.no_grad():
         expected, ours, plain = (task.outputs(m, (held_out, None)) for m in (model, result.model, nearest))
     assert (ours - expected).square().sum() < 0.8 * (plain - expected).square().sum()
+
+
+@pytest.mark.parametrize("encode", ["dense", "smallest"])
+def test_what_was_rounded_is_saved_and_loaded_to_the_last_bit(encode, tmp_path):
+    model, task = net()
+    keep = torch.rand(module_at(model, "grouped").weight.shape) > 0.5
+    mask = Plan("half", (Mask(TensorPlace("grouped", "weight"), keep),))
+    result = GPTQ(Int(3, group_size=3)).run(apply(model, mask), task)
+    assert result.plans[0].skips and len(grids(result.plans[0])) == 4  # layers of 36, 9, 12 and 6 inputs; not of 8
+    save_artifact(tmp_path / "saved", result.model, original=model, plans=(mask, *result.plans), encode=encode)
+    loaded = load_artifact(tmp_path / "saved", Net())
+    x = task.test[0][0]
+    with torch.no_grad():
+        assert torch.equal(loaded(x), result.model(x))
+    for path in LAYERS:
+        assert torch.equal(module_at(loaded, path).weight, module_at(result.model, path).weight)
