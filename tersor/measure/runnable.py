@@ -56,7 +56,7 @@ class Runnable:
 
     @property
     def labels(self) -> tuple[str, ...] | None:
-        """The classes' names where the model carries them (transformers' ``config.id2label``); None where it does not."""
+        """The classes' names where the model carries them (transformers' ``config.id2label``), else None."""
         named = getattr(getattr(self.module, "config", None), "id2label", None)
         if not isinstance(named, Mapping) or sorted(named) != list(range(len(named))):
             return None

@@ -137,8 +137,8 @@ class _Reader:
         data = self._data
         task = data.based
         targets = self._targets(batch, where)
-        args, kwargs = task.inputs(batch)
-        given = first_input(args, kwargs)
+        with user_code("the inputs cannot be read", where=where):
+            given = first_input(*task.inputs(batch))
         outputs = [self._outputs(model, batch, targets, number, where) for model in self._models]
         length = len(outputs[0])
         for model, output in zip(self._models, outputs, strict=True):
