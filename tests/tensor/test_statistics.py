@@ -4,25 +4,51 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy import stats
+from scipy import optimize, stats
 
 from tersor.tensor.statistics import (
+    benjamini_hochberg,
     bootstrap_interval,
+    bootstrap_rows,
+    compare_pairs,
+    holm,
+    mcnemar,
+    mean_interval,
     paired_difference,
     quantile_interval,
     ratio_interval,
     wilson,
+    wilson_intervals,
 )
 
 
 @given(st.integers(1, 2000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
-def test_wilson_is_the_closed_form_of_the_paper(pair):
+def test_wilson_is_the_closed_form_of_the_paper_but_where_few_succeed_or_fail(pair):
     k, n = pair
     z = stats.norm.ppf(0.975)
     p = k / n
     middle = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    assert wilson(k, n) == pytest.approx((max(0, middle - half), min(1, middle + half)), abs=1e-9)
+    low, high = max(0, middle - half), min(1, middle + half)
+    if 1 <= k <= min(4, n / 2):
+        low = min(low, binomial_limit(k, n))
+    if 1 <= n - k <= min(4, n / 2):
+        high = max(high, 1 - binomial_limit(n - k, n))
+    assert wilson(k, n) == pytest.approx((low, high), abs=1e-9)
+
+
+def binomial_limit(k, n):
+    """The proportion of which k or more of n come with 5 %."""
+    return optimize.brentq(lambda p: stats.binom.sf(k - 1, n, p) - 0.05, 0, 1, xtol=1e-14)
+
+
+@pytest.mark.parametrize("n", [50, 200, 1000])
+def test_wilson_covers_proportions_near_one_as_well(n):
+    p = np.linspace(0.5, 1 - 0.2 / n, 300)
+    low, high = wilson_intervals(np.arange(n + 1), np.full(n + 1, n))
+    inside = (low[:, None] <= p) & (p <= high[:, None])
+    coverage = (stats.binom.pmf(np.arange(n + 1)[:, None], n, p) * inside).sum(0)
+    assert coverage.min() > 0.928 and 0.945 < coverage.mean() < 0.965
 
 
 @pytest.mark.parametrize(("k", "n"), [(0, 0), (3, 2), (-1, 5)])
@@ -31,30 +57,98 @@ def test_wilson_refuses_counts_that_cannot_be(k, n):
         wilson(k, n)
 
 
-def test_bootstrap_interval_of_a_normal_mean_is_about_students():
+def students(x):
+    return stats.t.interval(0.95, len(x) - 1, loc=x.mean(), scale=stats.sem(x))
+
+
+def test_mean_interval_of_symmetric_values_is_students():
     x = np.random.default_rng(0).normal(3, 1, 300)
-    student = stats.t.interval(0.95, 299, loc=x.mean(), scale=stats.sem(x))
-    assert bootstrap_interval(x) == pytest.approx(student, abs=0.02)
+    assert mean_interval(np.concatenate([x, 6 - x])) == pytest.approx(students(np.concatenate([x, 6 - x])))
+
+
+def test_mean_interval_undoes_skewness_as_halls_cubic_does():
+    x = np.random.default_rng(0).exponential(size=40)
+    gamma, scale = stats.skew(x), stats.sem(x)
+
+    def cubic(w):
+        g = gamma / math.sqrt(40)
+        return w + g * w**2 / 3 + g**2 * w**3 / 27 + g / 6
+
+    t = stats.t.ppf(0.975, 39)
+    halls = [x.mean() - optimize.brentq(lambda w: cubic(w) - q, -30, 30) * scale for q in (t, -t)]
+    low, high = mean_interval(x)
+    assert low == pytest.approx(min(halls[0], students(x)[0])) and high == pytest.approx(max(halls[1], students(x)[1]))
+    assert high > students(x)[1] + 0.05
+
+
+@pytest.mark.parametrize(("name", "truth"), [("normal", 0), ("exponential", 1), ("lognormal", math.exp(0.5))])
+def test_mean_interval_covers_the_mean_of_skewed_values(name, truth):
+    random = np.random.default_rng(0)
+    ends = [mean_interval(getattr(random, name)(size=50)) for _ in range(1500)]
+    covered = np.mean([low <= truth <= high for low, high in ends])
+    assert 0.93 <= covered <= 0.975
 
 
 def test_bootstrap_interval_is_the_same_for_the_same_seed():
     x = np.random.default_rng(0).exponential(size=50)
-    assert bootstrap_interval(x, "median", seed=1) == bootstrap_interval(x, "median", seed=1)
+    assert bootstrap_interval(x, np.median, seed=1) == bootstrap_interval(x, np.median, seed=1)
+    assert bootstrap_interval(x, np.median, seed=1) != bootstrap_interval(x, np.std, seed=1)
 
 
-def test_bootstrap_interval_of_equal_values_has_no_width():
-    assert bootstrap_interval([2.0, 2.0, 2.0]) == (2.0, 2.0)
+@pytest.mark.parametrize("interval", [mean_interval, lambda x: bootstrap_interval(x, np.median)])
+def test_an_interval_of_equal_values_has_no_width(interval):
+    assert interval([2.0, 2.0, 2.0]) == (2.0, 2.0)
 
 
 def test_bootstrap_interval_of_many_values_stays_within_memory():
-    low, high = bootstrap_interval(np.random.default_rng(0).normal(size=60_000))
-    assert low < 0.01 and high > -0.01 and high - low == pytest.approx(2 * 1.96 / math.sqrt(60_000), rel=0.15)
+    low, high = bootstrap_interval(np.random.default_rng(0).normal(size=10_000), np.mean)
+    assert low < 0.02 and high > -0.02 and high - low == pytest.approx(2 * 1.96 / math.sqrt(10_000), rel=0.15)
+
+
+def test_bootstrap_interval_contains_scipys_of_the_same_kind():
+    x = np.random.default_rng(3).exponential(size=60)
+    low, high = bootstrap_interval(x, np.std)
+    theirs = stats.bootstrap((x,), np.std, n_resamples=2000, method="BCa", rng=np.random.default_rng(0))
+    assert low <= theirs.confidence_interval.low + 0.02 and high >= theirs.confidence_interval.high - 0.02
+    assert high - low <= 1.25 * (theirs.confidence_interval.high - theirs.confidence_interval.low)
+
+
+def test_a_resample_without_the_metric_counts_against_both_ends():
+    labels = np.array([1.0] + [0.0] * 29)  # a third of the resamples have no positive
+    scores = np.random.default_rng(0).normal(size=30)
+
+    def mean_of_positives(label, score):
+        return score[label == 1].mean() if label.any() else math.nan
+
+    found = bootstrap_rows(mean_of_positives, labels, scores)
+    assert found.low == -math.inf and found.high == math.inf and math.isfinite(found.value)
+
+
+def correlation(a, b):
+    return float(np.corrcoef(a, b)[0, 1])
+
+
+def test_bootstrap_rows_resamples_rows_together():
+    random = np.random.default_rng(0)
+    a = random.normal(size=150)
+    b = a + random.normal(size=150)
+    found = bootstrap_rows(correlation, a, b)
+    assert found.value == correlation(a, b)
+    assert found.low < math.sqrt(0.5) < found.high and found.high - found.low < 0.2
+
+
+def test_bootstrap_rows_refuses_rows_that_do_not_go_together():
+    with pytest.raises(ValueError, match=r"rows of \[2, 3\]"):
+        bootstrap_rows(lambda a, b: 0.0, np.zeros(2), np.zeros(3))
+    with pytest.raises(ValueError, match="is nan"):
+        bootstrap_rows(lambda a: math.nan, np.zeros(2))
 
 
 @pytest.mark.parametrize("values", [[1.0], [1.0, math.nan], [[1.0, 2.0]]])
-def test_bootstrap_interval_refuses_what_has_no_interval(values):
+@pytest.mark.parametrize("interval", [mean_interval, lambda x: bootstrap_interval(x, np.median)])
+def test_what_has_no_interval_is_refused(interval, values):
     with pytest.raises(ValueError):
-        bootstrap_interval(values)
+        interval(values)
 
 
 @pytest.mark.parametrize(("n", "known"), [(5, False), (6, True)])
@@ -69,12 +163,9 @@ def test_quantile_interval_of_nine_values_drops_one_at_each_end():
 
 @pytest.mark.parametrize(("q", "n"), [(0.5, 9), (0.5, 40), (0.95, 200)])
 def test_quantile_interval_covers_the_quantile(q, n):
-    random, truth = np.random.default_rng(0), -math.log(1 - q)
-    hits = 0
-    for _ in range(400):
-        low, high = quantile_interval(random.exponential(size=n), q)
-        hits += low <= truth <= high
-    assert hits >= 0.92 * 400  # at least 95 % in truth: 2.7 standard errors below
+    first, last = quantile_interval(np.arange(1, n + 1), q)  # ranks, since values and ranks are the same here
+    below = stats.binom.cdf([first - 1, last - 1], n, q)  # the quantile lies between them where so many are below it
+    assert 0.95 <= below[1] - below[0] <= 0.98
 
 
 @pytest.mark.parametrize(
@@ -112,7 +203,7 @@ def test_paired_difference_of_a_model_with_itself_still_has_a_width():
     assert result.value == 0 and result.low < 0 < result.high
 
 
-def test_paired_difference_of_real_values_bootstraps_the_differences():
+def test_paired_difference_of_real_values_is_that_of_the_differences():
     random = np.random.default_rng(0)
     b = random.normal(0, 10, 200)
     result = paired_difference(b + 1 + 0.1 * random.normal(size=200), b)
@@ -139,3 +230,68 @@ def test_ratio_interval_cancels_a_drift_that_both_share():
 def test_ratio_interval_refuses_times_that_are_not_positive():
     with pytest.raises(ValueError, match="positive"):
         ratio_interval([1.0], [0.0])
+
+
+@pytest.mark.parametrize(("only_a", "only_b"), [(0, 0), (1, 0), (7, 2), (5, 5), (40, 61)])
+def test_mcnemar_is_the_binomial_test_and_its_mid_p_a_naive_sum(only_a, only_b):
+    a = [1] * only_a + [0] * only_b + [1] * 30 + [0] * 4
+    b = [0] * only_a + [1] * only_b + [1] * 30 + [0] * 4
+    found, n = mcnemar(a, b), only_a + only_b
+    assert found[:2] == (only_a, only_b)
+    assert found.p == pytest.approx(stats.binomtest(only_a, n).pvalue if n else 1)
+    weights = [math.comb(n, k) / 2**n for k in range(n + 1)]
+    less_likely = sum(w for w in weights if w < weights[only_a] - 1e-12)
+    assert found.p_mid == pytest.approx(
+        min(1, less_likely + (weights[only_a] if only_a != only_b else 1 - less_likely))
+    )
+
+
+def test_mcnemar_refuses_what_is_neither_right_nor_wrong():
+    with pytest.raises(ValueError, match="zeros and ones"):
+        mcnemar([0.5, 1], [1, 0])
+
+
+@given(st.lists(st.floats(0, 1), max_size=20))
+def test_benjamini_hochberg_is_scipys(p):
+    theirs = stats.false_discovery_control(p) if p else []
+    assert benjamini_hochberg(p) == pytest.approx(theirs)
+
+
+@given(st.lists(st.floats(0, 1), max_size=20), st.floats(0.001, 0.5))
+def test_holm_rejects_what_stepping_down_rejects(p, alpha):
+    rejected = set()
+    for step, index in enumerate(sorted(range(len(p)), key=p.__getitem__)):
+        if p[index] * (len(p) - step) > alpha:
+            break
+        rejected.add(index)
+    assert set(np.flatnonzero(holm(p) <= alpha)) == rejected
+
+
+def test_p_values_outside_zero_to_one_are_refused():
+    with pytest.raises(ValueError, match="from 0 to 1"):
+        holm([0.1, math.nan])
+
+
+def times(random, n, factor):
+    shared = random.lognormal(0, 0.3, n)
+    return shared * random.lognormal(0, 0.05, n), factor * shared * random.lognormal(0, 0.05, n)
+
+
+def test_a_thing_compared_with_itself_seldom_differs_and_ten_per_cent_are_mostly_seen():
+    random = np.random.default_rng(0)
+    same = [compare_pairs(*times(random, 9, 1)).verdict for _ in range(100)]
+    slower = [compare_pairs(*times(random, 9, 1.1)).verdict for _ in range(100)]
+    assert same.count("no difference shown") >= 90
+    assert slower.count("slower") >= 60 and slower.count("faster") == 0
+
+
+def test_a_verdict_is_said_with_its_interval():
+    a = np.array([20.0, 21, 22, 20, 21, 22, 24, 20, 20])
+    assert str(compare_pairs(a, a / 2)) == "faster by 2× (2–2)"
+    assert str(compare_pairs(a / 4, a)) == "slower by 4× (4–4)"
+    assert str(compare_pairs(a, a)) == "no difference shown" and compare_pairs(a, a).p == 1
+
+
+def test_five_pairs_show_no_difference_however_large():
+    found = compare_pairs([10.0] * 5, [1.0] * 5)
+    assert found.verdict == "no difference shown" and found.ratio == (10, -math.inf, math.inf)
