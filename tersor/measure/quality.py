@@ -23,10 +23,11 @@ from tersor.core.progress import Progress
 from tersor.core.randomness import seeded
 from tersor.core.task import Batch, Task
 from tersor.measure.runnable import on_device, outputs_of
-from tersor.tensor.statistics import bootstrap_interval, is_binary, paired_difference, wilson
+from tersor.tensor.statistics import is_binary, mean_interval, paired_difference, wilson
 
 Runnable = Callable[..., Any]
 Split = Literal["test", "validation"]
+MEAN = "Student's and Hall's"  # what conditions call the interval of a mean
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,7 +103,7 @@ def _evaluate_batch(runnable: Runnable, task: Task, batch: Batch, where: str) ->
 
 
 def quality(evaluation: Evaluation, task: Task) -> Measurement:
-    """The task's metric: Wilson's interval where each value is 0 or 1, a bootstrap interval of the mean otherwise."""
+    """The task's metric: Wilson's interval where each value is 0 or 1, ``mean_interval`` otherwise."""
     assert task.metric is not None, "a completed task has a metric"
     values, n = evaluation.values, evaluation.n
     low: float | None = None
@@ -110,7 +111,7 @@ def quality(evaluation: Evaluation, task: Task) -> Measurement:
     if is_binary(values):
         (low, high), method = wilson(int(values.sum()), n), "Wilson"
     elif n > 1:
-        (low, high), method = bootstrap_interval(values), "bootstrap"
+        (low, high), method = mean_interval(values), MEAN
     else:
         method = "none: one sample"
     conditions = {"split": evaluation.split, "interval": method}
@@ -133,7 +134,7 @@ def paired_drop(original: Evaluation, compressed: Evaluation, task: Task) -> Mea
     """How much worse the compressed model is on the same samples; positive is worse, whichever way the metric points.
 
     In percentage points where the metric is a fraction, in its own unit otherwise. The interval is that of the paired
-    differences: Newcombe's for values 0 and 1, the bootstrap otherwise.
+    differences: Newcombe's for values 0 and 1, ``mean_interval`` otherwise.
     """
     assert task.metric is not None, "a completed task has a metric"
     _check_pairs(original, compressed)
@@ -142,7 +143,7 @@ def paired_drop(original: Evaluation, compressed: Evaluation, task: Task) -> Mea
         better, worse = worse, better
     estimate = paired_difference(better, worse)
     fraction = task.metric.unit == "fraction"
-    method = "Newcombe, paired" if is_binary(better) and is_binary(worse) else "bootstrap of paired differences"
+    method = "Newcombe, paired" if is_binary(better) and is_binary(worse) else f"{MEAN}, of paired differences"
     return Measurement.of(
         estimate, "percentage points" if fraction else task.metric.unit, original.n, scale=100 if fraction else 1,
         split=compressed.split, interval=method, positive="worse",

@@ -74,9 +74,13 @@ def _overview(found: Evaluation) -> Table:
 
 def _short(found: Measurement | None) -> str:
     text = both_of(found)
-    for unit in (" probability", " squared probability", " correlation", " kappa", " AUROC", " cosine"):
+    for unit in (" squared probability", " probability", " correlation", " kappa", " AUROC", " cosine"):
         text = text.replace(unit, "")
     return text
+
+
+def _p(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def _classes(found: Evaluation) -> Table | None:
@@ -86,7 +90,7 @@ def _classes(found: Evaluation) -> Table | None:
     table = plain_table("class", "n", "original", "compressed", "lost", "p, adjusted")
     table.caption = "Recall; the classes that lose most." if len(worst) < len(found.quality.per_class) else "Recall."
     for each in worst:
-        cells = (value_of(each.original), value_of(each.compressed), both_of(each.drop), f"{each.p_adjusted:.3f}")
+        cells = (value_of(each.original), value_of(each.compressed), both_of(each.drop), _p(each.p_adjusted))
         table.add_row(shorten(each.name, _NAME), f"{each.n:,}", *cells)
     return table
 
@@ -99,7 +103,7 @@ def _groups(found: Evaluation) -> Table | None:
     for attribute, group in groups:
         table.add_row(
             shorten(f"{attribute}: {group.name}", _NAME), f"{group.n:,}", value_of(group.original["metric"]),
-            value_of(group.compressed["metric"]), both_of(group.drop), both_of(group.excess), f"{group.p_adjusted:.3f}",
+            value_of(group.compressed["metric"]), both_of(group.drop), both_of(group.excess), _p(group.p_adjusted),
         )  # fmt: skip
     return table
 

@@ -179,6 +179,7 @@ def test_the_mean_over_corruptions_is_theirs():
     for which in ("original", "compressed", "drop"):
         each = [getattr(condition, which).value for condition in found.corruptions]
         assert getattr(found.mean, which).value == pytest.approx(np.mean(each))
+    assert found.mean.agreement.value == pytest.approx(np.mean([each.agreement.value for each in found.corruptions]))
 
 
 def test_a_file_is_attacked_by_transfer_and_that_is_said(perceptron):

@@ -24,7 +24,7 @@ def agreement(found: Collected) -> dict[str, Measurement]:
     that stand among the best k of both; ``divergence``: mean KL(original ‖ compressed) in nats; ``confidence_change``:
     mean of (compressed − original) highest probability. With targets, ``error_correlation``: φ of being wrong;
     ``error_consistency``: Cohen's κ of it (Geirhos et al. 2020, arXiv:2006.16736); ``same_error``: of the rows that
-    both get wrong, those with the same class.
+    both get wrong, those with the same class (of more than two).
 
     Of numbers: ``rms_difference`` between the two outputs, and with targets ``error_correlation``: the cosine of their
     errors, Σ e₁e₂ / √(Σ e₁² Σ e₂²).
@@ -53,7 +53,7 @@ def _errors(found: Collected, one: NDArray[np.bool_], other: NDArray[np.bool_]) 
         "error_consistency": resampled(lambda at: _kappa(table[at].sum(axis=-2)), len(table), "kappa", len(one)),
     }
     both = one & other
-    if both.any():
+    if both.any() and found.classes > 2:
         assert found.original.scores is not None and found.compressed.scores is not None
         same = found.original.scores.classes[both] == found.compressed.scores.classes[both]
         said["same_error"] = mean_of(same, _rows(found, both))

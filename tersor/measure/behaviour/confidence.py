@@ -9,9 +9,10 @@ from numpy.typing import NDArray
 
 from tersor.core.measurement import Measurement
 from tersor.measure.behaviour.collect import Answers, Collected
-from tersor.measure.behaviour.intervals import MEAN, mean_of
+from tersor.measure.behaviour.intervals import mean_of
 from tersor.measure.behaviour.schema import Bins, Calibration, ModelCalibration
 from tersor.measure.behaviour.scores import Scores
+from tersor.measure.quality import MEAN
 from tersor.tensor import calibration as maths
 from tersor.tensor.statistics import mean_interval
 

@@ -166,9 +166,7 @@ def _check(name: str, limit: float, measured: Measurement) -> Check:
     high = "∞" if measured.high is None else f"{measured.high:.4g}"
     bound = "at most" if name.startswith("max") else "at least"
     group = f" ({measured.conditions['group']})" if "group" in measured.conditions else ""
-    said = (
-        f"{_WORDS[name]}{group} {measured.value:.4g} [{low}, {high}]{unit}, {bound} {limit:g}{unit} allowed: {status}"
-    )
+    said = f"{_WORDS[name]}{group} {measured.value:.4g} [{low}, {high}]{unit}, {bound} {limit:g}{unit} allowed"
     if status == "not enough data":
         said += _more_data(measured, limit)
     return Check(name=name, limit=limit, measured=measured, status=status, sentence=said)

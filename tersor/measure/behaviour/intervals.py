@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 from tersor.core.measurement import Measurement
 from tersor.measure.behaviour.collect import Collected
+from tersor.measure.quality import MEAN
 from tersor.tensor.statistics import Estimate, bootstrap_interval, is_binary, mean_interval, wilson
 
 Floats = NDArray[np.float64]
-MEAN = "Student's and Hall's"
 
 
 def mean_of(values: NDArray[Any], found: Collected, unit: str = "fraction", **conditions: Any) -> Measurement:

@@ -19,6 +19,7 @@ from tersor.measure.behaviour.inputs import Change
 from tersor.measure.behaviour.intervals import mean_of
 from tersor.measure.behaviour.quality import drop_of, metric_of
 from tersor.measure.behaviour.schema import Condition, Robustness, Skipped
+from tersor.measure.behaviour.scores import Scores
 from tersor.measure.runnable import Runnable
 
 _FEWEST = 50  # samples below which a shorter measurement says nothing
@@ -138,9 +139,8 @@ def _attacks(
 
 
 def _condition(name: str, severity: float, found: Collected, data: EvaluationData, against: str = "") -> Condition:
-    same = None
-    if found.original.scores is not None and found.compressed.scores is not None:
-        same = mean_of(found.original.scores.classes == found.compressed.scores.classes, found)
+    first, second = _scores(found)
+    same = None if first is None or second is None else mean_of(first.classes == second.classes, found)
     one, other, drop = _three(found, data)
     return Condition(
         name=name, severity=severity, against=against, original=one, compressed=other, drop=drop, agreement=same
@@ -157,8 +157,10 @@ def _mean(conditions: Iterable[Collected], data: EvaluationData) -> Condition:
     """Each sample's mean over the corruptions: what hangs on the samples is resampled with them."""
     each = list(conditions)
     first = each[0]
+    same = [one.classes == other.classes for one, other in map(_scores, each) if one is not None and other is not None]
+    agreement = mean_of(np.mean(same, axis=0), first) if same else None
     if not data.labelled:
-        return Condition(name="mean", severity=0)
+        return Condition(name="mean", severity=0, agreement=agreement)
     models = []
     for which in ("original", "compressed"):
         answers = [found.original if which == "original" else found.compressed for found in each]
@@ -166,4 +168,8 @@ def _mean(conditions: Iterable[Collected], data: EvaluationData) -> Condition:
         models.append(replace(answers[0], values=values))
     joined = replace(first, original=models[0], compressed=models[1])
     one, other, drop = _three(joined, data)
-    return Condition(name="mean", severity=0, original=one, compressed=other, drop=drop)
+    return Condition(name="mean", severity=0, original=one, compressed=other, drop=drop, agreement=agreement)
+
+
+def _scores(found: Collected) -> tuple[Scores | None, Scores | None]:
+    return found.original.scores, found.compressed.scores
