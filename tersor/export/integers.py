@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from tersor.export.onnx_graph import MOVES, Rewriter, attribute, constants_of, set_nodes, users_of
+from tersor.export.onnx_graph import CARRY, MOVES, Rewriter, attribute, constants_of, set_nodes, users_of
 
 _INT32 = 2**31 - 1
 
@@ -124,8 +124,8 @@ def linear_of(graph: Rewriter, node: NodeProto) -> Linear | None:
 
 
 def dequantized(graph: Rewriter, name: str) -> NodeProto | None:
-    """The DequantizeLinear with one scale whose numbers ``name`` has, moved at most; None where it has none."""
-    while (mover := graph.producers.get(name)) is not None and mover.op_type in MOVES:
+    """The DequantizeLinear with one scale on whose grid ``name`` lies; None where it lies on none."""
+    while (mover := graph.producers.get(name)) is not None and mover.op_type in CARRY:
         name = mover.input[0]
     node = graph.producer(name, "DequantizeLinear")
     scale = None if node is None else graph.value(node.input[1])

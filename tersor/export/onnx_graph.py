@@ -13,6 +13,9 @@ from onnx import AttributeProto, GraphProto, NodeProto, TensorProto, helper, num
 # Operators whose result has the operand's numbers, in another shape or order.
 MOVES = {"Flatten", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}
 
+# Through these, too, ONNX Runtime carries integers: what they give lies on the operand's grid.
+CARRY = MOVES | {"MaxPool", "Slice"}
+
 
 def constants_of(graph: GraphProto) -> dict[str, TensorProto]:
     """name → initialiser."""
