@@ -50,6 +50,7 @@ _HOME = {
     "train_sparse": "tersor.prune.sparse.drop_and_grow",
     "FoldBatchNorm": "tersor.quantize.fold",
     "Quantize": "tersor.quantize.quantize",
+    "ReplaceReLU6": "tersor.quantize.relu6",
     "Equalize": "tersor.quantize.equalize",
     "CorrectBias": "tersor.quantize.correct_bias",
     "AdaRound": "tersor.quantize.adaround",
@@ -201,6 +202,7 @@ if TYPE_CHECKING:
     from tersor.quantize.oscillation import FreezeOscillation
     from tersor.quantize.quantize import Quantize
     from tersor.quantize.ranges import Entropy, MeanSquaredError, MinMax, MovingAverage, Percentile
+    from tersor.quantize.relu6 import ReplaceReLU6
     from tersor.quantize.schemes import Int
     from tersor.quantize.spread import ScaleSpread
     from tersor.quantize.weight_only import QuantizeWeights

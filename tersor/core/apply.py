@@ -26,7 +26,7 @@ from tersor.core.widened import HALVES, is_narrow, narrow
 
 # Swap builds from these and nothing else, so that an artifact cannot name arbitrary code.
 CONSTRUCTORS: dict[str, Callable[..., nn.Module]] = {
-    "Identity": nn.Identity, "Removed": Removed, "Scattered": Scattered,
+    "Identity": nn.Identity, "ReLU": nn.ReLU, "Removed": Removed, "Scattered": Scattered,
 }  # fmt: skip
 
 

@@ -62,6 +62,7 @@ from tersor.quantize.gptq import GPTQ
 from tersor.quantize.oscillation import FreezeOscillation
 from tersor.quantize.quantize import Quantize
 from tersor.quantize.ranges import Entropy, MeanSquaredError, MinMax, MovingAverage, Percentile, Range
+from tersor.quantize.relu6 import ReplaceReLU6
 from tersor.quantize.spread import ScaleSpread
 from tersor.quantize.weight_only import QuantizeWeights
 from tersor.recipes.mixed_precision import MixedPrecision
@@ -91,6 +92,7 @@ STEPS = Registry(
             "finetune": Finetune,
             "distill": Teach,
             "fold_batch_norm": FoldBatchNorm,
+            "replace_relu6": ReplaceReLU6,
             "equalize": Equalize,
             "quantize": Quantize,
             "correct_bias": CorrectBias,

@@ -87,11 +87,11 @@ def test_learnt_rounding_stays_nearer_than_rounding_to_the_nearest_on_the_same_g
 
 
 def test_of_all_roundings_of_a_small_layer_the_one_that_is_learnt_is_among_the_best():
-    torch.manual_seed(3)
-    x = torch.randn(64, 1, 3).repeat(1, 1, 3) + 0.1 * torch.randn(64, 1, 9)  # inputs that hang together
+    torch.manual_seed(4)
+    x = torch.randn(64, 1, 1) + 0.2 * torch.randn(64, 1, 9)  # inputs that hang together
     model = nn.Sequential(nn.Flatten(), nn.Linear(9, 1))
     task = made_task(model, x)
-    result = AdaRound(Int(3), steps=800, batches=4).run(model, task)
+    result = AdaRound(Int(3), steps=400, batches=4).run(model, task)
     grid = quantizer(TensorPlace("1", "weight"), model[1].weight.detach(), 0, Int(3), MeanSquaredError())
     rounding = Rounding.of(model[1].weight.detach(), grid)
     x = x.flatten(1)
