@@ -39,7 +39,7 @@ class QuantizeWeights(Method):
 
     Args:
         scheme: the integers, 2 to 8 bits; ``Int(4, group_size=128)`` has a scale for each 128 inputs of an output.
-        range: which reals they reach; ``MeanSquaredError()`` at 4 bits and below.
+        range: which reals they reach (docs/cards/quantize-weights.md says what clipping did).
         where: which layers.
 
     Raises InputError where every weight meant is quantised already, and where one is not finite.
