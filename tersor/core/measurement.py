@@ -29,9 +29,9 @@ class Measurement:
         **conditions: Any,
     ) -> Measurement:  # fmt: skip
         """(value, low, high), each times ``scale``; an end that is not finite cannot be told."""
-        value, low, high = (scale * part for part in estimate)
-        ends = (end if math.isfinite(end) else None for end in (low, high))
-        return cls(value, unit, *ends, n, conditions=conditions)
+        value = scale * estimate[0]
+        low, high = (scale * end if math.isfinite(end) else None for end in estimate[1:])
+        return cls(value, unit, low, high, n, conditions=conditions)
 
     @property
     def vague(self) -> bool:
