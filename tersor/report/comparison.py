@@ -15,14 +15,15 @@ from tersor.report.format import MISSING, both_of, human, shorten, value_of
 from tersor.report.table import plain_table
 
 _STYLES = {"passed": "bold green", "failed": "bold red", "not enough data": "bold yellow", "nothing asked": "dim"}
-_CLASSES, _FLIPS, _NAME = 8, 5, 28
+_CLASSES, _FLIPS, _NAME = 8, 5, 30
 
 
 def comparison_view(data: Mapping[str, Any]) -> RenderableType:
     """What an evaluation says: metric, agreement, flips, calibration, classes, groups, robustness, what was skipped."""
     found = parse_evaluation(data)
     parts: list[RenderableType] = [Text(_heading(found)), _overview(found)]
-    parts += [part for part in (_classes(found), _groups(found), _robustness(found), _flips(found)) if part is not None]
+    tables = (_classes(found), _groups(found), _gaps(found), _robustness(found), _flips(found))
+    parts += [table for table in tables if table is not None]
     parts += [Text(f"note: {note}") for note in found.notes]
     parts += [Text(f"left out: {each.what}: {each.why}", style="dim") for each in found.skipped]
     return Group(*parts)
@@ -105,6 +106,18 @@ def _groups(found: Evaluation) -> Table | None:
             shorten(f"{attribute}: {group.name}", _NAME), f"{group.n:,}", value_of(group.original["metric"]),
             value_of(group.compressed["metric"]), both_of(group.drop), both_of(group.excess), _p(group.p_adjusted),
         )  # fmt: skip
+    return table
+
+
+def _gaps(found: Evaluation) -> Table | None:
+    known = [attribute for attribute in found.fairness if attribute.original]
+    if not known:
+        return None
+    table = plain_table("gap between groups", "original", "compressed")
+    for attribute in known:
+        for name, gap in attribute.original.items():
+            cells = both_of(gap), both_of(attribute.compressed.get(name))
+            table.add_row(shorten(f"{attribute.name}: {human(name)}", _NAME), *cells)
     return table
 
 
