@@ -244,7 +244,8 @@ class Quantize(Method):
         value = tensor_at(model, place).detach()
         edit = quantizer(place, value, axis, scheme, self.weight_range)
         bias_at = bias_place(graph, call) if has_bias(call) else None
-        integer = bias_at is not None and scheme.group_size is None  # no integer kernel has groups, nor their biases
+        # Where no integer kernel takes the layer, its bias is no integer.
+        integer = bias_at is not None and scheme.group_size is None and self.activations.bits <= 8
         bias = tensor_at(model, bias_at).detach() if bias_at is not None and integer else None
         scale = _widened(edit.scale.flatten(), rows_of(value, axis, scheme), bias, input_scale)
         return replace(edit, scale=scale.reshape(edit.scale.shape), learn=self.learn)

@@ -163,7 +163,9 @@ class Entropy(Range):
     bin. Q: the same without what lies beyond, the counts of all bins that round to one integer spread evenly over
     those of them that are filled. t runs over ``candidates`` shares of the largest |x|, in equal ratios, down to where
     each integer has one bin. Exact zeros, which every grid holds, are not counted. Migacz, "8-bit inference with
-    TensorRT" (GTC 2017); theirs merges equal runs of bins, ours those that round alike.
+    TensorRT" (GTC 2017). We differ: bins that round alike are merged, not equal runs of bins; and Q is divided by the
+    number of all values, so that what is clipped is missing from it. (Scaled to 1, a Q of a single filled bin would
+    match any P: values on a coarse grid of their own lost all but the smallest.)
     """
 
     bins: int = 2048
@@ -223,5 +225,4 @@ def _divergence(counts: Tensor, beyond: Tensor, integers: Tensor) -> Tensor:
         for weight in (counts, filled)
     )
     q = (sums / width.clamp_min(1)).gather(1, integers) * filled
-    p, q = p / p.sum(dim=1, keepdim=True), q / q.sum(dim=1, keepdim=True)
-    return torch.where(p > 0, p * (p / q).log(), 0.0).sum(dim=1)
+    return torch.where(p > 0, p / p.sum(dim=1, keepdim=True) * (p / q).log(), 0.0).sum(dim=1)

@@ -367,3 +367,12 @@ def test_activations_with_outliers_are_said_and_others_are_not():
     lines = dict(Quantize(activation_range=MinMax()).plan(model, task).lines)
     assert "the largest is 400, and the range goes to 399: activation_range=" in lines["<model>:input[0]"]
     assert "outliers" not in str(Quantize(activation_range=MinMax()).plan(model, task_of(model)))
+
+
+def test_finer_activations_never_widen_the_steps_of_weights():
+    model = perceptron()
+    with torch.no_grad():
+        model[1].bias.fill_(3.0)
+    fine = Quantize(activations=Int(16, "per_tensor", symmetric=False)).plan(model, task_of(model))
+    scale = next(edit.scale for edit in fine.edits if edit.places == (TensorPlace("1", "weight"),))
+    assert torch.allclose(scale, model[1].weight.detach().abs().amax(1) / 127)

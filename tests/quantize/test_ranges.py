@@ -93,7 +93,7 @@ def naive_divergence(row, t, bins, scheme):
     for run in runs.values():
         for number in run:
             q[number] = sum(kept[other] for other in run) / len(run)
-    return sum(a / sum(p) * math.log(a / sum(p) / (b / sum(q))) for a, b in zip(p, q, strict=True) if a)
+    return sum(a / sum(p) * math.log(a / sum(p) / (b / sum(counts))) for a, b in zip(p, q, strict=True) if a)
 
 
 @pytest.mark.parametrize("scheme", [U8, S4, Int(8)])
@@ -115,6 +115,13 @@ def test_entropy_takes_the_range_of_the_least_divergence_of_a_plain_loop(scheme)
 def test_entropy_gives_a_lone_outlier_up(scheme):
     _, high = Entropy().bounds(values(), scheme)
     assert 2 < high[1] < 20 and 2 < high[2] <= values()[2].max()
+
+
+@pytest.mark.parametrize("scheme", [U8, S4, Int(4, "per_tensor", symmetric=False)])
+def test_entropy_keeps_values_that_lie_on_a_coarse_grid_of_their_own(scheme):
+    torch.manual_seed(0)
+    rows = torch.randint(0, 17, (1, 4000)) / 16
+    assert Entropy().bounds(rows, scheme)[1] > 0.85
 
 
 def test_entropy_of_nothing_but_zeros_is_their_own_range():
