@@ -80,7 +80,7 @@ def test_each_kind_of_layer_is_rounded_as_loops_round_it(kind, scheme, package):
     new = apply(model, plan)[0]
     assert torch.allclose(new.weight, naive(layer.weight, axis, scheme), atol=1e-6)
     assert torch.equal(new.parametrizations["weight"].original, layer.weight), "what is stored beneath stays"
-    error = (new.weight - layer.weight).detach().square().sum() / layer.weight.square().sum()
+    error = (new.weight - layer.weight).detach().square().sum() / layer.weight.detach().square().sum()
     assert plan.lines == (
         ("0.weight", f"{scheme}, {edit.scale.numel()} scales, relative squared error {float(error):.3g}"),
     )
