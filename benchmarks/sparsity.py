@@ -114,8 +114,8 @@ def _said(name: str, args: argparse.Namespace, training: Finetune) -> str:
     return (
         f"{original}. Where an arm trains, dense too, it is for {training.epochs} epochs by SGD with one cycle up to "
         f"{training.optimizer.lr:g}, and the last epoch counts. Repair is CorrectVariance. Test accuracy: the mean "
-        "over seeds (lowest–highest); zeros of all weights; seconds for pruning, repair and training. Nothing was "
-        "chosen on the test set."
+        "over seeds (lowest–highest); zeros of all weights; the median of seconds for pruning, repair and training. "
+        "Nothing was chosen on the test set."
     )
 
 

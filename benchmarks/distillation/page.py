@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from statistics import median
 
 from benchmarks.claims import Claim, difference_cells, said_of, word
 from benchmarks.distillation.arms import ALONE, CACHED, KD, REPLAYED, TRANSFORMER
@@ -62,9 +63,9 @@ def page(said: str, found: Found, teachers: Mapping[str, Sequence[float]], ratio
 def _accuracies(found: Found, teachers: Mapping[str, Sequence[float]]) -> str:
     rows = [[f"teacher: {name}", _range(values), ""] for name, values in teachers.items()]
     for name, arm in found.items():
-        seconds = sum(one.training for one in arm) / len(arm)
+        seconds = median(one.training for one in arm)
         rows.append([name, _range([one.accuracy for one in arm]), f"{seconds:.0f}"])
-    return table(["", "accuracy, per cent (lowest–highest)", "seconds of training"], rows)
+    return table(["", "accuracy, per cent (lowest–highest)", "seconds of training, median"], rows)
 
 
 def _range(values: Sequence[float]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from statistics import median
 
 from benchmarks.claims import Claim, difference_cells, said_of, word
 from benchmarks.quantization import arms
@@ -36,10 +37,10 @@ def section(network: str, said: str, found: Found) -> str:
     for name, arm in found.items():
         values = [one.accuracy for one in arm]
         each = f" ({min(values):.2f}–{max(values):.2f})" if len(values) > 1 else ""
-        seconds = sum(one.pruning for one in arm) / len(arm)
+        seconds = median(one.pruning for one in arm)
         cells = ["", "", ""] if name == arms.FP32 else difference_cells(arm, found[arms.FP32])
         rows.append([name, f"{sum(values) / len(values):.2f}{each}", *cells, f"{seconds:.0f}"])
-    header = ["", "accuracy, per cent", "minus fp32", "over images", "over seeds", "seconds"]
+    header = ["", "accuracy, per cent", "minus fp32", "over images", "over seeds", "seconds, median"]
     lines = [f"## {network}", said, table(header, rows)]
     lines.append("\n".join(said_claim(claim) for claim in claims(network, found)))
     return "\n\n".join(lines)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from statistics import median
 
 from benchmarks.claims import Claim, difference_cells, said_of, word
 from benchmarks.results import FEWEST_SEEDS, Finished, over_images, over_seeds
@@ -64,7 +65,7 @@ def _cell(arm: Sequence[Finished] | None) -> str:
     if not arm:
         return ""
     mean = sum(one.accuracy for one in arm) / len(arm)
-    seconds = sum(one.pruning for one in arm) / len(arm)
+    seconds = median(one.pruning for one in arm)
     zeros = 100 * (1 - 1 / arm[0].ratio)
     each = f" ({min(o.accuracy for o in arm):.2f}–{max(o.accuracy for o in arm):.2f})" if len(arm) > 1 else ""
     return f"{mean:.2f}{each}; {zeros:.1f} % zeros, {seconds:.0f} s"
