@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy import optimize, special, stats
 
-from tersor.tensor.statistics import Estimate
+from tersor.tensor.proportions import mover
+from tersor.tensor.statistics import Estimate, is_binary, wilson_intervals
 
 Array = NDArray[np.float64]
 Kind = Literal["width", "mass"]
 BINS = 15
+HOTTEST = 100.0  # temperatures are looked for between this and its inverse
+_STEPS = 100  # true errors that are tried
+_SMALLEST = float(np.finfo(np.float64).eps)  # the probability below which a log likelihood is cut off
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,10 +41,27 @@ class Reliability:
 def reliability(confidence: ArrayLike, correct: ArrayLike, bins: int = BINS, kind: Kind = "width") -> Reliability:
     """Mean confidence and accuracy of ``confidence`` [n] in [0, 1] and ``correct`` [n] in {0, 1}, bin by bin.
 
-    ``kind``: bins of equal width, or of equal mass (as many samples in each; Nguyen and O'Connor 2015). Samples of one
-    confidence always share a bin. Raises ValueError for other lengths or values.
+    ``kind``: bins (low, high] of equal width, or of equal mass (as many samples in each; Nguyen and O'Connor 2015,
+    arXiv:1508.05154). Samples of one confidence always share a bin. Raises ValueError for other lengths or values.
     """
-    raise NotImplementedError
+    c, y = _checked(confidence, correct, bins)
+    edges, number = _binned(c, bins, kind)
+    count = np.bincount(number, minlength=len(edges) - 1)
+    some = count > 0
+    sums = [np.bincount(number, values, len(edges) - 1)[some] for values in (c, y)]
+    n = count[some]
+    low, high = wilson_intervals(sums[1], n)
+    return Reliability(edges[:-1][some], edges[1:][some], n, sums[0] / n, sums[1] / n, low, high)
+
+
+def _binned(c: Array, bins: int, kind: Kind) -> tuple[Array, NDArray[np.int64]]:
+    """The edges [bins + 1] and the bin of each sample."""
+    edges = np.linspace(0, 1, bins + 1)
+    if kind == "mass":
+        edges = np.unique(np.quantile(c, edges))
+        if len(edges) == 1:
+            edges = np.repeat(edges, 2)
+    return edges, np.searchsorted(edges[1:-1], c, side="left")
 
 
 def ece(
@@ -47,22 +70,100 @@ def ece(
     """Expected calibration error Σ_b (n_b / n) · |accuracy_b − confidence_b|, in [0, 1].
 
     Source: Naeini et al. 2015; Guo et al. 2017 (arXiv:1706.04599), section 2. It is never below zero, so noise alone
-    raises it; ``debias`` takes off what noise adds (Kumar et al. 2019, arXiv:1909.10155, and Roelofs et al. 2022,
-    arXiv:2012.08668).
+    raises it; ``debias`` takes off what noise adds, which for normal noise of each bin's accuracy is known exactly
+    (Kumar et al. 2019, arXiv:1909.10155, section 5, draw it; Roelofs et al. 2022, arXiv:2012.08668, compare).
     """
-    raise NotImplementedError
+    return _debiased(_bins(confidence, correct, bins, kind)) if debias else _bins(confidence, correct, bins, kind).error
+
+
+@dataclass(frozen=True, eq=False)
+class _Bins:
+    """Samples, mean confidence and accuracy of each bin."""
+
+    count: NDArray[np.int64]
+    confidence: Array
+    accuracy: Array
+
+    @property
+    def weight(self) -> Array:
+        return self.count / self.count.sum()
+
+    @property
+    def gap(self) -> Array:
+        return self.confidence - self.accuracy
+
+    @property
+    def error(self) -> float:
+        return float(self.weight @ np.abs(self.gap))
+
+
+def _bins(confidence: ArrayLike, correct: ArrayLike, bins: int, kind: Kind) -> _Bins:
+    found = reliability(confidence, correct, bins, kind)
+    return _Bins(found.count, found.confidence, found.accuracy)
+
+
+def _debiased(found: _Bins) -> float:
+    noise = np.sqrt(found.accuracy * (1 - found.accuracy) / found.count)
+    expected = _folded(found.gap, noise)[0]
+    return max(0.0, found.error - float(found.weight @ (expected - np.abs(found.gap))))
+
+
+def _folded(mean: Array, deviation: Array) -> tuple[Array, Array, Array]:
+    """Mean, variance and third central moment of |X|, X normal (Leone, Nelson and Nottingham 1961)."""
+    at = np.abs(mean)
+    z = np.divide(at, deviation, out=np.full_like(at, np.inf), where=deviation > 0)
+    density, inside = deviation * np.exp(-(z**2) / 2) * math.sqrt(2 / math.pi), 1 - 2 * stats.norm.cdf(-z)
+    first, second = density + at * inside, at**2 + deviation**2
+    third = density * (at**2 + 2 * deviation**2) + at * inside * (at**2 + 3 * deviation**2)
+    return first, second - first**2, third - 3 * first * second + 2 * first**3
 
 
 def ece_interval(
-    confidence: ArrayLike,
-    correct: ArrayLike,
-    bins: int = BINS,
-    kind: Kind = "width",
-    level: float = 0.95,
-    seed: int = 0,
+    confidence: ArrayLike, correct: ArrayLike, bins: int = BINS, kind: Kind = "width", level: float = 0.95
 ) -> Estimate:
-    """The debiased calibration error with its interval."""
-    raise NotImplementedError
+    """The debiased calibration error of the bins with its interval.
+
+    The error is bounded by zero and biased, so that neither the normal nor the bootstrap interval holds. This one is of
+    the true errors for which what was found is no surprise (test inversion; Carpenter 1999, "Test inversion bootstrap
+    confidence intervals"), among models whose bins are off by s times what was found, for s from 0 (calibrated)
+    upwards. Errors in few bins leave more room for noise in the others than errors in all: each bin counts as off by a
+    standard error less than it was found for the lower end, by one more for the upper end. What such a model would show
+    follows from three moments of its bins' folded normal gaps (Cornish and Fisher 1938). The upper end is never below
+    what was found.
+    """
+    return _inverted(_bins(confidence, correct, bins, kind), level)
+
+
+def _inverted(found: _Bins, level: float) -> Estimate:
+    shrunk = (found.count * found.accuracy + 2) / (found.count + 4)  # Agresti and Coull: never without noise
+    noise, gap = np.sqrt(shrunk * (1 - shrunk) / (found.count + 4)), np.abs(found.gap)
+    few = np.maximum(gap - noise, 0)
+    few = few if few.any() else gap + noise
+    low, high = _end(found, few, noise, level, 0), _end(found, gap + noise, noise, level, 1)
+    value = _debiased(found)
+    return Estimate(value, min(low, value), max(high, found.error))
+
+
+def _end(found: _Bins, off: Array, noise: Array, level: float, end: int) -> float:
+    """The true error, bins being off in proportion to ``off``, at which what was found is at that end of the level."""
+    top = found.error + 5 * math.sqrt(float(found.weight**2 @ noise**2)) + 5 / float(found.count.sum())
+    scales = np.linspace(0, top / float(found.weight @ off), _STEPS)
+    accuracy = np.clip(found.confidence - scales[:, None] * np.copysign(off, found.gap), 0, 1)
+    truths = np.abs(found.confidence - accuracy) @ found.weight
+    return float(np.interp(found.error, np.maximum.accumulate(_shown(found, accuracy, level)[end]), truths))
+
+
+def _shown(found: _Bins, accuracy: Array, level: float) -> tuple[Array, Array]:
+    """Largest and smallest error [scales] that models of true ``accuracy`` [scales, bins] show at this level."""
+    gap, weight = found.confidence - accuracy, found.weight
+    mean, variance, third = _folded(gap, np.sqrt(accuracy * (1 - accuracy) / found.count))
+    # How many samples fall in each bin varies as well.
+    spread = np.maximum(gap**2 @ weight - (np.abs(gap) @ weight) ** 2, 0) / float(found.count.sum())
+    deviation = np.sqrt(variance @ weight**2 + spread)
+    skewness = third @ weight**3 / np.maximum(deviation, 1e-100) ** 3
+    z = float(stats.norm.ppf((1 + level) / 2))
+    ends = [mean @ weight + deviation * (sign * z + (z**2 - 1) * skewness / 6) for sign in (1, -1)]
+    return ends[0], ends[1]
 
 
 def ece_increase(
@@ -71,48 +172,122 @@ def ece_increase(
     bins: int = BINS,
     kind: Kind = "width",
     level: float = 0.95,
-    seed: int = 0,
 ) -> Estimate:
-    """ECE of ``compressed`` minus that of ``original``, each (confidence, correct) on the same samples; positive is worse."""
-    raise NotImplementedError
+    """Debiased ECE of ``compressed`` minus that of ``original``; positive is worse.
+
+    Each is (confidence, correct) of the same samples. The interval puts together those of the two (``mover``) with the
+    correlation of what each sample adds to either error. Raises ValueError where they are not of the same samples.
+    """
+    pairs = [_checked(*pair, bins) for pair in (compressed, original)]
+    if len(pairs[0][0]) != len(pairs[1][0]):
+        raise ValueError(f"{len(pairs[1][0])} and {len(pairs[0][0])} samples are not the same samples")
+    new, old = (_inverted(_bins(*pair, bins, kind), level) for pair in pairs)
+    shares = [_shares(*pair, bins, kind) for pair in pairs]
+    varied = all(np.ptp(share) > 0 for share in shares)
+    return mover(new, old, float(np.corrcoef(shares[0], shares[1])[0, 1]) if varied else 0.0)
+
+
+def _shares(c: Array, y: Array, bins: int, kind: Kind) -> Array:
+    """What each sample adds to the calibration error: its gap, with the sign of its bin's."""
+    _, number = _binned(c, bins, kind)
+    return (c - y) * np.sign(np.bincount(number, c - y))[number]
 
 
 def mce(
     confidence: ArrayLike, correct: ArrayLike, bins: int = BINS, kind: Kind = "width", level: float = 0.95
 ) -> Estimate:
-    """Maximum calibration error max_b |accuracy_b − confidence_b| with its interval."""
-    raise NotImplementedError
+    """Maximum calibration error max_b |accuracy_b − confidence_b| of the bins that have samples, with its interval.
+
+    Source: Naeini et al. 2015. From Wilson's intervals of the bins: the upper end is the largest of any bin, the lower
+    end the largest of any bin at a level corrected for their number (Bonferroni). A bin of few samples bounds little,
+    and the interval says so.
+    """
+    found = _bins(confidence, correct, bins, kind)
+    right = np.rint(found.accuracy * found.count)
+    low, high = wilson_intervals(right, found.count, level)
+    farthest = np.maximum(np.abs(low - found.confidence), np.abs(high - found.confidence))
+    low, high = wilson_intervals(right, found.count, 1 - (1 - level) / len(right))
+    nearest = np.maximum(0, np.maximum(low - found.confidence, found.confidence - high))
+    return Estimate(float(np.abs(found.gap).max()), float(nearest.max()), float(farthest.max()))
 
 
 def brier(probabilities: ArrayLike, targets: ArrayLike) -> Array:
     """Brier score of each sample, Σ_k (p_k − [k = target])², float64 [n] in [0, 2], of ``probabilities`` [n, classes].
 
-    Its mean is the model's; ``bootstrap_interval`` and ``paired_difference`` give intervals. Source: Brier 1950.
+    Its mean is the model's; ``mean_interval`` and ``paired_difference`` give intervals. Source: Brier 1950.
     """
-    raise NotImplementedError
+    p, y = _classes(probabilities, targets)
+    rows = np.arange(len(y))
+    return np.square(p).sum(axis=1) - 2 * p[rows, y] + 1
 
 
 def nll(probabilities: ArrayLike, targets: ArrayLike) -> Array:
-    """Negative log likelihood −log p_target of each sample in nats, float64 [n], of ``probabilities`` [n, classes]."""
-    raise NotImplementedError
+    """Negative log likelihood −log p_target of each sample in nats, float64 [n], of ``probabilities`` [n, classes].
+
+    Probabilities below 2.2e-16 count as that, as in scikit-learn, so that it is finite.
+    """
+    p, y = _classes(probabilities, targets)
+    return -np.log(np.maximum(p[np.arange(len(y)), y], _SMALLEST))
 
 
 def softmax(logits: ArrayLike, temperature: float = 1.0) -> Array:
-    """Probabilities softmax(logits / temperature) over the last axis."""
-    raise NotImplementedError
+    """Probabilities softmax(logits / temperature) over the last axis, float64."""
+    if not temperature > 0:
+        raise ValueError(f"temperature {temperature}: expected above 0")
+    return np.asarray(special.softmax(np.asarray(logits, np.float64) / temperature, axis=-1))
 
 
 def fit_temperature(logits: ArrayLike, targets: ArrayLike) -> float:
-    """The temperature T > 0 that minimises the mean NLL of softmax(logits / T), ``logits`` [n, classes].
+    """The temperature T that minimises the mean NLL of softmax(logits / T), ``logits`` [n, classes].
 
-    Source: Guo et al. 2017 (arXiv:1706.04599), section 4.2.
+    Looked for from 0.01 to 100: a model that is always right would be made ever surer, one that is no better than
+    chance ever less. Source: Guo et al. 2017 (arXiv:1706.04599), section 4.2.
     """
-    raise NotImplementedError
+    z, y = _classes(logits, targets)
+    target = z[np.arange(len(y)), y]
+
+    def loss(log_temperature: float) -> float:
+        inverse = math.exp(-log_temperature)
+        return float(np.mean(special.logsumexp(inverse * z, axis=1) - inverse * target))
+
+    limit = math.log(HOTTEST)
+    found = optimize.minimize_scalar(loss, bounds=(-limit, limit), method="bounded", options={"xatol": 1e-4})
+    return math.exp(float(found.x))
 
 
 def cross_fitted(logits: ArrayLike, targets: ArrayLike, folds: int = 5, seed: int = 0) -> tuple[Array, float]:
-    """(probabilities [n, classes], mean temperature), each sample scaled by a temperature fitted on the other folds.
+    """(probabilities [n, classes], mean temperature), each sample by a temperature fitted on the other folds.
 
-    For when no validation set is there to fit on: the calibration error afterwards is then still that of unseen samples.
+    For when no validation set is there to fit on: the calibration error is then still that of unseen samples. Raises
+    ValueError for fewer than two samples.
     """
-    raise NotImplementedError
+    z, y = _classes(logits, targets)
+    if len(y) < 2 or folds < 2:
+        raise ValueError(f"{len(y)} samples in {folds} folds: expected at least two of both")
+    fold = np.random.default_rng(seed).permutation(len(y)) % min(folds, len(y))
+    probabilities, temperatures = np.empty_like(z), []
+    for number in range(int(fold.max()) + 1):
+        here = fold == number
+        temperatures.append(fit_temperature(z[~here], y[~here]))
+        probabilities[here] = softmax(z[here], temperatures[-1])
+    return probabilities, float(np.mean(temperatures))
+
+
+def _checked(confidence: ArrayLike, correct: ArrayLike, bins: int) -> tuple[Array, Array]:
+    c, y = np.asarray(confidence, np.float64), np.asarray(correct, np.float64)
+    if c.ndim != 1 or c.shape != y.shape or len(c) == 0 or bins < 1:
+        raise ValueError(f"confidence {c.shape}, correct {y.shape}, {bins} bins: expected two of one length and a bin")
+    if not np.all((c >= -1e-6) & (c <= 1 + 1e-6)) or not is_binary(y):
+        raise ValueError("confidence lies in [0, 1] and correct is 0 or 1; these do not")
+    return np.clip(c, 0, 1), y
+
+
+def _classes(values: ArrayLike, targets: ArrayLike) -> tuple[Array, NDArray[np.int64]]:
+    x, y = np.asarray(values, np.float64), np.asarray(targets)
+    if x.ndim != 2 or y.shape != x.shape[:1] or len(y) == 0 or not np.issubdtype(y.dtype, np.integer):
+        raise ValueError(
+            f"values {x.shape} and targets {y.shape} {y.dtype}: expected [n, classes] and whole numbers [n]"
+        )
+    if not np.all(np.isfinite(x)) or y.min() < 0 or y.max() >= x.shape[1]:
+        raise ValueError(f"values must be finite and targets lie in 0 to {x.shape[1] - 1}")
+    return x, y
