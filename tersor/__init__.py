@@ -66,6 +66,7 @@ _HOME = {
     "ScaleSpread": "tersor.quantize.spread",
     "Together": "tersor.train.together",
     "Int": "tersor.quantize.schemes",
+    "RoundBiases": "tersor.quantize.round_biases",
     "QuantizeWeights": "tersor.quantize.weight_only",
     "GPTQ": "tersor.quantize.gptq",
     "ScaleByActivations": "tersor.quantize.awq",
@@ -203,6 +204,7 @@ if TYPE_CHECKING:
     from tersor.quantize.quantize import Quantize
     from tersor.quantize.ranges import Entropy, MeanSquaredError, MinMax, MovingAverage, Percentile
     from tersor.quantize.relu6 import ReplaceReLU6
+    from tersor.quantize.round_biases import RoundBiases
     from tersor.quantize.schemes import Int
     from tersor.quantize.spread import ScaleSpread
     from tersor.quantize.weight_only import QuantizeWeights

@@ -20,7 +20,11 @@ from tersor.zoo.batches import TensorBatches
 from tersor.zoo.residual import ResidualNet
 
 FAMILIES = (tersor.prune, tersor.quantize)
-COMES_AFTER = {"Quantize": (FoldBatchNorm(),), "CorrectBias": (FoldBatchNorm(), Quantize(learn=False))}
+COMES_AFTER = {
+    "Quantize": (FoldBatchNorm(),),
+    "CorrectBias": (FoldBatchNorm(), Quantize(learn=False)),
+    "RoundBiases": (FoldBatchNorm(), Quantize(learn=False)),
+}
 QUICK = {"AdaRound": {"steps": 8}}
 
 

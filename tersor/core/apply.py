@@ -15,6 +15,7 @@ from tersor.core.edit import Attribute, Cut, Edit, Mask, Precision, Quantizer, S
 from tersor.core.errors import InputError
 from tersor.core.eval_mode import eval_mode
 from tersor.core.fake_quantize import FakeQuantize
+from tersor.core.integer_bias import rounded_bias
 from tersor.core.intercept import intercept_at, welcome
 from tersor.core.masked import Masked, standing_mask
 from tersor.core.place import TensorPlace, aliases, module_at, stored_at, tensor_at, tied_places
@@ -122,6 +123,7 @@ def _quantizer(model: nn.Module, edit: Quantizer) -> None:
         edit.scale, edit.zero_point, edit.quant_min, edit.quant_max,
         axis=edit.axis, learn=edit.learn, group_size=edit.group_size,
     )  # fmt: skip
+    quantizer.reads = edit.reads
     for place in edit.places:
         if isinstance(place, TensorPlace):
             tensor = tensor_at(model, place)
@@ -129,6 +131,9 @@ def _quantizer(model: nn.Module, edit: Quantizer) -> None:
             for alias in aliases(model, place):
                 module = module_at(model, alias.module)
                 _parametrize(model, module, alias.tensor, quantizer.to(tensor.device))
+            rounded = rounded_bias(model, place.module) if edit.reads is not None else None
+            if rounded is not None:
+                _write(model, Write(TensorPlace(place.module, "bias"), rounded))
         else:
             module_at(model, place.module)
             if edit.group_size is not None:

@@ -42,7 +42,8 @@ class Quantizer:
     ``scale`` and ``zero_point``: shape [] per tensor, [channels] along ``axis``, or with ``group_size`` [rows, groups]:
     the weight is then rows along ``axis``, flattened, and each run of ``group_size`` numbers has its own. x̂ =
     (clamp(round(x / scale) + zero_point) − zero_point) · scale. ``places`` share one quantiser (one scale).
-    ``learn``: the scale is trained.
+    ``learn``: the scale is trained. ``reads``, of a weight: the quantised activation that it is multiplied with; the
+    bias beside the weight is then rounded to steps of scale · scale, on which integer kernels add it.
     """
 
     places: tuple[Place, ...]
@@ -53,6 +54,7 @@ class Quantizer:
     axis: int | None = None
     learn: bool = True
     group_size: int | None = None
+    reads: ActivationPlace | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,6 +141,7 @@ def edit_to_json(edit: Edit, key: str, tensors: dict[str, Tensor]) -> dict[str, 
                 "axis": edit.axis,
                 "learn": edit.learn,
                 "group_size": edit.group_size,
+                "reads": None if edit.reads is None else _place_to_json(edit.reads),
             }
         case Precision():
             return {"kind": "Precision", "place": _place_to_json(edit.place), "dtype": _name(edit.dtype)}
@@ -188,6 +191,7 @@ def _read_edit(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Edit:
                 data["axis"],
                 bool(data["learn"]),
                 data.get("group_size"),  # artifacts of before groups do not say
+                None if data.get("reads") is None else ActivationPlace(*data["reads"]),
             )
         case "Precision":
             return Precision(TensorPlace(*data["place"]), {_name(half): half for half in HALVES}[data["dtype"]])

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tersor.core.place import ActivationPlace
 from tersor.tensor.affine import join_groups, split_groups
 
 
@@ -85,6 +86,7 @@ class FakeQuantize(nn.Module):
         axis: int | None, learn: bool, group_size: int | None = None,
     ):  # fmt: skip
         super().__init__()
+        self.reads: ActivationPlace | None = None  # of a weight: the quantised activation that it is multiplied with
         assert group_size is None or axis is not None, "groups are of the rows along an axis"
         self.quant_min, self.quant_max, self.axis, self.group_size = quant_min, quant_max, axis, group_size
         self.register_buffer("calibrated", scale.detach().clone().to(torch.float32))

@@ -39,6 +39,8 @@ class Quantize(Method):
     activations in the modules that ``where`` means (attention's), and additions, elementwise products, concatenations
     and spatial pooling between them. Operators without an integer kernel stay float and are skips.
 
+    Biases are rounded to the steps on which integer kernels add them; training moves them off: ``RoundBiases``.
+
     After ``run`` alone the model is quantised post training; train it on (any loop, ``Finetune``) and it is
     quantisation-aware training: with ``learn`` the steps are trained too (LSQ, Esser et al. 2020, arXiv 1902.08153).
 
@@ -204,12 +206,17 @@ class Quantize(Method):
             edit = self._activation([statistics[places[name]] for name in group], bound)
             activations |= dict.fromkeys(group, edit)
         weights: dict[TensorPlace, Quantizer] = {}
+        sources: dict[TensorPlace, str] = {}
         for call in points.weighted:
             place = weight_place(model, flow.graph, call)
             assert place is not None, "only calls that read a stored weight are chosen"
+            source = points.source[call.name]
             if place not in weights:
-                step = float(activations[points.source[call.name]].scale)
-                weights[place] = self._weight(model, flow.graph, call, place, step)
+                edit = self._weight(model, flow.graph, call, place, float(activations[source].scale))
+                weights[place] = replace(edit, reads=places[source])
+            elif activations[source] is not activations[sources[place]]:
+                weights[place] = replace(weights[place], reads=None)  # its bias is added on two grids
+            sources.setdefault(place, source)
         edits = [*dict.fromkeys(activations.values()), *weights.values()]
         lines = [(", ".join(map(str, edit.places)), _describe(edit)) for edit in edits]
         samples = [torch.cat([statistics[places[name]].sample for name in group]) for group in points.groups()]

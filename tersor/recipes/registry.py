@@ -63,6 +63,7 @@ from tersor.quantize.oscillation import FreezeOscillation
 from tersor.quantize.quantize import Quantize
 from tersor.quantize.ranges import Entropy, MeanSquaredError, MinMax, MovingAverage, Percentile, Range
 from tersor.quantize.relu6 import ReplaceReLU6
+from tersor.quantize.round_biases import RoundBiases
 from tersor.quantize.spread import ScaleSpread
 from tersor.quantize.weight_only import QuantizeWeights
 from tersor.recipes.mixed_precision import MixedPrecision
@@ -96,6 +97,7 @@ STEPS = Registry(
             "equalize": Equalize,
             "quantize": Quantize,
             "correct_bias": CorrectBias,
+            "round_biases": RoundBiases,
             "adaround": AdaRound,
             "mixed_precision": MixedPrecision,
             "cast": Cast,

@@ -47,7 +47,11 @@ def test_a_built_in_recipe_survives_being_printed_as_yaml(name):
 
 def test_balanced_prunes_then_distils_then_quantises():
     kinds = [[type(part).__name__ for part in parts_of(step.step)] for step in read_recipe("balanced").steps]
-    assert kinds == [["PruneChannels", "Finetune"], ["Finetune"], ["FoldBatchNorm", "Quantize", "Finetune"]]
+    assert kinds == [
+        ["PruneChannels", "Finetune"],
+        ["Finetune"],
+        ["FoldBatchNorm", "Quantize", "Finetune", "RoundBiases"],
+    ]
     assert isinstance(parts_of(read_recipe("balanced").steps[1].step)[0].objective, Distill)
 
 
