@@ -40,14 +40,16 @@ class FreezeOscillation(Companion):
     Args:
         first, last: the threshold at the start and at the end. None for ``last``: only counted, nothing is frozen.
         momentum: m.
+        most_bits: wider grids are left alone: their steps are so fine that training's ordinary noise crosses them.
 
-    Raises InputError for numbers out of range, and where no weight has a quantiser.
+    Raises InputError for numbers out of range, and where no weight has a quantiser of so few bits.
     Source: Nagel et al. 2022 (arXiv 2203.11086), sections 4.1 and 4.3, algorithm 1.
     """
 
     first: float = 0.04
     last: float | None = 0.01
     momentum: float = 0.01
+    most_bits: int = 4
 
     def __post_init__(self) -> None:
         if not 0 < self.momentum < 1:
@@ -62,16 +64,18 @@ class FreezeOscillation(Companion):
 
     def begin(self, model: nn.Module, task: Task) -> None:
         """Beside each weight: its integer, where that went last, how often it turns, its mean, and what is frozen."""
-        if not any(True for _ in weight_quantizers(model)):
+        followed = list(self._weights(model))
+        if not followed:
             raise InputError(
-                "no weight has a quantiser", where="FreezeOscillation", expected="a model after Quantize",
-                do="Run Quantize first, or leave FreezeOscillation out",
+                f"no weight has a quantiser of at most {self.most_bits} bits", where="FreezeOscillation",
+                got=f"{sum(1 for _ in weight_quantizers(model))} quantisers of more", expected="a model after Quantize",
+                do="Run Quantize first, raise most_bits, or leave FreezeOscillation out",
             )  # fmt: skip
-        attach(model, _KEY, nn.ModuleList(_Swing(weight.integers()) for weight in _weights(model)))
+        attach(model, _KEY, nn.ModuleList(_Swing(weight.integers()) for weight in followed))
 
     def after_backward(self, moment: Moment) -> None:
         """Frozen weights have no gradient."""
-        for weight, swing in zip(_weights(moment.model), _swings(moment.model), strict=True):
+        for weight, swing in zip(self._weights(moment.model), _swings(moment.model), strict=True):
             if weight.stored.grad is not None:
                 weight.stored.grad.masked_fill_(swing.frozen, 0)
 
@@ -79,7 +83,7 @@ class FreezeOscillation(Companion):
     def after_step(self, moment: Moment) -> None:
         """Count, freeze, and put frozen weights where they belong."""
         way = moment.done / max(1, moment.steps)
-        for weight, swing in zip(_weights(moment.model), _swings(moment.model), strict=True):
+        for weight, swing in zip(self._weights(moment.model), _swings(moment.model), strict=True):
             swing.follow(weight.integers(), self.momentum)
             if self.last is not None:
                 swing.freeze(self.last + (self.first - self.last) * (1 + math.cos(math.pi * way)) / 2)
@@ -97,6 +101,14 @@ class FreezeOscillation(Companion):
         """Take off what was counted; frozen weights stand on their grid."""
         detach(model, _KEY)
         return Plan("freeze oscillation")
+
+    def _weights(self, model: nn.Module) -> Iterator[_Weight]:
+        """The weights that are followed."""
+        for place, quantizer in weight_quantizers(model):
+            if quantizer.quant_max - quantizer.quant_min < 2**self.most_bits:
+                mask = standing_mask(module_at(model, place.module), place.tensor)
+                stored = cast(nn.Parameter, stored_at(model, place))
+                yield _Weight(stored, quantizer, None if mask is None else mask.keep)
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,13 +128,6 @@ class _Weight:
         with torch.no_grad():
             q = (self.quantizer(self.stored) / self.step()).round_().to(torch.int16)
             return q if self.keep is None else q.masked_fill_(~self.keep, 0)
-
-
-def _weights(model: nn.Module) -> Iterator[_Weight]:
-    for place, quantizer in weight_quantizers(model):
-        mask = standing_mask(module_at(model, place.module), place.tensor)
-        stored = cast(nn.Parameter, stored_at(model, place))
-        yield _Weight(stored, quantizer, None if mask is None else mask.keep)
 
 
 class _Swing(nn.Module):

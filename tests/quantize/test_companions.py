@@ -204,12 +204,14 @@ def test_the_spread_of_scales_is_their_variance_and_shrinks_when_it_is_trained()
 def test_what_has_nothing_to_do_says_so():
     plain = nn.Sequential(nn.Linear(6, 3))
     for companion, match in (
-        (FreezeScales(), "no quantiser learns"), (FreezeOscillation(), "no weight has a quantiser"),
+        (FreezeScales(), "no quantiser learns"), (FreezeOscillation(), "no weight has a quantiser of at most 4 bits"),
     ):  # fmt: skip
         with pytest.raises(InputError, match=match):
             companion.begin(copy.deepcopy(plain), None)
     with pytest.raises(InputError, match="no quantiser learns"):
         FreezeScales().begin(network(learn=False), None)
+    with pytest.raises(InputError, match="2 quantisers of more"):
+        FreezeOscillation(most_bits=3).begin(network(), None)
     with pytest.raises(InputError, match="several learnt steps"):
         ScaleSpread().of(Forward(network(learn=False), None, task_of(plain)))
     for made, match in (

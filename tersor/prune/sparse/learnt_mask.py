@@ -58,7 +58,7 @@ class LearnMasks(Companion):
     """
 
     sparsity: float = 0.5
-    strength: float = 1.0
+    strength: float = 3.0
     reach: float = 20.0
     end: float = 0.5
     where: Selector = field(default_factory=Everything)
