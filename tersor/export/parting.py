@@ -60,8 +60,8 @@ def partings(path: Path, model: nn.Module, args: Sequence[Tensor]) -> list[Parti
 
 
 def parts_at(found: Sequence[Parting], share: float) -> Parting | None:
-    """The first place where less than ``share`` of the integers are at most one apart; else where most are."""
-    worst = min(found, key=lambda each: each.within_one, default=None)
+    """The first place where less than ``share`` of the integers are at most one apart; else where the fewest are."""
+    worst = min(found, key=lambda each: (each.within_one, each.equal), default=None)
     return next((each for each in found if each.within_one < share), worst)
 
 

@@ -148,7 +148,7 @@ def _compare_quantized(path: Path, pairs: list[tuple[Tensor, Tensor]], classific
 
 def _parting(path: Path, model: nn.Module, task: Task) -> dict[str, Any]:
     """Where the integers of the two part, on one batch; nothing where no place bears a name in the file."""
-    args = next(_samples(path, task, 32))
+    args = max(_samples(path, task, 32), key=lambda values: len(values[0]))
     found = parts_at(partings(path, model, args), WITHIN_ONE)
     return {} if found is None else {"parts_at": found.place, "within_one_there": found.within_one}
 
