@@ -20,7 +20,8 @@ def quantizers(model: nn.Module) -> dict[str, FakeQuantize]:
 def without_quantizers(model: nn.Module, weights: Collection[TensorPlace] | None = None) -> nn.Module:
     """A copy in eval mode in which quantisers are the identity: all, or those of these ``weights`` only.
 
-    Weights are then what is stored beneath their quantisers (and masks).
+    Weights are then what is stored beneath their quantisers (and masks), biases what ``Quantize`` rounded them to: half
+    a step of a 32-bit integer away at most.
     """
     bare = copy.deepcopy(model).eval()
     meant = None if weights is None else {_parametrization(place) for place in weights}
