@@ -67,6 +67,7 @@ _HOME = {
     "Together": "tersor.train.together",
     "Int": "tersor.quantize.schemes",
     "RoundBiases": "tersor.quantize.round_biases",
+    "QuantizeDynamically": "tersor.quantize.dynamic",
     "QuantizeWeights": "tersor.quantize.weight_only",
     "GPTQ": "tersor.quantize.gptq",
     "ScaleByActivations": "tersor.quantize.awq",
@@ -196,6 +197,7 @@ if TYPE_CHECKING:
     from tersor.quantize.awq import ScaleByActivations
     from tersor.quantize.cast import Cast
     from tersor.quantize.correct_bias import CorrectBias
+    from tersor.quantize.dynamic import QuantizeDynamically
     from tersor.quantize.equalize import Equalize
     from tersor.quantize.fold import FoldBatchNorm
     from tersor.quantize.freeze import FreezeScales

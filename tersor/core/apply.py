@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from tersor.core.dynamic_quantize import DynamicQuantize
 from tersor.core.edit import Attribute, Cut, Edit, Mask, Precision, Quantizer, Slice, Swap, Write
 from tersor.core.errors import InputError
 from tersor.core.eval_mode import eval_mode
@@ -119,6 +120,11 @@ def _write(model: nn.Module, edit: Write) -> None:
 
 
 def _quantizer(model: nn.Module, edit: Quantizer) -> None:
+    if edit.dynamic:
+        _dynamic_quantizer(model, edit)
+        return
+    if edit.group_size is not None and edit.axis is None:
+        raise InputError("groups are of the rows along an axis", where=str(edit.places[0]), expected="an axis")
     quantizer = FakeQuantize(
         edit.scale, edit.zero_point, edit.quant_min, edit.quant_max,
         axis=edit.axis, learn=edit.learn, group_size=edit.group_size,
@@ -130,7 +136,7 @@ def _quantizer(model: nn.Module, edit: Quantizer) -> None:
             _expect_grid(place, edit, tensor)
             for alias in aliases(model, place):
                 module = module_at(model, alias.module)
-                _parametrize(model, module, alias.tensor, quantizer.to(tensor.device))
+                _stand(model, module, alias.tensor, quantizer.to(tensor.device))
             rounded = rounded_bias(model, place.module) if edit.reads is not None else None
             if rounded is not None:
                 _write(model, Write(TensorPlace(place.module, "bias"), rounded))
@@ -142,6 +148,24 @@ def _quantizer(model: nn.Module, edit: Quantizer) -> None:
                 )
             device = next((p.device for p in model.parameters()), torch.device("cpu"))
             intercept_at(model, place.module).add(place.operator, place.ordinal, quantizer.to(device))
+
+
+def _stand(model: nn.Module, module: nn.Module, tensor: str, quantizer: FakeQuantize) -> None:
+    """Put a quantiser on a tensor, or in the place of the one that stands there."""
+    entries = list(_parametrizations(module, tensor)) if parametrize.is_parametrized(module, tensor) else []
+    number = next((n for n, entry in enumerate(entries) if isinstance(entry, FakeQuantize)), None)
+    if number is None:
+        _parametrize(model, module, tensor, quantizer)
+    else:
+        _parametrizations(module, tensor)[number] = quantizer
+
+
+def _dynamic_quantizer(model: nn.Module, edit: Quantizer) -> None:
+    for place in edit.places:
+        if isinstance(place, TensorPlace):
+            raise InputError("a stored tensor has a grid of its own", where=str(place), got="dynamic", expected=False)
+        module_at(model, place.module)
+        intercept_at(model, place.module).add(place.operator, place.ordinal, DynamicQuantize())
 
 
 def _expect_grid(place: TensorPlace, edit: Quantizer, tensor: Tensor) -> None:

@@ -42,8 +42,9 @@ class Quantizer:
     ``scale`` and ``zero_point``: shape [] per tensor, [channels] along ``axis``, or with ``group_size`` [rows, groups]:
     the weight is then rows along ``axis``, flattened, and each run of ``group_size`` numbers has its own. x̂ =
     (clamp(round(x / scale) + zero_point) − zero_point) · scale. ``places`` share one quantiser (one scale).
-    ``learn``: the scale is trained. ``reads``, of a weight: the quantised activation that it is multiplied with; the
-    bias beside the weight is then rounded to steps of scale · scale, on which integer kernels add it.
+    On a weight that has one already it takes that one's place. ``learn``: the scale is trained. ``reads``, of a weight: the quantised activation that it is multiplied with; the
+    bias beside the weight is then rounded to steps of scale · scale, on which integer kernels add it. ``dynamic``, of
+    activations: scale and zero point are those of each tensor that passes, not the ones here.
     """
 
     places: tuple[Place, ...]
@@ -55,6 +56,7 @@ class Quantizer:
     learn: bool = True
     group_size: int | None = None
     reads: ActivationPlace | None = None
+    dynamic: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,6 +120,13 @@ def _place_from_json(data: list[Any]) -> Place:
     return TensorPlace(*data) if len(data) == 2 else ActivationPlace(*data)
 
 
+def _activation_from_json(data: list[Any]) -> ActivationPlace:
+    place = _place_from_json(data)
+    if not isinstance(place, ActivationPlace) or [type(value) for value in data] != [str, str, int]:
+        raise ValueError(f"{data} is no place of an activation")
+    return place
+
+
 def edit_to_json(edit: Edit, key: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
     """The edit as JSON; index lists go into ``tensors`` under names that start with ``key``.
 
@@ -142,6 +151,7 @@ def edit_to_json(edit: Edit, key: str, tensors: dict[str, Tensor]) -> dict[str, 
                 "learn": edit.learn,
                 "group_size": edit.group_size,
                 "reads": None if edit.reads is None else _place_to_json(edit.reads),
+                "dynamic": edit.dynamic,
             }
         case Precision():
             return {"kind": "Precision", "place": _place_to_json(edit.place), "dtype": _name(edit.dtype)}
@@ -191,7 +201,8 @@ def _read_edit(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Edit:
                 data["axis"],
                 bool(data["learn"]),
                 data.get("group_size"),  # artifacts of before groups do not say
-                None if data.get("reads") is None else ActivationPlace(*data["reads"]),
+                None if data.get("reads") is None else _activation_from_json(data["reads"]),
+                bool(data.get("dynamic", False)),
             )
         case "Precision":
             return Precision(TensorPlace(*data["place"]), {_name(half): half for half in HALVES}[data["dtype"]])

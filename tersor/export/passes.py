@@ -11,6 +11,7 @@ from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, defs, helpe
 
 from tersor.core.intercept import CHILD
 from tersor.core.place import ActivationPlace
+from tersor.export.dynamic import dynamic_products
 from tersor.export.few_bits import (
     fold_constant_moves,
     look_up_integers,
@@ -43,6 +44,7 @@ def ship(model: ModelProto, inputs: Sequence[str] = ()) -> ModelProto:
     drop_uniform_masks(model)
     fold_constant_moves(model)
     fold_weight_quantizers(model)
+    dynamic_products(model)
     products_of_few_bits(model)
     look_up_integers(model)
     scales_into_dequantizers(model)

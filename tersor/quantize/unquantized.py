@@ -7,6 +7,7 @@ from collections.abc import Collection
 
 from torch import nn
 
+from tersor.core.dynamic_quantize import DynamicQuantize
 from tersor.core.fake_quantize import FakeQuantize
 from tersor.core.place import TensorPlace
 
@@ -25,7 +26,8 @@ def without_quantizers(model: nn.Module, weights: Collection[TensorPlace] | None
     """
     bare = copy.deepcopy(model).eval()
     meant = None if weights is None else {_parametrization(place) for place in weights}
-    for path in quantizers(bare):
+    named = list(bare.named_modules(remove_duplicate=False))
+    for path in [path for path, module in named if isinstance(module, (FakeQuantize, DynamicQuantize))]:
         parent, _, name = path.rpartition(".")
         if meant is None or parent in meant:
             bare.get_submodule(parent)._modules[name] = nn.Identity()

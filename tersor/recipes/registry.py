@@ -55,6 +55,7 @@ from tersor.quantize.adaround import AdaRound
 from tersor.quantize.awq import ScaleByActivations
 from tersor.quantize.cast import Cast
 from tersor.quantize.correct_bias import CorrectBias
+from tersor.quantize.dynamic import QuantizeDynamically
 from tersor.quantize.equalize import Equalize
 from tersor.quantize.fold import FoldBatchNorm
 from tersor.quantize.freeze import FreezeScales
@@ -96,6 +97,7 @@ STEPS = Registry(
             "replace_relu6": ReplaceReLU6,
             "equalize": Equalize,
             "quantize": Quantize,
+            "quantize_dynamically": QuantizeDynamically,
             "correct_bias": CorrectBias,
             "round_biases": RoundBiases,
             "adaround": AdaRound,
