@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tersor.core.files import cache_folder
 from tersor.core.progress import Progress
 from tersor.core.step import Context
 from tersor.core.task import Task
@@ -16,7 +17,7 @@ from tersor.train.finetune import Finetune
 from tersor.train.optimizer import Optimizer
 from tersor.train.schedules import OneCycle
 from tersor.zoo.batches import TensorBatches
-from tersor.zoo.cache import cache_folder, cache_path, trained_once
+from tersor.zoo.cache import cache_path, trained_once
 from tersor.zoo.fashion import fashion
 from tersor.zoo.residual import ResidualNet
 

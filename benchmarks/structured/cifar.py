@@ -23,11 +23,12 @@ from benchmarks.structured.arms import Arm, Pruned, TersorArm, TorchPruningArm
 from benchmarks.structured.data import cifar10
 from benchmarks.structured.report import Setting, write_page
 from benchmarks.structured.training import Budget, checksum, correct, mean_of, subset, task_of, train
+from tersor.core.files import cache_folder
 from tersor.core.progress import Progress
 from tersor.distill.response import Distill
 from tersor.prune.structured.scores import Magnitude
 from tersor.train.objective import Objective, TaskLoss
-from tersor.zoo.cache import cache_folder, cache_path, trained_once
+from tersor.zoo.cache import cache_path, trained_once
 from tersor.zoo.cifar import Images, trained_resnet20
 from tersor.zoo.resnet_cifar import CifarResNet
 

@@ -34,6 +34,13 @@ def write_atomically(path: Path, data: bytes) -> None:
         file.write(data)
 
 
+def cache_folder() -> Path:
+    """Where what is dear to make is kept: ``TERSOR_CACHE``, or ``tersor`` in the XDG cache folder (``~/.cache``)."""
+    if given := os.environ.get("TERSOR_CACHE"):
+        return Path(given)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tersor"
+
+
 def sync_folder(folder: Path) -> None:
     """Make the names in ``folder`` durable."""
     descriptor = os.open(folder, os.O_RDONLY)

@@ -18,11 +18,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tersor.core.errors import InputError
+from tersor.core.files import cache_folder
 from tersor.core.progress import Progress
 from tersor.core.task import ACCURACY, Batch, Task
 from tersor.measure.behaviour.data import EvaluationData
 from tersor.zoo.batches import TensorBatches
-from tersor.zoo.cache import cache_folder, cache_path, trained_once
+from tersor.zoo.cache import cache_path, trained_once
 from tersor.zoo.cifar import data_roots
 
 VERSION = 1  # raised whenever data, architecture or training change

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,13 +14,6 @@ from torch import nn
 
 from tersor.core.files import write_atomically
 from tersor.core.progress import Progress
-
-
-def cache_folder() -> Path:
-    """``TERSOR_CACHE``, or ``tersor`` in the XDG cache folder (``~/.cache``)."""
-    if given := os.environ.get("TERSOR_CACHE"):
-        return Path(given)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tersor"
 
 
 def cache_path(folder: Path, name: str, model: nn.Module, recipe: dict[str, Any]) -> Path:

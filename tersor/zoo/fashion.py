@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from tersor.core.errors import InputError
+from tersor.core.files import cache_folder
 from tersor.core.progress import Progress
 from tersor.core.task import ACCURACY, Task
 from tersor.zoo.batches import TensorBatches, flip, shift
-from tersor.zoo.cache import cache_folder, cache_path, trained_once
+from tersor.zoo.cache import cache_path, trained_once
 from tersor.zoo.idx import read_idx
 from tersor.zoo.residual import ResidualNet
 from tersor.zoo.train import Training, fit

@@ -2,8 +2,9 @@ import pytest
 import torch
 from torch import nn
 
+from tersor.core.files import cache_folder
 from tersor.core.progress import Progress
-from tersor.zoo.cache import cache_folder, cache_path, trained_once
+from tersor.zoo.cache import cache_path, trained_once
 
 
 class Heard(Progress):
