@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from typing import Any
 
 import matplotlib as mpl
-from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
 from rich.table import Table
 from rich.text import Text
 
 from tersor.report.format import MISSING, shape_of, shorten
+from tersor.report.page import fill
 from tersor.report.plots import MOST_LAYERS, Plot
 from tersor.report.svg import ACCENT, AFTER, BEFORE, inline, new_figure, quiet_axis, settings
 from tersor.report.table import plain_table
@@ -80,17 +78,12 @@ def analysis_plot(analysis: Analysis, key: str = "analysis") -> Plot | None:
 
 def render(title: str, analyses: Sequence[Analysis]) -> str:
     """A page with a plot and a table of each; needs no network."""
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    folder = resources.files("tersor.report")
     parts = []
     for number, analysis in enumerate(analyses):
         plot = analysis_plot(analysis, f"analysis{number}")
         header, rows = analysis_table(analysis.rows)
-        svg = Markup(plot.svg if plot else "")
-        parts.append({"title": analysis.title, "plot": plot, "svg": svg, "header": header, "rows": rows})
-    return environment.from_string(folder.joinpath("analysis.html").read_text(encoding="utf-8")).render(
-        title=title, parts=parts, style=Markup(folder.joinpath("style.css").read_text(encoding="utf-8"))
-    )
+        parts.append({"title": analysis.title, "plot": plot, "header": header, "rows": rows})
+    return fill("analysis.html", title=title, parts=parts)
 
 
 def _name(row: Mapping[str, Any]) -> str:

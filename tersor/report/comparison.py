@@ -9,9 +9,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from tersor.core.measurement import Measurement
 from tersor.measure.behaviour.schema import Condition, Evaluation, parse_evaluation
-from tersor.report.format import MISSING, both_of, human, shorten, value_of
+from tersor.report.format import MISSING, bare_of, both_of, human, p_of, shorten, value_of
 from tersor.report.table import plain_table
 
 _STYLES = {"passed": "bold green", "failed": "bold red", "not enough data": "bold yellow", "nothing asked": "dim"}
@@ -52,36 +51,25 @@ def _overview(found: Evaluation) -> Table:
         for more in ("perplexity", "rmse"):
             if f"original_{more}" in quality.more:
                 pair = (quality.more[f"{which}_{more}"] for which in ("original", "compressed"))
-                table.add_row(human(more), *map(_short, pair), "")
+                table.add_row(human(more), *map(bare_of, pair), "")
     if found.calibration is not None:
         calibration = found.calibration
         models = calibration.original.measurements, calibration.compressed.measurements
-        change = {"ece_debiased": _short(calibration.ece_increase)}
+        change = {"ece_debiased": bare_of(calibration.ece_increase)}
         for key, name in (("ece_debiased", "calibration error"), ("brier", "Brier score"), ("nll", "NLL")):
-            table.add_row(name, *(_short(each[key]) for each in models), change.get(key, ""))
+            table.add_row(name, *(bare_of(each[key]) for each in models), change.get(key, ""))
         scaled = [each.scaled.get("ece_debiased") for each in (calibration.original, calibration.compressed)]
-        table.add_row("  after temperature scaling", *(_short(each) for each in scaled), "")
+        table.add_row("  after temperature scaling", *(bare_of(each) for each in scaled), "")
     for key, measured in found.agreement.items():
-        table.add_row(human(key), "", "", _short(measured))
+        table.add_row(human(key), "", "", bare_of(measured))
     for key, measured in found.flips.measurements.items():
         if key.startswith("turned"):
-            table.add_row(human(key), "", "", _short(measured))
+            table.add_row(human(key), "", "", bare_of(measured))
     for name in ("confidence", "auroc"):
         if f"original_{name}" in found.outside:
             pair = (found.outside[f"{which}_{name}"] for which in ("original", "compressed"))
-            table.add_row(f"elsewhere, {human(name)}", *map(_short, pair), "")
+            table.add_row(f"elsewhere, {human(name)}", *map(bare_of, pair), "")
     return table
-
-
-def _short(found: Measurement | None) -> str:
-    text = both_of(found)
-    for unit in (" squared probability", " probability", " correlation", " kappa", " AUROC", " cosine"):
-        text = text.replace(unit, "")
-    return text
-
-
-def _p(value: float) -> str:
-    return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def _classes(found: Evaluation) -> Table | None:
@@ -91,7 +79,7 @@ def _classes(found: Evaluation) -> Table | None:
     table = plain_table("class", "n", "original", "compressed", "lost", "p, adjusted")
     table.caption = "Recall; the classes that lose most." if len(worst) < len(found.quality.per_class) else "Recall."
     for each in worst:
-        cells = (value_of(each.original), value_of(each.compressed), both_of(each.drop), _p(each.p_adjusted))
+        cells = (value_of(each.original), value_of(each.compressed), both_of(each.drop), p_of(each.p_adjusted))
         table.add_row(shorten(each.name, _NAME), f"{each.n:,}", *cells)
     return table
 
@@ -104,7 +92,7 @@ def _groups(found: Evaluation) -> Table | None:
     for attribute, group in groups:
         table.add_row(
             shorten(f"{attribute}: {group.name}", _NAME), f"{group.n:,}", value_of(group.original["metric"]),
-            value_of(group.compressed["metric"]), both_of(group.drop), both_of(group.excess), _p(group.p_adjusted),
+            value_of(group.compressed["metric"]), both_of(group.drop), both_of(group.excess), p_of(group.p_adjusted),
         )  # fmt: skip
     return table
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tersor.core.measurement import Measurement
@@ -18,6 +19,7 @@ _WORDS = {
 }
 _TIMES = {"x", "×", "times", "ratio"}
 _POINTS = {"points", "percentage points", "pp"}
+_UNIT_INTERVAL = {"probability", "squared probability", "auroc", "correlation", "kappa", "cosine"}
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,8 @@ def scale_of(value: float, unit: str) -> Scale:
         return _stepped(size, ((1e9, " GB"), (1e6, " MB"), (1e3, " kB")), " B")
     if kind in _COUNTS:
         return _stepped(size, ((1e9, " G"), (5e5, " M"), (1e3, " k")), "")
+    if kind in _UNIT_INTERVAL:
+        return Scale(1, 4 if 0 < size < 0.0095 else 3, f" {unit}")
     if kind in {"ms", "milliseconds"}:
         return Scale(1, _decimals(size), " ms")
     if kind in {"s", "seconds"}:
@@ -99,6 +103,19 @@ def both_of(measurement: Measurement | None) -> str:
     return f"{value_of(measurement)} {interval_of(measurement)}".strip()
 
 
+def bare_of(measurement: Measurement | None) -> str:
+    """Value and interval without the words for units between 0 and 1, which the name beside them says."""
+    text = both_of(measurement)
+    if measurement is not None and measurement.unit.strip().lower() in _UNIT_INTERVAL:
+        text = text.replace(f" {measurement.unit}", "", 1)
+    return text
+
+
+def p_of(value: float) -> str:
+    """A p-value."""
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
 def count(value: float) -> str:
     """A plain number of things."""
     return scale_of(value, "count").full(value)
@@ -141,3 +158,16 @@ def tight(text: str) -> str:
 def shape_of(shape: object) -> str:
     """A tensor's shape, "64×32×3×3"."""
     return "×".join(map(str, shape)) if isinstance(shape, (list, tuple)) else str(shape or MISSING)
+
+
+def plain(value: object) -> str:
+    """A JSON value as people read it."""
+    if isinstance(value, Mapping) and {"value", "unit"} <= value.keys():
+        return both_of(Measurement.from_json(value))
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {plain(item)}" for key, item in value.items()) or MISSING
+    if isinstance(value, (list, tuple)):
+        return ", ".join(plain(item) for item in value) or MISSING
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: MISSING}[value]
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

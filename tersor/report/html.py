@@ -4,32 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from typing import Any
-
-from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
 
 from tersor.core.measurement import Measurement
 from tersor.core.record import Record
 from tersor.report import format as numbers
 from tersor.report.columns import Row, all_columns, present, rows
 from tersor.report.findings import findings
+from tersor.report.page import Figure, fill
 from tersor.report.plots import draw_all
 from tersor.report.schema import Budget, StepSummary, Summary, parse_summary
 from tersor.report.skips import SkipGroup, group_skips
 
 STATUS = {"passed": "Passed", "missed": "Budget missed", "failed": "Not finished"}
 _SHOWN_ELSEWHERE = {"onnx", "verified"}
-
-
-@dataclass(frozen=True)
-class Figure:
-    """One of the large figures at the top: "14.2×" "smaller"."""
-
-    value: str
-    label: str
-    interval: str
 
 
 @dataclass(frozen=True)
@@ -48,13 +36,9 @@ class LayerRow:
 def render(summary: Mapping[str, Any], records: Sequence[Record]) -> str:
     """The report as one HTML page that needs no network. Raises ArtifactError where the summary breaks its schema."""
     parsed = parse_summary(summary)
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update(
-        value=numbers.value_of, interval=numbers.interval_of, human=numbers.human, duration=numbers.duration,
-        tight=numbers.tight, plain=_plain, python=repr,
-    )  # fmt: skip
     table = rows(parsed)
-    return environment.from_string(_resource("template.html")).render(
+    return fill(
+        "template.html",
         summary=parsed,
         status=STATUS[parsed.verdict.status],
         figures=_figures(parsed),
@@ -63,17 +47,12 @@ def render(summary: Mapping[str, Any], records: Sequence[Record]) -> str:
         table=table,
         columns=present(all_columns(parsed), table),
         cell=Row.at,
-        plots=[(plot, Markup(plot.svg)) for plot in draw_all(parsed, records)],
+        plots=draw_all(parsed, records),
         details=[(stage, _did(stage, records), _facts(stage)) for stage in parsed.stages],
         skips=_skips(parsed),
         layers=_layers(records),
         conditions=_conditions(parsed),
-        style=Markup(_resource("style.css")),
     )
-
-
-def _resource(name: str) -> str:
-    return resources.files("tersor.report").joinpath(name).read_text(encoding="utf-8")
 
 
 def _figures(summary: Summary) -> list[Figure]:
@@ -142,7 +121,9 @@ def _facts(stage: StepSummary) -> list[tuple[str, str]]:
         )
     onnx = stage.facts.get("onnx")
     found += _onnx_facts(onnx) if isinstance(onnx, Mapping) else []
-    found += [(numbers.human(key), _plain(value)) for key, value in stage.facts.items() if key not in _SHOWN_ELSEWHERE]
+    found += [
+        (numbers.human(key), numbers.plain(value)) for key, value in stage.facts.items() if key not in _SHOWN_ELSEWHERE
+    ]
     return found
 
 
@@ -164,23 +145,10 @@ def _onnx_facts(onnx: Mapping[str, Any]) -> list[tuple[str, str]]:
     if isinstance(share, Mapping) and share.get("integer"):
         found.append(("products in integers", f"{share['integer']} of {share.get('total', numbers.MISSING)}"))
         stayed = share.get("float_layers")
-        found += [("layers that stayed float", _plain(stayed))] if stayed else []
+        found += [("layers that stayed float", numbers.plain(stayed))] if stayed else []
     told.add("integer_share")
     rest = ((key, value) for key, value in onnx.items() if key not in told and value not in ({}, [], None))
-    return found + [(f"ONNX {numbers.human(str(key))}", _plain(value)) for key, value in rest]
-
-
-def _plain(value: object) -> str:
-    """A JSON value as people read it."""
-    if isinstance(value, Mapping) and {"value", "unit"} <= value.keys():
-        return numbers.both_of(Measurement.from_json(value))
-    if isinstance(value, Mapping):
-        return ", ".join(f"{key} {_plain(item)}" for key, item in value.items()) or numbers.MISSING
-    if isinstance(value, (list, tuple)):
-        return ", ".join(_plain(item) for item in value) or numbers.MISSING
-    if isinstance(value, bool) or value is None:
-        return {True: "yes", False: "no", None: numbers.MISSING}[value]
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return found + [(f"ONNX {numbers.human(str(key))}", numbers.plain(value)) for key, value in rest]
 
 
 def _skips(summary: Summary) -> list[tuple[StepSummary, tuple[SkipGroup, ...]]]:
@@ -217,6 +185,8 @@ def _conditions(summary: Summary) -> list[tuple[str, str]]:
         for name, measurement in stage.measurements.items():
             parts = [f"n = {measurement.n}"] if measurement.n else []
             parts += [measurement.device] if measurement.device else []
-            parts += [f"{numbers.human(str(key))} {_plain(value)}" for key, value in measurement.conditions.items()]
+            parts += [
+                f"{numbers.human(str(key))} {numbers.plain(value)}" for key, value in measurement.conditions.items()
+            ]
             found[name] = ", ".join(parts)
     return list(found.items())

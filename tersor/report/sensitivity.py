@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from typing import Any
 
 import matplotlib as mpl
-from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
 from rich.table import Table
 from rich.text import Text
 
 from tersor.report.format import MISSING, count, human, scale_of, shorten
+from tersor.report.page import fill
 from tersor.report.plots import MOST_LAYERS, Plot
 from tersor.report.svg import ACCENT, AFTER, BEFORE, inline, new_figure, quiet_axis, settings
 from tersor.report.table import plain_table
@@ -154,11 +152,6 @@ def _at(layers: Sequence[Mapping[str, Any]], level: float, factor: float) -> lis
 
 def render(data: Mapping[str, Any]) -> str:
     """The page: plot, table, caption, skips; needs no network."""
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    folder = resources.files("tersor.report")
     plot = sensitivity_plot(data)
     header, rows = sensitivity_table(data)
-    return environment.from_string(folder.joinpath("sensitivity.html").read_text(encoding="utf-8")).render(
-        data=data, plot=plot, svg=Markup(plot.svg if plot else ""), header=header, rows=rows, caption=caption(data),
-        style=Markup(folder.joinpath("style.css").read_text(encoding="utf-8")),
-    )  # fmt: skip
+    return fill("sensitivity.html", data=data, plot=plot, header=header, rows=rows, caption=caption(data))

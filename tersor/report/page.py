@@ -1,0 +1,73 @@
+"""What pages are made of: sections of sentences, plots, tables and samples; and the templates that hold them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from typing import Any
+
+from jinja2 import Environment, FunctionLoader, StrictUndefined
+from markupsafe import Markup
+
+from tersor.report import format as numbers
+from tersor.report.plots import Plot
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One of the large figures at the top: "14.2×" "smaller"."""
+
+    value: str
+    label: str
+    interval: str
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells as text, the first of each row its name. ``folded``: what a reader opens it by; empty: it lies open."""
+
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    caption: str = ""
+    folded: str = ""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One input that is shown: ``picture`` is a data URI, empty where the input is none."""
+
+    title: str
+    lines: tuple[str, ...]
+    picture: str = ""
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of a page. ``meaning``: what is shown, for somebody who was not there; ``says``: what it says here."""
+
+    key: str
+    title: str
+    meaning: str
+    says: tuple[str, ...] = ()
+    tables: tuple[Table, ...] = ()
+    plots: tuple[Plot, ...] = ()
+    samples: tuple[Sample, ...] = ()
+
+
+def fill(template: str, **values: Any) -> str:
+    """The page that a template of this folder makes of ``values``, its style inside; it needs no network."""
+    environment = Environment(
+        loader=FunctionLoader(_resource), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters.update(
+        value=numbers.value_of, interval=numbers.interval_of, human=numbers.human, duration=numbers.duration,
+        tight=numbers.tight, plain=numbers.plain, python=repr,
+    )  # fmt: skip
+    return environment.get_template(template).render(style=Markup(_resource("style.css")), **values)
+
+
+@cache
+def _resource(name: str) -> str:
+    return resources.files("tersor.report").joinpath(name).read_text(encoding="utf-8")
