@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import optimize, special, stats
+from scipy import optimize, special
 
 from tersor.tensor.proportions import mover
 from tersor.tensor.statistics import Estimate, is_binary, wilson_intervals
@@ -112,7 +112,7 @@ def _folded(mean: Array, deviation: Array) -> tuple[Array, Array, Array]:
     """Mean, variance and third central moment of |X|, X normal (Leone, Nelson and Nottingham 1961)."""
     at = np.abs(mean)
     z = np.divide(at, deviation, out=np.full_like(at, np.inf), where=deviation > 0)
-    density, inside = deviation * np.exp(-(z**2) / 2) * math.sqrt(2 / math.pi), 1 - 2 * stats.norm.cdf(-z)
+    density, inside = deviation * np.exp(-(z**2) / 2) * math.sqrt(2 / math.pi), 1 - 2 * special.ndtr(-z)
     first, second = density + at * inside, at**2 + deviation**2
     third = density * (at**2 + 2 * deviation**2) + at * inside * (at**2 + 3 * deviation**2)
     return first, second - first**2, third - 3 * first * second + 2 * first**3
@@ -126,44 +126,55 @@ def ece_interval(
     The error is bounded by zero and biased, so that neither the normal nor the bootstrap interval holds. This one is of
     the true errors for which what was found is no surprise (test inversion; Carpenter 1999, "Test inversion bootstrap
     confidence intervals"), among models whose bins are off by s times what was found, for s from 0 (calibrated)
-    upwards. Errors in few bins leave more room for noise in the others than errors in all: each bin counts as off by a
-    standard error less than it was found for the lower end, by one more for the upper end. What such a model would show
-    follows from three moments of its bins' folded normal gaps (Cornish and Fisher 1938). The upper end is never below
-    what was found.
+    upwards. Errors in few bins leave more room for noise in the others than errors in all do: for the lower end a bin
+    counts as off by a standard error less than it was found. What such a model would show follows from three moments of
+    its bins' folded normal gaps (Cornish and Fisher 1938). The upper end is never below what was found.
     """
-    return _inverted(_bins(confidence, correct, bins, kind), level)
+    found = _bins(confidence, correct, bins, kind)
+    (_, low, high), value = _inverted(found, level), _debiased(found)
+    return Estimate(value, min(low, value), high)
 
 
 def _inverted(found: _Bins, level: float) -> Estimate:
+    """The true error for which what was found is the median, and those for which it is at either end of the level."""
+    ends = []
+    for models, quantile in zip(_models(found), ((1 + level) / 2, 0.5, (1 - level) / 2), strict=True):
+        truths = np.abs(found.confidence - models) @ found.weight
+        shown = np.maximum.accumulate(_shown(found, models, quantile))
+        ends.append(float(np.interp(found.error, shown, truths)))
+    low, middle, high = ends
+    return Estimate(middle, min(low, middle), max(high, found.error))
+
+
+def _models(found: _Bins) -> tuple[Array, Array, Array]:
+    """True accuracies [scales, bins] of models that are off ever more, for the lower end, the middle and the upper end.
+
+    In proportion to what was found less a standard error; else to what was found, or a standard error where that is
+    more (what was found may be zero).
+    """
     shrunk = (found.count * found.accuracy + 2) / (found.count + 4)  # Agresti and Coull: never without noise
     noise, gap = np.sqrt(shrunk * (1 - shrunk) / (found.count + 4)), np.abs(found.gap)
-    few = np.maximum(gap - noise, 0)
-    few = few if few.any() else gap + noise
-    low, high = _end(found, few, noise, level, 0), _end(found, gap + noise, noise, level, 1)
-    value = _debiased(found)
-    return Estimate(value, min(low, value), max(high, found.error))
-
-
-def _end(found: _Bins, off: Array, noise: Array, level: float, end: int) -> float:
-    """The true error, bins being off in proportion to ``off``, at which what was found is at that end of the level."""
+    few, many = np.maximum(gap - noise, 0), np.maximum(gap, noise)
     top = found.error + 5 * math.sqrt(float(found.weight**2 @ noise**2)) + 5 / float(found.count.sum())
-    scales = np.linspace(0, top / float(found.weight @ off), _STEPS)
-    accuracy = np.clip(found.confidence - scales[:, None] * np.copysign(off, found.gap), 0, 1)
-    truths = np.abs(found.confidence - accuracy) @ found.weight
-    return float(np.interp(found.error, np.maximum.accumulate(_shown(found, accuracy, level)[end]), truths))
+
+    def of(off: Array) -> Array:
+        scales = np.linspace(0, top / float(found.weight @ off), _STEPS)
+        return np.clip(found.confidence - scales[:, None] * np.copysign(off, found.gap), 0, 1)
+
+    spread = of(many)
+    return of(few) if few.any() else spread, spread, spread
 
 
-def _shown(found: _Bins, accuracy: Array, level: float) -> tuple[Array, Array]:
-    """Largest and smallest error [scales] that models of true ``accuracy`` [scales, bins] show at this level."""
+def _shown(found: _Bins, accuracy: Array, quantile: float) -> Array:
+    """That quantile of the errors [scales] that models of true ``accuracy`` [scales, bins] show."""
     gap, weight = found.confidence - accuracy, found.weight
     mean, variance, third = _folded(gap, np.sqrt(accuracy * (1 - accuracy) / found.count))
     # How many samples fall in each bin varies as well.
     spread = np.maximum(gap**2 @ weight - (np.abs(gap) @ weight) ** 2, 0) / float(found.count.sum())
     deviation = np.sqrt(variance @ weight**2 + spread)
     skewness = third @ weight**3 / np.maximum(deviation, 1e-100) ** 3
-    z = float(stats.norm.ppf((1 + level) / 2))
-    ends = [mean @ weight + deviation * (sign * z + (z**2 - 1) * skewness / 6) for sign in (1, -1)]
-    return ends[0], ends[1]
+    z = float(special.ndtri(quantile))
+    return np.asarray(mean @ weight + deviation * (z + (z**2 - 1) * skewness / 6))
 
 
 def ece_increase(
@@ -175,8 +186,9 @@ def ece_increase(
 ) -> Estimate:
     """Debiased ECE of ``compressed`` minus that of ``original``; positive is worse.
 
-    Each is (confidence, correct) of the same samples. The interval puts together those of the two (``mover``) with the
-    correlation of what each sample adds to either error. Raises ValueError where they are not of the same samples.
+    Each is (confidence, correct) of the same samples. The interval puts together those of the two (``mover``), around
+    the errors for which what was found is the median, with the correlation of what each sample adds to either error.
+    Raises ValueError where they are not of the same samples.
     """
     pairs = [_checked(*pair, bins) for pair in (compressed, original)]
     if len(pairs[0][0]) != len(pairs[1][0]):
@@ -184,7 +196,9 @@ def ece_increase(
     new, old = (_inverted(_bins(*pair, bins, kind), level) for pair in pairs)
     shares = [_shares(*pair, bins, kind) for pair in pairs]
     varied = all(np.ptp(share) > 0 for share in shares)
-    return mover(new, old, float(np.corrcoef(shares[0], shares[1])[0, 1]) if varied else 0.0)
+    found = mover(new, old, float(np.corrcoef(shares[0], shares[1])[0, 1]) if varied else 0.0)
+    value = ece(*pairs[0], bins, kind, debias=True) - ece(*pairs[1], bins, kind, debias=True)
+    return Estimate(value, min(found.low, value), max(found.high, value))
 
 
 def _shares(c: Array, y: Array, bins: int, kind: Kind) -> Array:

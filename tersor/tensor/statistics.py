@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
+from scipy import special, stats
 
 Array = NDArray[np.float64]
 Verdict = Literal["faster", "slower", "no difference shown"]
@@ -49,14 +49,14 @@ def wilson_intervals(successes: ArrayLike, totals: ArrayLike, confidence: float 
     x, n = np.asarray(successes, np.float64), np.asarray(totals, np.float64)
     low, high = _score(x, n, confidence)
     few, many = ((0 < k) & (k <= np.minimum(_FEW, n / 2)) for k in (x, n - x))
-    low[few] = np.minimum(low[few], stats.beta.ppf(1 - confidence, x[few], n[few] - x[few] + 1))
-    high[many] = np.maximum(high[many], stats.beta.ppf(confidence, x[many] + 1, n[many] - x[many]))
+    low[few] = np.minimum(low[few], special.betaincinv(x[few], n[few] - x[few] + 1, 1 - confidence))
+    high[many] = np.maximum(high[many], special.betaincinv(x[many] + 1, n[many] - x[many], confidence))
     return low, high
 
 
 def _score(x: Array, n: Array, confidence: float) -> tuple[Array, Array]:
     """Wilson's interval as published."""
-    z2 = float(stats.norm.ppf((1 + confidence) / 2)) ** 2
+    z2 = float(special.ndtri((1 + confidence) / 2)) ** 2
     middle, half = (x + z2 / 2) / (n + z2), np.sqrt(z2 * (x * (n - x) / n + z2 / 4)) / (n + z2)
     # At the ends rounding would leave 1e-17 where the limit is exact.
     return np.where(x == 0, 0.0, middle - half), np.where(x == n, 1.0, middle + half)
@@ -76,7 +76,7 @@ def mean_interval(values: ArrayLike, confidence: float = 0.95) -> tuple[float, f
     if np.all(x == x[0]):
         return float(x[0]), float(x[0])
     standard_error = float(x.std(ddof=1)) / math.sqrt(n)
-    t = float(stats.t.ppf((1 + confidence) / 2, n - 1))
+    t = float(special.stdtrit(n - 1, (1 + confidence) / 2))
     ends = [mean + sign * max(t, sign * -_unskewed(-sign * t, x)) * standard_error for sign in (-1, 1)]
     return ends[0], ends[1]
 
@@ -114,11 +114,11 @@ def bootstrap_interval(
         np.asarray(statistic(x[random.integers(0, n, (min(batch, RESAMPLES - done), n))], axis=-1), np.float64)
         for done in range(0, RESAMPLES, batch)
     ])  # fmt: skip
-    z = math.sqrt(n / (n - 1)) * float(stats.t.ppf((1 + confidence) / 2, n - 1)) * np.array([-1.0, 1.0])
+    z = math.sqrt(n / (n - 1)) * float(special.stdtrit(n - 1, (1 + confidence) / 2)) * np.array([-1.0, 1.0])
     quantiles = [z, _bca(x, statistic, found, z)] if n <= _BCA_LIMIT else [z]
     below, above = np.nan_to_num(found, nan=-math.inf), np.nan_to_num(found, nan=math.inf)
-    low = min(_quantile(below, float(stats.norm.cdf(ends[0]))) for ends in quantiles)
-    return low, max(_quantile(above, float(stats.norm.cdf(ends[1]))) for ends in quantiles)
+    low = min(_quantile(below, float(special.ndtr(ends[0]))) for ends in quantiles)
+    return low, max(_quantile(above, float(special.ndtr(ends[1]))) for ends in quantiles)
 
 
 def _bca(x: Array, statistic: Callable[..., Any], found: Array, z: Array) -> Array:
@@ -126,7 +126,7 @@ def _bca(x: Array, statistic: Callable[..., Any], found: Array, z: Array) -> Arr
     n, value = len(x), float(statistic(x, axis=0))
     known = found[np.isfinite(found)]
     below = (np.count_nonzero(known < value) + np.count_nonzero(known <= value)) / 2
-    bias = float(stats.norm.ppf((below + 0.5) / (len(known) + 1)))
+    bias = float(special.ndtri((below + 0.5) / (len(known) + 1)))
     left_out = np.array([statistic(np.delete(x, at), axis=0) for at in range(n)], np.float64)
     pull = np.nanmean(left_out) - left_out
     spread = float(np.nansum(pull**2)) ** 1.5
