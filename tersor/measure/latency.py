@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,19 +9,18 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import save_file
 from torch import Tensor
 
 from tersor.core.errors import InputError
 from tersor.core.measurement import Measurement
 from tersor.core.progress import Progress
+from tersor.measure.contender import file_spec, store_inputs
 from tersor.measure.fresh_process import run_fresh
 from tersor.measure.latency_worker import SITTINGS
 from tersor.measure.onnx_cpu import BACKEND, default_threads
-from tersor.tensor.statistics import Estimate, quantile_interval, ratio_interval
+from tersor.tensor.statistics import Estimate, mean_interval, quantile_interval, ratio_interval
 
 Times = NDArray[np.float64]  # [sittings, rounds, calls] seconds
-FEWEST_CALLS_FOR_P95 = 20
 
 
 def compare_latency(
@@ -52,10 +50,9 @@ def compare_latency(
         )  # fmt: skip
     used = threads or default_threads()
     with tempfile.TemporaryDirectory() as folder:
-        stored = Path(folder) / "inputs.safetensors"
-        save_file({str(n): value.detach().cpu().contiguous().numpy() for n, value in enumerate(inputs)}, stored)
+        stored = store_inputs(inputs, Path(folder))
         request = {
-            "files": {name: str(Path(path).absolute()) for name, path in files.items()}, "inputs": str(stored),
+            "models": {name: file_spec(path, stored) for name, path in files.items()},
             "batch_sizes": list(batch_sizes), "threads": used, "seconds": seconds,
         }  # fmt: skip
         timed = run_fresh(
@@ -68,10 +65,10 @@ def compare_latency(
 def _measurements(timed: Mapping[str, Mapping[str, Any]], threads: int) -> dict[str, dict[str, Measurement]]:
     found: dict[str, dict[str, Measurement]] = {}
     for batch, by_name in timed.items():
-        baseline = np.array(next(iter(by_name.values())))
-        for number, (name, seconds) in enumerate(by_name.items()):
+        baseline = np.array(next(iter(by_name.values()))["times"])
+        for number, (name, seen) in enumerate(by_name.items()):
             conditions = {"batch": int(batch), "threads": threads, "backend": BACKEND}
-            times = np.array(seconds)
+            times = np.array(seen["times"])
             here = found.setdefault(name, {})
             here |= _of_one(times, int(batch), conditions)
             if number > 0:
@@ -80,44 +77,50 @@ def _measurements(timed: Mapping[str, Mapping[str, Any]], threads: int) -> dict[
 
 
 def _of_one(times: Times, batch: int, conditions: dict[str, Any]) -> dict[str, Measurement]:
-    # Calls of one sitting resemble each other: the interval is that of the median over sittings.
-    medians = _medians(times)
-    median = float(np.median(medians))
-    low, high = quantile_interval(medians, 0.5)
-    p95 = _percentile_95(times)
+    p50, p95 = median_call(times), percentile(times, 0.95)
     conditions = {**conditions, "sittings": len(times)}
-
-    def measurement(value: float, unit: str, low: float, high: float) -> Measurement:
-        return Measurement(value, unit, _known(low), _known(high), times.size, conditions=conditions)
-
+    rates = Estimate(*(batch / value for value in (p50.value, p50.high, p50.low)))
     return {
-        f"latency_ms_batch_{batch}": measurement(1e3 * median, "ms", 1e3 * low, 1e3 * high),
-        f"latency_ms_batch_{batch}_p95": measurement(1e3 * p95.value, "ms", 1e3 * p95.low, 1e3 * p95.high),
-        f"throughput_batch_{batch}": measurement(batch / median, "samples/s", batch / high, batch / low),
+        f"latency_ms_batch_{batch}": Measurement.of(p50, "ms", times.size, scale=1e3, **conditions),
+        f"latency_ms_batch_{batch}_p95": Measurement.of(p95, "ms", times.size, scale=1e3, **conditions),
+        f"throughput_batch_{batch}": Measurement.of(rates, "samples/s", times.size, **conditions),
     }
 
 
-def _medians(times: Times) -> NDArray[np.float64]:
+def medians(times: Times) -> NDArray[np.float64]:
     """The median call of each sitting."""
-    return np.median(times.reshape(len(times), -1), axis=1)
+    return np.median(_by_sitting(times), axis=1)
 
 
-def _percentile_95(times: Times) -> Estimate:
-    """The 95 % percentile of a typical sitting; of all calls where sittings have too few calls for one of their own."""
-    calls = times.reshape(len(times), -1)
-    if calls.shape[1] < FEWEST_CALLS_FOR_P95:
-        return Estimate(float(np.quantile(calls, 0.95)), *quantile_interval(calls.ravel(), 0.95))
-    each = np.quantile(calls, 0.95, axis=1)
+def median_call(times: Times) -> Estimate:
+    """The median call of a typical sitting.
+
+    Calls of one sitting resemble each other, so that the interval is that of the median over sittings.
+    """
+    each = medians(times)
     return Estimate(float(np.median(each)), *quantile_interval(each, 0.5))
 
 
+def mean_call(times: Times) -> Estimate:
+    """The mean call, with the interval of the mean over sittings."""
+    each = _by_sitting(times).mean(axis=1)
+    low, high = mean_interval(each)
+    return Estimate(float(each.mean()), max(low, 0.0), high)
+
+
+def percentile(times: Times, q: float) -> Estimate:
+    """The ``q``-quantile of a typical sitting; of all calls where sittings have too few calls for one of their own."""
+    calls = _by_sitting(times)
+    if calls.shape[1] < round(1 / (1 - q)):
+        return Estimate(float(np.quantile(calls, q)), *quantile_interval(calls.ravel(), q))
+    each = np.quantile(calls, q, axis=1)
+    return Estimate(float(np.median(each)), *quantile_interval(each, 0.5))
+
+
+def _by_sitting(times: Times) -> Times:
+    return times.reshape(len(times), -1)
+
+
 def _speedup(baseline: Times, times: Times, conditions: dict[str, Any]) -> Measurement:
-    ratio = ratio_interval(_medians(baseline), _medians(times))
-    n = len(times)
-    return Measurement(
-        ratio.value, "×", _known(ratio.low), _known(ratio.high), n, conditions={**conditions, "sittings": n}
-    )
-
-
-def _known(end: float) -> float | None:
-    return end if math.isfinite(end) else None
+    ratio = ratio_interval(medians(baseline), medians(times))
+    return Measurement.of(ratio, "×", len(times), **{**conditions, "sittings": len(times)})

@@ -1,4 +1,4 @@
-"""The fresh process of ``compare_latency``: time ONNX files in turns, on one shared pool of threads."""
+"""The fresh process of ``compare_latency`` and of benchmarks: time models in turns, files on one shared pool of threads."""
 
 from __future__ import annotations
 
@@ -7,44 +7,37 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import numpy as np
-import onnxruntime
-from safetensors.numpy import load_file
 
+from tersor.measure.energy import Meter, find_meter
 from tersor.measure.fresh_process import Tick, serve
-from tersor.measure.onnx_cpu import Feed, feed_of, open_session, run_session, share_threads, tiled
+from tersor.measure.onnx_cpu import share_threads
+from tersor.measure.opened import FILES, Call, Kinds
 
-BLOCK_SECONDS = 0.01  # a file's turn lasts about this long, or one call
+BLOCK_SECONDS = 0.01  # a model's turn lasts about this long, or one call
 SITTINGS, FEWEST_SITTINGS = 9, 6  # a median has a 95 % interval from 6 on; with 9 it does not hang on the extremes
 STEADY = 0.05  # warm-up ends when two windows of calls differ by less than this
 
 
-@dataclass(frozen=True)
-class Runner:
-    """A file's session with its inputs of one batch size."""
-
-    session: onnxruntime.InferenceSession
-    feed: Feed
-
-    def time(self, calls: int) -> list[float]:
-        """Seconds of each of ``calls`` calls, one after another."""
-        run, feed, clock = self.session.run, self.feed, time.perf_counter
-        seconds = []
-        for _ in range(calls):
-            start = clock()
-            run(None, feed)
-            seconds.append(clock() - start)
-        return seconds
+def time_calls(run: Callable[[], Any], calls: int) -> list[float]:
+    """Seconds of each of ``calls`` calls, one after another."""
+    clock = time.perf_counter
+    seconds = []
+    for _ in range(calls):
+        start = clock()
+        run()
+        seconds.append(clock() - start)
+    return seconds
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """How one batch size is timed: ``rounds`` of turns in each of ``sittings``; calls in a turn by file.
+    """How one batch size is timed: ``rounds`` of turns in each of ``sittings``; calls in a turn by model.
 
-    The first ``dropped`` calls of a turn find caches full of another file's weights and are not counted; calls that
+    The first ``dropped`` calls of a turn find caches full of another model's weights and are not counted; calls that
     are long enough not to notice are all counted.
     """
 
@@ -55,7 +48,7 @@ class Schedule:
 
     @classmethod
     def of(cls, typical: dict[str, float], seconds: float) -> Schedule:
-        """A schedule of about ``seconds``, from the seconds of a typical call of each file."""
+        """A schedule of about ``seconds``, from the seconds of a typical call of each model."""
         calls = {name: max(1, math.ceil(BLOCK_SECONDS / call)) for name, call in typical.items()}
         dropped = {name: 1 if count >= 4 else 0 for name, count in calls.items()}
         turns = sum((calls[name] + dropped[name]) * typical[name] for name in typical)
@@ -63,66 +56,111 @@ class Schedule:
         return cls(sittings, max(1, round(seconds / sittings / turns)), calls, dropped)
 
 
-def measure(request: dict[str, Any], tick: Tick) -> dict[str, dict[str, list[list[list[float]]]]]:
-    """batch size → file name → [sittings, rounds, calls] seconds.
+@dataclass(frozen=True)
+class Sitting:
+    """How turns and windows are taken: ``pause`` seconds before each turn, ``window`` seconds of calls at the end."""
 
-    Request: files, inputs, batch_sizes, threads, seconds. Each sitting opens the files afresh, since where a session's
-    memory happens to lie can cost or save a few percent as long as it lives.
+    pause: float
+    window: float
+    meter: Meter | None
+
+    def in_turns(self, calls: dict[str, Call], schedule: Schedule) -> dict[str, list[list[float]]]:
+        """name → [rounds, calls] seconds."""
+        blocks: dict[str, list[list[float]]] = {name: [] for name in calls}
+        gc.disable()
+        try:
+            for _ in range(schedule.rounds):
+                for name, call in calls.items():
+                    self.rest()
+                    dropped = schedule.dropped[name]
+                    blocks[name].append(time_calls(call.run, dropped + schedule.calls[name])[dropped:])
+        finally:
+            gc.enable()
+        return blocks
+
+    def busy(self, call: Call) -> dict[str, float | None]:
+        """calls, seconds and joules of calls one after another for a window."""
+        self.rest()
+        run, clock, calls = call.run, time.perf_counter, 0
+        if self.meter is not None:
+            self.meter.start()
+        start = now = clock()
+        while now - start < self.window:
+            run()
+            calls, now = calls + 1, clock()
+        return {"calls": calls, "seconds": now - start, "joules": None if self.meter is None else self.meter.joules()}
+
+    def rest(self) -> None:
+        """Let threads of the model that ran last, which spin for a while, go to sleep."""
+        if self.pause > 0:
+            time.sleep(self.pause)
+
+
+def measure(request: dict[str, Any], tick: Tick, kinds: Kinds = FILES) -> dict[str, dict[str, dict[str, Any]]]:
+    """batch size → name → times [sittings, rounds, calls] in seconds, windows [sittings], steady [sittings], outputs.
+
+    Request: models (name → spec), batch_sizes, threads, seconds, and if wanted window (seconds), pause, device. Each
+    sitting opens the models afresh, since where a model's memory happens to lie can cost or save a few percent as long
+    as it lives.
     """
     share_threads(request["threads"])
-    stored = load_file(request["inputs"])
-    arrays = tuple(stored[str(number)] for number in range(len(stored)))
+    openers = {name: kinds[spec["kind"]](spec) for name, spec in request["models"].items()}
+    window = request.get("window", 0.0)
+    meter = find_meter(request.get("device", "cpu"))[0] if window else None
     schedules: dict[int, Schedule] = {}
     found: dict[str, dict[str, Any]] = {
-        str(batch): {name: [] for name in request["files"]} for batch in request["batch_sizes"]
+        str(batch): {name: {"times": [], "windows": [], "steady": [], "outputs": []} for name in openers}
+        for batch in request["batch_sizes"]
     }
     for sitting in range(SITTINGS):
         due = [b for b in request["batch_sizes"] if b not in schedules or sitting < schedules[b].sittings]
-        order = list(request["files"].items())[:: -1 if sitting % 2 else 1] if due else []
-        sessions = {name: open_session(Path(path), shared_pool=True) for name, path in order}
+        order = list(openers.items())[:: -1 if sitting % 2 else 1] if due else []
+        opened = {name: opener() for name, opener in order}
         for batch in due:
-            runners = {name: _runner(sessions[name], arrays, batch, path) for name, path in order}
-            typical = {name: warm_up(runner.time, request["seconds"] / 30) for name, runner in runners.items()}
+            calls = {name: model.call(batch) for name, model in opened.items()}
+            for name, call in calls.items():
+                found[str(batch)][name]["outputs"] = call.first()
+            warm = {
+                name: warm_up(partial(time_calls, call.run), request["seconds"] / 30) for name, call in calls.items()
+            }
+            typical = {name: each.typical for name, each in warm.items()}
             schedule = schedules.setdefault(batch, Schedule.of(typical, request["seconds"]))
-            for name, blocks in _in_turns(runners, schedule).items():
-                found[str(batch)][name].append(blocks)
+            sat = Sitting(request.get("pause", 0.0), window / schedule.sittings, meter)
+            _sit(sat, schedule, calls, found[str(batch)])
+            for name, each in warm.items():
+                found[str(batch)][name]["steady"].append(each.steady)
             tick()
         for _ in range(len(request["batch_sizes"]) - len(due)):
-            tick()  # a slow file's batch sizes are done after fewer sittings
+            tick()  # a slow model's batch sizes are done after fewer sittings
     return found
 
 
-def _runner(session: onnxruntime.InferenceSession, arrays: tuple[Any, ...], batch: int, path: str) -> Runner:
-    feed = feed_of(session, tiled(arrays, batch), path)
-    run_session(session, feed, path)
-    return Runner(session, feed)
+def _sit(sitting: Sitting, schedule: Schedule, calls: dict[str, Call], found: dict[str, Any]) -> None:
+    for name, blocks in sitting.in_turns(calls, schedule).items():
+        found[name]["times"].append(blocks)
+    for name, call in calls.items() if sitting.window else ():
+        found[name]["windows"].append(sitting.busy(call))
 
 
-def _in_turns(runners: dict[str, Runner], schedule: Schedule) -> dict[str, list[list[float]]]:
-    """file name → [rounds, calls] seconds."""
-    blocks: dict[str, list[list[float]]] = {name: [] for name in runners}
-    gc.disable()
-    try:
-        for _ in range(schedule.rounds):
-            for name, runner in runners.items():
-                dropped = schedule.dropped[name]
-                blocks[name].append(runner.time(dropped + schedule.calls[name])[dropped:])
-    finally:
-        gc.enable()
-    return blocks
+@dataclass(frozen=True)
+class Warm:
+    """Seconds of a typical call after warm-up, and whether calls had become alike."""
+
+    typical: float
+    steady: bool
 
 
-def warm_up(time_calls: Callable[[int], list[float]], seconds: float) -> float:
-    """Call until two windows of calls in a row take alike, or ``seconds`` have passed; seconds of a typical call."""
+def warm_up(timed: Callable[[int], list[float]], seconds: float) -> Warm:
+    """Call until two windows of calls in a row take alike, or ``seconds`` have passed."""
     start = time.perf_counter()
-    before = time_calls(1)[0]
+    before = timed(1)[0]
     size = max(1, min(50, math.ceil(BLOCK_SECONDS / max(before, 1e-9))))
     while time.perf_counter() - start <= seconds:
-        now = float(np.median(time_calls(size)))
+        now = float(np.median(timed(size)))
         if abs(now - before) <= STEADY * before:
-            return max(now, 1e-9)
+            return Warm(max(now, 1e-9), True)
         before = now
-    return max(before, 1e-9)
+    return Warm(max(before, 1e-9), False)
 
 
 if __name__ == "__main__":

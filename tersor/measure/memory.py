@@ -5,12 +5,14 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from safetensors.numpy import save_file
 from torch import Tensor
 
 from tersor.core.measurement import Measurement
+from tersor.measure.contender import file_spec, store_inputs
 from tersor.measure.fresh_process import run_fresh
 from tersor.measure.onnx_cpu import BACKEND, default_threads
+
+METHOD = "peak resident size after loading and three runs, minus the resident size before loading"
 
 
 def peak_memory(path: Path, inputs: tuple[Tensor, ...], batch: int = 32, *, threads: int | None = None) -> Measurement:
@@ -22,12 +24,7 @@ def peak_memory(path: Path, inputs: tuple[Tensor, ...], batch: int = 32, *, thre
     """
     used = threads or default_threads()
     with tempfile.TemporaryDirectory() as folder:
-        stored = Path(folder) / "inputs.safetensors"
-        save_file({str(n): value.detach().cpu().contiguous().numpy() for n, value in enumerate(inputs)}, stored)
-        request = {"file": str(Path(path).absolute()), "inputs": str(stored), "batch": batch, "threads": used}
-        found = run_fresh("tersor.measure.memory_worker", request)
-    conditions = {
-        "batch": batch, "threads": used, "backend": BACKEND,
-        "method": "peak resident size after loading and three runs, minus the resident size before loading",
-    }  # fmt: skip
+        model = file_spec(path, store_inputs(inputs, Path(folder)))
+        found = run_fresh("tersor.measure.memory_worker", {"model": model, "batch": batch, "threads": used})
+    conditions = {"batch": batch, "threads": used, "backend": BACKEND, "method": METHOD}
     return Measurement(max(0, found["peak"] - found["before"]), "bytes", n=1, conditions=conditions)

@@ -1,35 +1,47 @@
-"""The fresh process of ``peak_memory``."""
+"""The fresh process of ``peak_memory`` and of a benchmark's starts: open one model, run it a few times."""
 
 from __future__ import annotations
 
 import gc
 import platform
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import psutil
-from safetensors.numpy import load_file
 
 from tersor.measure.fresh_process import Tick, serve
-from tersor.measure.onnx_cpu import feed_of, open_session, run_session, tiled
+from tersor.measure.onnx_cpu import share_threads
+from tersor.measure.opened import FILES, Kinds
 
 RUNS = 3
 
 
-def measure(request: dict[str, Any], tick: Tick) -> dict[str, int]:
-    """Bytes: ``before`` loading the file, and the ``peak`` after a few runs. Request: file, inputs, batch, threads."""
-    path = Path(request["file"])
-    stored = load_file(request["inputs"])
-    arrays = tiled(tuple(stored[str(number)] for number in range(len(stored))), request["batch"])
+def measure(request: dict[str, Any], tick: Tick, kinds: Kinds = FILES) -> dict[str, float | None]:
+    """Bytes ``before`` opening the model and at the ``peak`` after a few runs, seconds to open it and of the first run.
+
+    ``load`` is None where nothing was read, because the model came with the data; its weights are then taken off
+    ``before``. Request: model (its spec), batch, threads.
+    """
+    share_threads(request["threads"])
+    opener = kinds[request["model"]["kind"]](request["model"])
     gc.collect()
     _forget_peak()
     before = psutil.Process().memory_info().rss
-    session = open_session(path, threads=request["threads"])
-    feed = feed_of(session, arrays, str(path))
-    for _ in range(RUNS):
-        run_session(session, feed, str(path))
-    return {"before": before, "peak": peak_bytes()}
+    start = time.perf_counter()
+    opened = opener()
+    loaded = time.perf_counter() - start
+    call = opened.call(request["batch"])
+    start = time.perf_counter()
+    call.first()
+    first = time.perf_counter() - start
+    for _ in range(RUNS - 1):
+        call.run()
+    return {
+        "before": before - opened.resident, "peak": peak_bytes(), "device_peak": opened.device_bytes(),
+        "load": None if opened.came_open else loaded, "first": first,
+    }  # fmt: skip
 
 
 def _forget_peak() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as states
 
 from tersor.core.errors import ArtifactError, InputError
 
+CPU = "CPUExecutionProvider"
 BACKEND = f"ONNX Runtime {onnxruntime.__version__} CPU"
 Feed = dict[str, NDArray[Any]]
 
@@ -42,10 +44,31 @@ def default_threads() -> int:
     return max(1, min(allowed, psutil.cpu_count(logical=False) or allowed))
 
 
+def checked_providers(providers: Sequence[str]) -> tuple[str, ...]:
+    """The execution providers by their full names ("cuda" is CUDAExecutionProvider), the CPU's last.
+
+    Raises InputError for one that this ONNX Runtime does not have.
+    """
+    known = {name.removesuffix("ExecutionProvider").lower(): name for name in onnxruntime.get_available_providers()}
+    short = [name.removesuffix("ExecutionProvider").lower() for name in providers]
+    foreign = [name for name, key in zip(providers, short, strict=True) if key not in known]
+    if foreign:
+        raise InputError(
+            "no such execution provider here", where="providers", got=", ".join(foreign),
+            expected=" or ".join(known.values()), do="Install the build of onnxruntime that brings it",
+        )  # fmt: skip
+    return tuple(dict.fromkeys([*(known[key] for key in short), CPU]))
+
+
 def open_session(
-    path: Path, *, threads: int | None = None, optimised_model_path: Path | None = None, shared_pool: bool = False
+    path: Path,
+    *,
+    threads: int | None = None,
+    optimised_model_path: Path | None = None,
+    shared_pool: bool = False,
+    providers: Sequence[str] = (CPU,),
 ) -> onnxruntime.InferenceSession:
-    """A quiet session on the CPU. ``shared_pool``: on the process's own threads, which ``share_threads`` set up.
+    """A quiet session, by default on the CPU. ``shared_pool``: on the process's own threads (``share_threads``).
 
     Raises ArtifactError where the file is missing, damaged or uses what this ONNX Runtime does not know.
     """
@@ -56,7 +79,7 @@ def open_session(
         options.intra_op_num_threads = threads or default_threads()
     if optimised_model_path is not None:
         options.optimized_model_filepath = str(optimised_model_path)
-    return _open(path, options)
+    return _open(path, options, providers)
 
 
 def profiled_session(path: Path, *, threads: int, prefix: Path) -> onnxruntime.InferenceSession:
@@ -69,14 +92,16 @@ def profiled_session(path: Path, *, threads: int, prefix: Path) -> onnxruntime.I
     return _open(path, options)
 
 
-def _open(path: Path, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
+def _open(
+    path: Path, options: onnxruntime.SessionOptions, providers: Sequence[str] = (CPU,)
+) -> onnxruntime.InferenceSession:
     if not path.is_file():
         raise ArtifactError("no such ONNX file", where=str(path), do="Export the model first")
     options.log_severity_level = 4
     if saturates_int8():
         options.add_session_config_entry("session.x64quantprecision", "1")
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(str(path), options, providers=list(providers))
     except _RUNTIME_ERRORS as error:
         raise ArtifactError(
             "ONNX Runtime cannot load the file", where=str(path), got=_first_line(error), expected="an ONNX model",
@@ -87,6 +112,19 @@ def _open(path: Path, options: onnxruntime.SessionOptions) -> onnxruntime.Infere
 def share_threads(threads: int) -> None:
     """Give the process one pool of threads for all sessions: pools of their own would spin in each other's way."""
     onnxruntime.set_global_thread_pool_sizes(threads, 1)
+
+
+def in_order(names: Sequence[str], args: Sequence[Any], kwargs: Mapping[str, Any], where: str) -> tuple[Any, ...]:
+    """The inputs in a file's order: by position, or by its ``names`` where all come so named. Raises InputError."""
+    if not kwargs:
+        return tuple(args)
+    if args or not set(names) <= set(kwargs):
+        raise InputError(
+            "the file has no inputs of these names", where=where, got=sorted(kwargs),
+            expected=f"{', '.join(names)}, or inputs by position",
+            do="Pass inputs_of=lambda batch: ((…,), {}) to Task",
+        )  # fmt: skip
+    return tuple(kwargs[name] for name in names)
 
 
 def feed_of(session: onnxruntime.InferenceSession, arrays: tuple[NDArray[Any], ...], where: str) -> Feed:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from tersor.core.errors import ArtifactError, InputError
 from tersor.core.eval_mode import eval_mode
 from tersor.core.task import Arguments, Batch, Task
+from tersor.measure.onnx_cpu import in_order
 from tersor.measure.session import OnnxRunnable
 
 Change = Callable[[tuple[Any, ...], Mapping[str, Any]], Arguments]
@@ -170,13 +171,7 @@ def outputs_of(model: Callable[..., Any], task: Task, batch: Batch, change: Chan
         args, kwargs = change(args, kwargs)
     if not isinstance(model, OnnxRunnable):
         return task.output(model(*args, **kwargs))
-    if kwargs and (args or not set(model.input_names) <= set(kwargs)):
-        raise InputError(
-            "the file has no inputs of these names", where=str(model.path), got=sorted(kwargs),
-            expected=f"{', '.join(model.input_names)}, or inputs by position",
-            do="Pass inputs_of=lambda batch: ((…,), {}) to Task",
-        )  # fmt: skip
-    return model.output(task, *(args or [kwargs[name] for name in model.input_names]))
+    return model.output(task, *in_order(model.input_names, args, kwargs, str(model.path)))
 
 
 def on_device(batch: Batch, device: torch.device) -> Batch:

@@ -9,7 +9,7 @@ from tersor.core.errors import ArtifactError, InputError, TersorError
 from tersor.core.progress import Progress
 from tersor.measure.fresh_process import run_fresh
 from tersor.measure.latency import _measurements, compare_latency
-from tersor.measure.latency_worker import FEWEST_SITTINGS, SITTINGS, Schedule, warm_up
+from tersor.measure.latency_worker import FEWEST_SITTINGS, SITTINGS, Schedule, Warm, warm_up
 from tersor.measure.memory import peak_memory
 
 X = torch.randn(2, 64, generator=torch.Generator().manual_seed(0))
@@ -47,7 +47,7 @@ def test_a_file_against_itself_is_about_as_fast(perceptron):
 
 def test_speedup_is_the_ratio_of_medians_with_an_interval():
     a, b = times(2e-3, seed=1), times(1e-3, seed=2)
-    found = _measurements({"8": {"base": a.tolist(), "new": b.tolist()}}, threads=2)["new"]
+    found = _measurements({"8": {"base": {"times": a.tolist()}, "new": {"times": b.tolist()}}}, threads=2)["new"]
     speedup = found["speedup_batch_8"]
     assert speedup.value == pytest.approx(2, rel=0.01) and speedup.low <= 2 <= speedup.high and speedup.n == 9
     assert found["latency_ms_batch_8"].value == pytest.approx(1, rel=0.01)
@@ -60,7 +60,7 @@ def test_intervals_cover_in_spite_of_calls_that_resemble_each_other():
     for _ in range(300):
         shift = np.exp(0.05 * random.standard_normal((9, 1, 1)))
         data = shift * (1 + 0.01 * random.standard_normal((9, 2, 10)))
-        latency = _measurements({"1": {"a": data.tolist()}}, 1)["a"]["latency_ms_batch_1"]
+        latency = _measurements({"1": {"a": {"times": data.tolist()}}}, 1)["a"]["latency_ms_batch_1"]
         hits += latency.low <= 1000 <= latency.high
     assert hits >= 0.92 * 300
 
@@ -68,12 +68,12 @@ def test_intervals_cover_in_spite_of_calls_that_resemble_each_other():
 def test_a_drift_that_both_files_share_does_not_widen_the_speedup():
     drift = np.linspace(1, 3, 9).reshape(9, 1, 1)
     a, b = drift * times(2e-3, seed=1), drift * times(1e-3, seed=2)
-    found = _measurements({"1": {"a": a.tolist(), "b": b.tolist()}}, 1)["b"]["speedup_batch_1"]
+    found = _measurements({"1": {"a": {"times": a.tolist()}, "b": {"times": b.tolist()}}}, 1)["b"]["speedup_batch_1"]
     assert found.high - found.low < 0.05
 
 
 def test_few_calls_leave_the_percentile_without_an_upper_end():
-    found = _measurements({"1": {"a": times(0.5, sittings=6, rounds=1, calls=1).tolist()}}, 1)["a"]
+    found = _measurements({"1": {"a": {"times": times(0.5, sittings=6, rounds=1, calls=1).tolist()}}}, 1)["a"]
     assert found["latency_ms_batch_1_p95"].high is None and found["latency_ms_batch_1"].high is not None
 
 
@@ -89,7 +89,12 @@ def test_a_schedule_keeps_to_its_seconds_or_to_the_fewest_calls(call):
 
 def test_warm_up_goes_on_until_calls_take_alike():
     falling = iter([1.0, 0.5, 0.25, 0.2, 0.199, 7.0, 7.0])
-    assert warm_up(lambda calls: [next(falling)] * calls, seconds=60) == 0.199
+    assert warm_up(lambda calls: [next(falling)] * calls, seconds=60) == Warm(0.199, steady=True)
+
+
+def test_a_warm_up_that_comes_to_no_end_says_so():
+    growing = (1.1**n for n in range(7_000))
+    assert not warm_up(lambda calls: [next(growing)] * calls, seconds=0.01).steady
 
 
 def test_progress_is_told_in_sittings(perceptron):
