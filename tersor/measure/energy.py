@@ -27,7 +27,7 @@ class Meter(ABC):
 
 @final
 class Packages(Meter):
-    """The processor's packages by RAPL, which Linux shows as files (often to root alone); no other process is left out."""
+    """The processor's packages by RAPL, files on Linux, often for root alone; other processes count too."""
 
     name = "RAPL, processor packages"
 

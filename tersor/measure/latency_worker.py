@@ -1,4 +1,4 @@
-"""The fresh process of ``compare_latency`` and of benchmarks: time models in turns, files on one shared pool of threads."""
+"""The fresh process of ``compare_latency`` and of benchmarks: time models in turns, on one shared pool of threads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a measuring process runs: a model that it has opened, with inputs of any batch size; ONNX files need no torch."""
+"""What a measuring process runs: a model that it has opened, at any batch size; files need no torch."""
 
 from __future__ import annotations
 

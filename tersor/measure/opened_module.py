@@ -93,7 +93,7 @@ def open_module(spec: Spec, make: Callable[[], nn.Module], where: str) -> Opener
 
 
 def open_program(spec: Spec) -> Opener:
-    """A module that was carried here as the graph that ``torch.export`` made of it. Spec: path, and ``open_module``'s."""
+    """A module carried here as the graph that ``torch.export`` made of it. Spec: path, name, and ``open_module``'s."""
     return open_module(spec, lambda: _InferenceOnly(torch.export.load(spec["path"]).module()), spec["name"])
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
-from tersor.core.errors import ArtifactError
+from tersor.core.document import parse_document
 from tersor.core.measurement import Measurement
 
 VERSION = 1
@@ -157,17 +157,4 @@ class Summary(_Part):
 
 def parse_summary(data: Mapping[str, Any], where: str = "summary.json") -> Summary:
     """Validate a summary. Raises ArtifactError that names the path within the file and what was expected there."""
-    if data.get("schema") != VERSION:
-        raise ArtifactError(
-            "the summary is of another version", where=where, got=f"schema {data.get('schema')!r}",
-            expected=f"schema {VERSION}", do="Read it with the version of Tersor that wrote it",
-        )  # fmt: skip
-    try:
-        return Summary.model_validate(data)
-    except ValidationError as error:
-        first = error.errors()[0]
-        path = ".".join(map(str, first["loc"]))
-        raise ArtifactError(
-            "the summary does not follow its schema", where=f"{where}, at {path}",
-            got=repr(first["input"])[:120], expected=first["msg"], do="docs/summary-schema.md says what belongs there",
-        ) from error  # fmt: skip
+    return parse_document(Summary, data, VERSION, what="the summary", where=where, page="docs/summary-schema.md")

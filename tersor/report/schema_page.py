@@ -1,6 +1,6 @@
 """The tables of the pages that specify a JSON file, made from its schema: ``python -m tersor.report.schema_page FILE``.
 
-docs/summary-schema.md and docs/evaluate.md.
+docs/summary-schema.md, docs/evaluate.md and docs/benchmark.md.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import BaseModel
 
 from tersor.core.files import write_atomically
+from tersor.measure import benchmark_schema as benchmark
 from tersor.measure.behaviour import schema as behaviour
 from tersor.report import schema
 
@@ -29,6 +30,10 @@ EVALUATION: Parts = (
     behaviour.Shown, behaviour.Calibration, behaviour.ModelCalibration, behaviour.Bins, behaviour.Robustness,
     behaviour.Condition, behaviour.Attribute, behaviour.Group, behaviour.Skipped,
 )  # fmt: skip
+BENCHMARK: Parts = (
+    benchmark.Benchmark, benchmark.BenchmarkModel, benchmark.Timing, benchmark.Outliers, benchmark.Comparison,
+)  # fmt: skip
+PAGES = {"evaluate.md": EVALUATION, "benchmark.md": BENCHMARK}
 _NAMES = {"str": "string", "int": "integer", "float": "number", "bool": "true or false", "NoneType": "null"}
 
 
@@ -82,5 +87,5 @@ def rewrite(page: str, parts: Parts = SUMMARY) -> str:
 
 if __name__ == "__main__":
     target = Path(sys.argv[1])
-    specified = EVALUATION if target.name == "evaluate.md" else SUMMARY
+    specified = PAGES.get(target.name, SUMMARY)
     write_atomically(target, rewrite(target.read_text(encoding="utf-8"), specified).encode())

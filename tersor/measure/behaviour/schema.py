@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
-from tersor.core.errors import ArtifactError
+from tersor.core.document import parse_document
 from tersor.core.measurement import Measurement
 
 VERSION = 1
@@ -277,16 +277,4 @@ class Evaluation(Section):
 
 def parse_evaluation(data: Mapping[str, Any], where: str = "evaluation.json") -> Evaluation:
     """Validate an evaluation. Raises ArtifactError that names the path within the file and what was expected there."""
-    if data.get("schema") != VERSION:
-        raise ArtifactError(
-            "the evaluation is of another version", where=where, got=f"schema {data.get('schema')!r}",
-            expected=f"schema {VERSION}", do="Read it with the version of Tersor that wrote it",
-        )  # fmt: skip
-    try:
-        return Evaluation.model_validate(data)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise ArtifactError(
-            "the evaluation does not follow its schema", where=f"{where}, at {'.'.join(map(str, first['loc']))}",
-            got=repr(first["input"])[:120], expected=first["msg"], do="docs/evaluate.md says what belongs there",
-        ) from error  # fmt: skip
+    return parse_document(Evaluation, data, VERSION, what="the evaluation", where=where, page="docs/evaluate.md")
