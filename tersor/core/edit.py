@@ -42,9 +42,10 @@ class Quantizer:
     ``scale`` and ``zero_point``: shape [] per tensor, [channels] along ``axis``, or with ``group_size`` [rows, groups]:
     the weight is then rows along ``axis``, flattened, and each run of ``group_size`` numbers has its own. x̂ =
     (clamp(round(x / scale) + zero_point) − zero_point) · scale. ``places`` share one quantiser (one scale).
-    On a weight that has one already it takes that one's place. ``learn``: the scale is trained. ``reads``, of a weight: the quantised activation that it is multiplied with; the
-    bias beside the weight is then rounded to steps of scale · scale, on which integer kernels add it. ``dynamic``, of
-    activations: scale and zero point are those of each tensor that passes, not the ones here.
+    On a weight that has one already it takes that one's place. ``learn``: the scale is trained. ``reads``, of a weight:
+    the quantised activation that it is multiplied with; the bias beside the weight is then rounded to steps of scale ·
+    scale, on which integer kernels add it. ``dynamic``, of activations: scale and zero point are those of each tensor
+    that passes, not the ones here.
     """
 
     places: tuple[Place, ...]

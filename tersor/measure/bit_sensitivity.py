@@ -25,6 +25,7 @@ from tersor.graph.trace import Graph, trace
 from tersor.measure.sensitivity import judge, plain_json, validation_batches
 from tersor.quantize.points import Flow, decide
 from tersor.quantize.quantize import Quantize
+from tersor.quantize.weight_steps import expect_float_weights
 from tersor.quantize.weights import WEIGHTED, weight_place
 
 WIDTHS = (8, 4, 3, 2)
@@ -131,6 +132,7 @@ def bit_sensitivity(
     ``Quantize`` raises (batch norm is to be folded first), and InputError for batches that cannot be run.
     """
     begun = time.monotonic()
+    expect_float_weights(model, "bit_sensitivity")
     batches = validation_batches(task, model, probe.samples)
     alone = copy.deepcopy(model).eval()
     loss, metric = judge(alone, task, batches)

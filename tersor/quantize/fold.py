@@ -25,6 +25,8 @@ from tersor.quantize.weights import (
     weight_place,
 )
 
+QUANTISED = "is quantised already"  # how the reason of such a skip ends
+
 
 @dataclass(frozen=True)
 class FoldBatchNorm(Method):
@@ -101,7 +103,7 @@ def _shared(model: nn.Module, graph: Graph, producer: Call, users: dict[str, lis
     if not has_bias(producer) and (bias.tensor not in parameters or parameters[bias.tensor] is not None):
         return f"{producer.place} has no bias, and no place for one"
     if is_quantized(model, weight):
-        return f"{weight} is quantised already"
+        return f"{weight} {QUANTISED}"
     if sum(call.module == producer.module and call.operator == producer.operator for call in graph.calls) > 1:
         return f"{producer.module or '<model>'} is called more than once"
     places = [weight, bias] if has_bias(producer) else [weight]

@@ -7,11 +7,10 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from tersor.core.edit import Quantizer
 from tersor.core.errors import InputError
-from tersor.core.fake_quantize import FakeQuantize
 from tersor.core.place import ActivationPlace, Everything, Selector, TensorPlace, nearest_names, select, tensor_at
 from tersor.core.plan import Plan, Skip
 from tersor.core.step import Method
@@ -19,13 +18,22 @@ from tersor.core.task import Task
 from tersor.graph.trace import Call, Graph, trace
 from tersor.observe.reach import unreachable
 from tersor.observe.watch import Statistics, watch
-from tersor.quantize.fold import foldable
+from tersor.quantize.fold import QUANTISED, foldable
 from tersor.quantize.outliers import outliers
 from tersor.quantize.points import PRODUCTS, Flow, Points, decide, float_calls, upper_bound
 from tersor.quantize.ranges import MeanSquaredError, MinMax, Range
 from tersor.quantize.schemes import Int
 from tersor.quantize.weight_only import expect_weight_bits, quantizer, rows_of
-from tersor.quantize.weights import TRANSPOSED, WEIGHTED, bias_place, has_bias, output_axis, weight_place
+from tersor.quantize.weight_steps import expect_float_activations, kept, unfit, widened
+from tersor.quantize.weights import (
+    TRANSPOSED,
+    WEIGHTED,
+    bias_place,
+    has_bias,
+    is_quantized,
+    output_axis,
+    weight_place,
+)
 
 Observed = Mapping[ActivationPlace, Statistics]
 
@@ -43,6 +51,10 @@ class Quantize(Method):
 
     After ``run`` alone the model is quantised post training; train it on (any loop, ``Finetune``) and it is
     quantisation-aware training: with ``learn`` the steps are trained too (LSQ, Esser et al. 2020, arXiv 1902.08153).
+
+    Weights that are quantised already (``GPTQ``, ``QuantizeWeights``, ``AdaRound``), with a scale for each output or
+    one, keep their grid and their values; only a channel whose bias would not fit 32 bits is put on a wider one. What
+    has groups stays weights alone.
 
     Args:
         weights, activations: the integers. U8 activations with S8 weights is what AMX and VNNI kernels take. Weights
@@ -86,13 +98,14 @@ class Quantize(Method):
     def plan(self, model: nn.Module, task: Task) -> Plan:
         """One Quantizer for every weight and for every group of activations that share a grid.
 
-        Raises InputError where the model is quantised already, has batch norms that ought to be folded first, does not
-        compute in float32, where calibration shows a NaN or has no data, and where a name of ``per_layer`` matches no
-        layer. What is constant over the calibration batches (a dead ReLU) tells no range: it is a skip, and the layers
-        around it stay float. An activation with outliers is said in its line, with the range that helps.
+        Raises InputError where activations are quantised already, batch norms ought to be folded first, the model does
+        not compute in float32, calibration shows a NaN or has no data, and where a name of ``per_layer`` matches no
+        layer, or one whose weights are quantised already. What is constant over the calibration batches (a dead ReLU)
+        tells no range: it is a skip, and the layers around it stay float. An activation with outliers is said in its
+        line, with the range that helps.
         """
         assert task.example_inputs is not None, "a completed task has example inputs"
-        _expect_no_quantizers(model)
+        expect_float_activations(model)
         graph = trace(model, task.example_inputs)
         _expect_folded(model, graph)
         flow = Flow(graph)
@@ -109,16 +122,20 @@ class Quantize(Method):
         named = {skip.place for skip in skips}
         skips += [skip for skip in float_calls(flow, points) if skip.place not in named]
         edits, lines = self._quantizers(model, flow, points, statistics)
-        return Plan("Quantize", tuple(edits), tuple(skips), (*self._remarks(), *lines))
+        weights = [place for edit in edits for place in edit.places if isinstance(place, TensorPlace)]
+        remarks = self._remarks([str(place) for place in weights if is_quantized(model, place)])
+        return Plan("Quantize", tuple(edits), tuple(skips), (*remarks, *lines))
 
-    def _remarks(self) -> list[tuple[str, str]]:
-        """What holds for the whole model and its file."""
+    def _remarks(self, standing: list[str]) -> list[tuple[str, str]]:
+        """What holds for the whole model and its file. ``standing``: the weights that keep the grid they had."""
         schemes = [self.weights, *(scheme for scheme in self.per_layer.values() if scheme is not None)]
         found = []
         if self.activations.bits != 8:
             found.append(("activations", f"{self.activations}: ONNX Runtime's integer kernels take 8 bits alone"))
         if any(scheme.group_size is not None for scheme in schemes):
             found.append(("weights", "layers with scales for groups of weights multiply in float in ONNX Runtime"))
+        if standing:
+            found.append(("weights", f"{len(standing)} stay on the grid that they had: {_listed(standing)}"))
         return found
 
     def _weighted(self, model: nn.Module, graph: Graph, flow: Flow) -> tuple[list[Call], list[Skip]]:
@@ -128,33 +145,45 @@ class Quantize(Method):
         calls = [call for call in graph.calls if call.operator in WEIGHTED]
         self._expect_names({call.module for call in calls if call.module in chosen})
         for call in calls:
-            if call.module not in chosen:
-                reason = "left out by where"
-            elif self._scheme(call.module) is None:
-                reason = "stays float: per_layer says so"
-            elif call.operator in TRANSPOSED:
-                reason = f"no integer kernel: {call.operator}"
-            elif weight_place(model, graph, call) is None:
-                reason = "stays float: its weight is computed, not a parameter"
-            elif flow.origin(call.args[0]) not in flow.active:
-                reason = "stays float: it reads no activation"
-            elif indivisible := self._indivisible(model, graph, call):
-                reason = f"stays float: {indivisible}"
+            reason = "left out by where" if call.module not in chosen else self._why_float(model, graph, flow, call)
+            if reason:
+                skips.append(Skip(call.module or "<model>", reason))
             else:
                 _expect_float32(call)
                 found.append(call)
-                continue
-            skips.append(Skip(call.module or "<model>", reason))
         return found, skips
+
+    def _why_float(self, model: nn.Module, graph: Graph, flow: Flow, call: Call) -> str:
+        """Why a convolution or linear call that is meant cannot run in integers; "" where it can."""
+        place = weight_place(model, graph, call)
+        if self._scheme(call.module) is None:
+            stays = "stays float" if place is None or not is_quantized(model, place) else "its activations stay float"
+            return f"{stays}: per_layer says so"
+        if call.operator in TRANSPOSED:
+            return f"no integer kernel: {call.operator}"
+        if place is None:
+            return "stays float: its weight is computed, not a parameter"
+        if flow.origin(call.args[0]) not in flow.active:
+            return "stays float: it reads no activation"
+        if is_quantized(model, place):
+            self._expect_unnamed(call.module)
+            return unfit(model, place, output_axis(call))
+        scheme = self._scheme(call.module)
+        assert scheme is not None, "None was said above"
+        indivisible = scheme.check(str(place), tensor_at(model, place).shape, output_axis(call))
+        return f"stays float: {indivisible}" if indivisible else ""
 
     def _scheme(self, module: str) -> Int | None:
         """The integers of a layer's weight; None where it stays float."""
         return next((scheme for pattern, scheme in self.per_layer.items() if _matches(pattern, module)), self.weights)
 
-    def _indivisible(self, model: nn.Module, graph: Graph, call: Call) -> str:
-        place, scheme = weight_place(model, graph, call), self._scheme(call.module)
-        assert place is not None and scheme is not None, "asked of layers with a stored weight and integers for it"
-        return scheme.check(str(place), tensor_at(model, place).shape, output_axis(call))
+    def _expect_unnamed(self, module: str) -> None:
+        named = next((pattern for pattern in self.per_layer if _matches(pattern, module)), None)
+        if named is not None:
+            raise InputError(
+                "the layer's weights are quantised already, and keep their grid", where="Quantize.per_layer",
+                got=f"{named!r}: {self._scheme(module)}", do=f"Leave {module!r} out of per_layer",
+            )  # fmt: skip
 
     def _expect_names(self, modules: Collection[str]) -> None:
         for pattern in self.per_layer:
@@ -249,12 +278,16 @@ class Quantize(Method):
         scheme, axis = self._scheme(call.module), output_axis(call)
         assert scheme is not None, "layers that stay float were left out"
         value = tensor_at(model, place).detach()
-        edit = quantizer(place, value, axis, scheme, self.weight_range)
         bias_at = bias_place(graph, call) if has_bias(call) else None
+        grouped = scheme.group_size is not None and not is_quantized(model, place)
         # Where no integer kernel takes the layer, its bias is no integer.
-        integer = bias_at is not None and scheme.group_size is None and self.activations.bits <= 8
+        integer = bias_at is not None and not grouped and self.activations.bits <= 8
         bias = tensor_at(model, bias_at).detach() if bias_at is not None and integer else None
-        scale = _widened(edit.scale.flatten(), rows_of(value, axis, scheme), bias, input_scale)
+        standing = kept(model, place, bias, input_scale)
+        if standing is not None:
+            return standing
+        edit = quantizer(place, value, axis, scheme, self.weight_range)
+        scale = widened(edit.scale.flatten(), rows_of(value, axis, scheme), bias, input_scale)
         return replace(edit, scale=scale.reshape(edit.scale.shape), learn=self.learn)
 
 
@@ -282,22 +315,6 @@ def _expect_float32(call: Call) -> None:
         )  # fmt: skip
 
 
-def _widened(scale: Tensor, rows: Tensor, bias: Tensor | None, input_scale: float) -> Tensor:
-    """Widen steps that integer kernels could not work with.
-
-    A channel without a weight other than 0 takes the mean step of the others. A bias b is stored as the 32-bit integer
-    b / (input scale · weight scale), so a step must keep that within 2^20: far finer than the 8-bit result needs, and
-    2^11 of room for scales that training moves.
-    """
-    alive = rows.abs().amax(dim=1) > 0
-    if not bool(alive.all()):
-        scale = torch.where(alive, scale, scale[alive].mean() if bool(alive.any()) else torch.ones(()))
-    if bias is None:
-        return scale
-    needed = bias.abs().float() if len(scale) == len(bias) else bias.abs().max().float()[None]
-    return torch.maximum(scale, needed.to(scale.device) / (input_scale * 2**20))
-
-
 def _describe(edit: Quantizer) -> str:
     kind = "uint8" if edit.quant_min == 0 and edit.quant_max == 255 else "int8"
     if (edit.quant_min, edit.quant_max) not in ((0, 255), (-128, 127)):
@@ -309,17 +326,15 @@ def _describe(edit: Quantizer) -> str:
     return f"{kind}, scale {float(edit.scale):.3g}, zero point {int(edit.zero_point)}"
 
 
-def _expect_no_quantizers(model: nn.Module) -> None:
-    found = [path for path, module in model.named_modules() if isinstance(module, FakeQuantize)]
-    if found:
-        raise InputError(
-            "the model is quantised already", where=found[0], got=f"{len(found)} quantisers",
-            do="Quantise the model as it was before",
-        )  # fmt: skip
-
-
 def _expect_folded(model: nn.Module, graph: Graph) -> None:
-    pairs, _ = foldable(model, graph)
+    pairs, skips = foldable(model, graph)
+    late = [skip.place for skip in skips if skip.reason.endswith(QUANTISED)]
+    if late:
+        raise InputError(
+            "batch norms follow convolutions whose weights are quantised: fold batch norm before both",
+            where=_listed(late), got=f"{len(late)} batch norms that can no longer be folded",
+            do="Put FoldBatchNorm() first, before the weights are quantised",
+        )  # fmt: skip
     if pairs:
         names = [norm.module for _, norm in pairs]
         raise InputError(

@@ -64,10 +64,15 @@ def stored(model: nn.Module, place: TensorPlace) -> Tensor:
     return tensor_at(model, place).detach()
 
 
-def is_quantized(model: nn.Module, place: TensorPlace) -> bool:
-    """Whether a quantiser stands on the tensor already."""
+def quantizer_on(model: nn.Module, place: TensorPlace) -> FakeQuantize | None:
+    """The quantiser that stands on a tensor; None where none does."""
     module = module_at(model, place.module)
     if not parametrize.is_parametrized(module, place.tensor):
-        return False
+        return None
     entries = module.get_submodule(f"parametrizations.{place.tensor}").children()
-    return any(isinstance(entry, FakeQuantize) for entry in entries)
+    return next((entry for entry in entries if isinstance(entry, FakeQuantize)), None)
+
+
+def is_quantized(model: nn.Module, place: TensorPlace) -> bool:
+    """Whether a quantiser stands on the tensor already."""
+    return quantizer_on(model, place) is not None
