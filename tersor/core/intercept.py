@@ -88,7 +88,8 @@ class Intercept(nn.Module):
         if isinstance(module, Intercept):
             return
         if self.fall_asleep not in module._forward_pre_hooks.values():
-            module.register_forward_pre_hook(self.fall_asleep)
+            # First of all, since what a tap on the child's own inputs computes is the tap's.
+            module.register_forward_pre_hook(self.fall_asleep, prepend=True)
             module.register_forward_hook(self.wake, always_call=True)
         for child in module.children():
             self.sleep_during(child)

@@ -76,19 +76,30 @@ def _constants(graph: Rewriter, node: NodeProto) -> tuple[NDArray[Any], NDArray[
 
 
 def fold_constant_moves(model: ModelProto) -> None:
-    """Reshape of an initialiser becomes an initialiser: the exporter leaves the large ones, and weights whose groups
-    have scales of their own are reshaped before they are rounded."""
+    """Reshape of an initialiser, and Cast of one to integers, becomes an initialiser: the exporter leaves the large
+    ones. Weights whose groups have scales of their own are reshaped before they are rounded; zero points are cast, of
+    which a table of embeddings has one for each row."""
     graph = Rewriter(model.graph)
     for node in model.graph.node:
-        if node.op_type != "Reshape" or node.output[0] in graph.outputs:
-            continue
-        value, shape = graph.value(node.input[0]), graph.value(node.input[1])
-        if value is not None and shape is not None and (shape != 0).all():
-            folded = graph.constant(value.reshape([int(size) for size in shape]), node.output[0])
+        value = None if node.output[0] in graph.outputs else _moved(graph, node)
+        if value is not None:
+            folded = graph.constant(value, node.output[0])
             graph.constants[node.output[0]] = graph.constants[folded]  # a further Reshape may follow
             graph.rename(node.output[0], folded)
             graph.drop(node)
     graph.finish()
+
+
+def _moved(graph: Rewriter, node: NodeProto) -> NDArray[Any] | None:
+    """What Reshape, or Cast to integers, makes of a constant; None of anything else."""
+    value = graph.value(node.input[0]) if node.op_type in ("Reshape", "Cast") else None
+    if value is None:
+        return None
+    if node.op_type == "Cast":
+        kind = helper.tensor_dtype_to_np_dtype(attribute(node, "to", TensorProto.FLOAT))
+        return value.astype(kind) if kind.kind in "iu" and value.dtype.kind in "iu" else None
+    shape = graph.value(node.input[1])
+    return None if shape is None or not (shape != 0).all() else value.reshape([int(size) for size in shape])
 
 
 def products_of_few_bits(model: ModelProto) -> None:

@@ -30,9 +30,9 @@ class QuantizeDynamically(Method):
     """Run linear layers in integers: int8 weights with a scale for each output, uint8 activations with their own.
 
     What a layer reads is rounded between the extremes of the tensor that passes, so nothing is calibrated; its result
-    stays float. In ONNX Runtime: DynamicQuantizeLinear and MatMulInteger, fused. For models of linear layers
-    (transformers, recommenders); convolutions are skips, for which ONNX Runtime has only slow kernels of this kind.
-    The numbers of one sample depend a little on the batch that it is in.
+    stays float, and so does what others read. In ONNX Runtime: DynamicQuantizeLinear and MatMulInteger, fused. For
+    models of linear layers (transformers, recommenders); convolutions are skips, for which ONNX Runtime has only slow
+    kernels of this kind. The numbers of one sample depend a little on the batch that it is in.
 
     Args:
         weight_range: which reals the weights' integers reach.
@@ -43,8 +43,8 @@ class QuantizeDynamically(Method):
     where: Selector = field(default_factory=Everything)
 
     def plan(self, model: nn.Module, task: Task) -> Plan:
-        """Two Quantizers for each layer, one for each activation that several read. What cannot be intercepted, what
-        where leaves out, and what is no linear layer is a skip. Raises InputError where a weight is quantised."""
+        """Two Quantizers for each layer. What cannot be intercepted, what where leaves out, and convolutions are
+        skips. Raises InputError where a weight is quantised."""
         assert task.example_inputs is not None, "a completed task has example inputs"
         graph = trace(model, task.example_inputs)
         flow = Flow(graph)
@@ -89,11 +89,14 @@ class QuantizeDynamically(Method):
 def _sources(
     model: nn.Module, flow: Flow, calls: Sequence[Call], example_inputs: tuple[torch.Tensor, ...]
 ) -> dict[str, ActivationPlace]:
-    """call → where what it reads is made, or else handed to its module; without those that neither intercepts."""
+    """call → where what it reads is handed to its module, or else made; without those that neither intercepts.
+
+    Where it is made others may read it (a residual sum), who then get rounded numbers too.
+    """
     found: dict[str, ActivationPlace] = {}
-    made = {call.name: flow.source(call.args[0]) for call in calls}
     given = {call.name: call.name + INPUT for call in calls if flow.is_whole_module(call)}
-    for candidates in (made, given):
+    made = {call.name: flow.source(call.args[0]) for call in calls}
+    for candidates in (given, made):
         places = {name: flow.place(value) for name, value in candidates.items() if name not in found}
         shapes = {place: flow.shape(candidates[name]) for name, place in places.items()}
         lost = unreachable(model, flow.graph, shapes, example_inputs)

@@ -152,6 +152,18 @@ class Containers(nn.Module):
         return F.relu(x) + 1
 
 
+@pytest.mark.parametrize("paths", [("inner", ""), ("", "inner")])
+def test_what_a_tap_on_a_childs_input_computes_is_not_the_parents(paths):
+    model = Residual()
+    taps = {"inner": ("input", Add(10)), "": ("add", nn.Linear(2, 2, bias=False))}  # the first adds, as the parent does
+    nn.init.eye_(taps[""][1].weight).data.mul_(2)
+    for path in paths:
+        operator, tap = taps[path]
+        intercept_at(model, path).add(operator, 0, tap)
+    # inner: 1 + 10; the parent's first addition: 11 + 1, which its tap doubles; relu, and the second addition
+    assert model(torch.ones(1, 2)).tolist() == [[25, 25]]
+
+
 def test_calls_of_modules_in_containers_are_not_the_parents():
     model = Containers()
     plain = model(X)

@@ -191,3 +191,19 @@ def test_a_model_of_weights_in_few_bits_is_exported_and_small(tmp_path):
 def _run(path, ids):
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     return session.run(None, {session.get_inputs()[0].name: ids.numpy()})[0]
+
+
+def test_a_table_of_many_rows_is_stored_as_integers(tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(10_000, 16), nn.Linear(16, 2)).eval()
+    rounded = apply(model, Plan("by hand", (grid("0", model[0].weight, 8),)))
+    ids = torch.randint(10_000, (2, 5))
+    file = export_onnx(rounded, (ids,), tmp_path / "model.onnx")
+    assert file.size_bytes < 10_000 * (16 + 4) + 4_000  # an int8 for each number, a scale for each row
+    assert {"QuantizeLinear", "DequantizeLinear"}.isdisjoint(operator_histogram(file.path))
+    np.testing.assert_allclose(_answer(file.path, ids), rounded(ids).detach(), atol=1e-5)
+
+
+def _answer(path, x):
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return session.run(None, {"input": x.numpy()})[0]

@@ -23,16 +23,17 @@ from tersor.quantize.unquantized import without_quantizers
 
 
 class Net(nn.Module):
-    """Two layers read one tensor; one reads what a view made; a convolution before them."""
+    """Two layers read one tensor; a call of a function reads what a view made; a convolution before them."""
 
     def __init__(self):
         super().__init__()
         self.conv = nn.Conv1d(4, 8, 3, padding=1)
-        self.a, self.b, self.c = nn.Linear(16, 24), nn.Linear(16, 24, bias=False), nn.Linear(8 * 24, 5)
+        self.a, self.b = nn.Linear(16, 24), nn.Linear(16, 24, bias=False)
+        self.c = nn.Parameter(0.05 * torch.randn(5, 8 * 24))
 
     def forward(self, x):
         x = torch.tanh(self.conv(x))
-        return self.c((torch.relu(self.a(x)) * self.b(x)).flatten(1))
+        return nn.functional.linear((torch.relu(self.a(x)) * self.b(x)).flatten(1), self.c) + x.mean((1, 2))[:, None]
 
 
 @pytest.fixture(scope="module")
@@ -66,12 +67,12 @@ def test_gradients_pass_straight_through():
     assert x.grad.tolist() == list(range(9))
 
 
-def test_linear_layers_share_the_grid_of_what_they_read(net):
+def test_each_layer_rounds_what_it_is_given_and_a_function_what_was_made_for_it(net):
     model, task = net
     plan = QuantizeDynamically().plan(model, task)
     activations = [str(edit.places[0]) for edit in plan.edits if edit.dynamic]
-    assert activations == ["<model>:tanh[0]", "<model>:mul[0]"]
-    assert [str(edit.places[0]) for edit in plan.edits if not edit.dynamic] == ["a.weight", "b.weight", "c.weight"]
+    assert activations == ["a:input[0]", "b:input[0]", "<model>:mul[0]"]
+    assert [str(edit.places[0]) for edit in plan.edits if not edit.dynamic] == ["a.weight", "b.weight", "c"]
     assert [skip.place for skip in plan.skips] == ["conv"]
 
 
@@ -122,7 +123,7 @@ def test_a_dynamic_quantiser_is_saved_as_such_and_stands_on_no_weight(net):
 
 def test_what_where_leaves_out_stays_and_what_is_quantised_is_refused(net):
     model, task = net
-    plan = QuantizeDynamically(where=ByName("c")).plan(model, task)
-    assert [str(edit.places[0]) for edit in plan.edits] == ["<model>:mul[0]", "c.weight"]
+    plan = QuantizeDynamically(where=ByName("b")).plan(model, task)
+    assert [str(edit.places[0]) for edit in plan.edits] == ["b:input[0]", "b.weight"]
     with pytest.raises(InputError, match="quantised already"):
         QuantizeDynamically().plan(apply(model, plan), task)
