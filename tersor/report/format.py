@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tersor.core.measurement import Measurement
 
@@ -57,7 +57,7 @@ def scale_of(value: float, unit: str) -> Scale:
     if kind in _COUNTS:
         return _stepped(size, ((1e9, " G"), (5e5, " M"), (1e3, " k")), "")
     if kind in _UNIT_INTERVAL:
-        return Scale(1, 4 if 0 < size < 0.0095 else 3, f" {unit}")
+        return Scale(1, 4 if 0 < size < 0.00095 else 3, f" {unit}")
     if kind in {"ms", "milliseconds"}:
         return Scale(1, _decimals(size), " ms")
     if kind in {"s", "seconds"}:
@@ -109,6 +109,13 @@ def bare_of(measurement: Measurement | None) -> str:
     if measurement is not None and measurement.unit.strip().lower() in _UNIT_INTERVAL:
         text = text.replace(f" {measurement.unit}", "", 1)
     return text
+
+
+def turned(measurement: Measurement) -> Measurement:
+    """The measurement with its sign turned, its interval too: a loss as a gain."""
+    low = None if measurement.high is None else -measurement.high
+    high = None if measurement.low is None else -measurement.low
+    return replace(measurement, value=-measurement.value, low=low, high=high)
 
 
 def p_of(value: float) -> str:

@@ -72,8 +72,8 @@ def _figures(summary: Summary) -> list[Figure]:
     drop = _ratio(summary, "accuracy_drop_points", "points")
     if drop is not None:
         label = f"{_unit(drop)} of {numbers.human(summary.task.metric)} {'gained' if drop.value < 0 else 'lost'}"
-        size = Measurement(abs(drop.value), drop.unit)
-        found.append(Figure(numbers.value_of(size).split(" ")[0], label, _sign_interval(drop)))
+        size = numbers.turned(drop) if drop.value < 0 else drop
+        found.append(Figure(numbers.value_of(size).split(" ")[0], label, numbers.interval_of(size)))
     return found
 
 
@@ -85,12 +85,6 @@ def _ratio(summary: Summary, name: str, unit: str) -> Measurement | None:
 
 def _unit(drop: Measurement) -> str:
     return numbers.scale_of(drop.value, drop.unit).suffix.strip() or "points"
-
-
-def _sign_interval(drop: Measurement) -> str:
-    if drop.value >= 0 or drop.low is None or drop.high is None:
-        return numbers.interval_of(drop)
-    return numbers.interval_of(Measurement(-drop.value, drop.unit, -drop.high, -drop.low))
 
 
 def _budget(budget: Budget) -> tuple[str, Measurement | None, str]:

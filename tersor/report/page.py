@@ -13,6 +13,8 @@ from markupsafe import Markup
 from tersor.report import format as numbers
 from tersor.report.plots import Plot
 
+_NAME, _HALF = 20, 66  # characters of a name before it wraps; of a row in half a page
+
 
 @dataclass(frozen=True)
 class Figure:
@@ -31,6 +33,12 @@ class Table:
     rows: tuple[tuple[str, ...], ...]
     caption: str = ""
     folded: str = ""
+
+    @property
+    def wide(self) -> bool:
+        """Whether it needs more than half a page; the first column may wrap."""
+        widths = [max(len(row[column]) for row in (self.header, *self.rows)) for column in range(len(self.header))]
+        return min(widths[0], _NAME) + sum(widths[1:]) + 2 * len(widths) > _HALF
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,7 @@ def accuracy_against_size(summary: Summary) -> Plot | None:
     axes.plot(sizes, values, color=MUTED, linewidth=1, linestyle=(0, (2, 3)), zorder=1)
     for stage, size, value, metric in zip(stages, sizes, values, metrics, strict=True):
         colour = BEFORE if stage is summary.baseline else AFTER
-        error = _errors([metric], scale.factor)
+        error = errors([metric], scale.factor)
         axes.errorbar([size], [value], yerr=error, fmt="none", ecolor=colour, elinewidth=1.2, capsize=2.5, zorder=2)
         axes.plot([size], [value], "o", markersize=8, color=colour, markeredgecolor=PAGE, markeredgewidth=1.5, zorder=3)
     _size_axis(axes, sizes)
@@ -62,7 +62,7 @@ def accuracy_against_size(summary: Summary) -> Plot | None:
     quiet_axis(axes, grid="y")
     axes.set_xlabel("size of the ONNX file")
     axes.set_title(f"{human(name)}{',' + scale.suffix if scale.suffix.strip() else ''} (95 % interval)")
-    below, above = _errors(metrics, scale.factor)
+    below, above = errors(metrics, scale.factor)
     place_labels(
         axes,
         [
@@ -82,7 +82,7 @@ def accuracy_against_size(summary: Summary) -> Plot | None:
 _ZERO = Measurement(0.0, "")
 
 
-def _errors(found: Sequence[Measurement], factor: float) -> list[list[float]]:
+def errors(found: Sequence[Measurement], factor: float) -> list[list[float]]:
     """Distances to the interval's ends, [below, above], as matplotlib wants them; zero where there is no interval."""
     below = [max(0.0, m.value - m.low) * factor if m.low is not None else 0.0 for m in found]
     above = [max(0.0, m.high - m.value) * factor if m.high is not None else 0.0 for m in found]
@@ -150,12 +150,12 @@ def _bars(
     colours = [BEFORE if stage is baseline else AFTER for stage in stages]
     values = [m.value for m in found]
     axes.barh(rows, values, height=0.62, color=colours, zorder=2)
-    axes.errorbar(values, rows, xerr=_errors(found, 1), fmt="none", ecolor=INK, elinewidth=1, capsize=2.5, zorder=3)
+    axes.errorbar(values, rows, xerr=errors(found, 1), fmt="none", ecolor=INK, elinewidth=1, capsize=2.5, zorder=3)
     ends = [max(m.value, m.high or 0.0) for m in found]
     widest = max(ends) or 1.0
     for row, end, m in zip(rows, ends, found, strict=True):
         axes.text(end + 0.02 * widest, row, value_of(m), va="center", ha="left", color=INK)
-    _name_rows(axes, [shorten(stage.name, 20) for stage in stages])
+    name_rows(axes, [shorten(stage.name, 20) for stage in stages])
     axes.set_xlim(0, widest * 1.27)
     _no_scale(axes)
 
@@ -168,7 +168,8 @@ def _no_scale(axes: Axes) -> None:
     axes.spines["bottom"].set_visible(False)
 
 
-def _name_rows(axes: Axes, names: Sequence[str]) -> None:
+def name_rows(axes: Axes, names: Sequence[str]) -> None:
+    """Rows from above to below, each with its name."""
     axes.set_yticks(range(len(names)), labels=list(names))
     axes.set_ylim(len(names) - 0.4, -0.6)
 
@@ -194,7 +195,7 @@ def layers(records: Sequence[Record]) -> Plot | None:
     widest = max([*left, *right]) or 1.0
     for row, old, new in zip(rows, left, right, strict=True):
         axes.text(max(old, new) + 0.015 * widest, row, _change(old, new), va="center", color=INK)
-    _name_rows(axes, [shorten(path or "<model>", 24, keep_end=True) for path in paths])
+    name_rows(axes, [shorten(path or "<model>", 24, keep_end=True) for path in paths])
     axes.set_xlim(0, widest * 1.5)
     _no_scale(axes)
     left_out = len(before.keys() | after.keys()) - len(paths)

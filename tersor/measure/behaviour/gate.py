@@ -167,8 +167,9 @@ def _check(name: str, limit: float, measured: Measurement) -> Check:
     bound = "at most" if name.startswith("max") else "at least"
     group = f" ({measured.conditions['group']})" if "group" in measured.conditions else ""
     said = f"{_WORDS[name]}{group} {measured.value:.4g} [{low}, {high}]{unit}, {bound} {limit:g}{unit} allowed"
-    if status == "not enough data":
-        said += _more_data(measured, limit)
+    needed = samples_to_tell(measured, limit) if status == "not enough data" else None
+    if needed is not None:
+        said += f"; about {needed:,} samples would tell (there are {measured.n:,})"
     return Check(name=name, limit=limit, measured=measured, status=status, sentence=said)
 
 
@@ -183,13 +184,13 @@ def judge(measured: Measurement, limit: float, *, at_most: bool) -> Status:
     return "failed" if low > limit else "not enough data"
 
 
-def _more_data(measured: Measurement, limit: float) -> str:
+def samples_to_tell(measured: Measurement, limit: float) -> int | None:
     """About how many samples would settle it: an interval's width falls with the root of their number."""
     if measured.n is None or measured.low is None or measured.high is None or measured.value == limit:
-        return ""
+        return None
     reach = (measured.high if measured.value < limit else measured.low) - measured.value
     needed = measured.n * (reach / (limit - measured.value)) ** 2
-    return f"; about {needed:,.0f} samples would tell (there are {measured.n:,})" if needed < 1e9 else ""
+    return round(needed) if needed < 1e9 else None
 
 
 def _verdict(checks: Sequence[Check]) -> tuple[Status | Literal["nothing asked"], str]:
