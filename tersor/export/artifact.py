@@ -26,7 +26,8 @@ from tersor.export.packed_tensors import INTEGERS
 from tersor.export.weights import EDITS, Encode, Layout, from_bytes, load_into, model_tensors, to_bytes
 
 FORMAT = "tersor-artifact"
-VERSION, ENCODED_VERSION, INTEGER_VERSION = 1, 2, 3  # 2: some tensors without their zeros; 3: some as integers
+# 2: some tensors without their zeros; 3: some as integers; 4: some of those in steps that are learnt
+VERSION, ENCODED_VERSION, INTEGER_VERSION, LEARNT_VERSION = VERSIONS = (1, 2, 3, 4)
 ARCHITECTURE, WEIGHTS, CARD = "architecture.json", "model.safetensors", "card.md"
 _LARGEST_JSON = 256 * 2**20  # bytes
 _TUPLE = "__tuple__"
@@ -47,9 +48,10 @@ def save_artifact(
 
     ``original``: the model before the first plan, or ``Base.of`` it. With the model itself, the edits are first
     replayed on a copy, so that an artifact which cannot be loaded is never written. ``extra``: plain JSON values to
-    keep with it. ``encode="smallest"`` leaves zeros out of the tensors, and stores weights under a quantiser that does
-    not learn as its integers, where that makes the file smaller: what a mask hides, and what rounding takes away, is
-    not kept, and the outputs are the same. architecture.json is written last and seals the others. Returns ``folder``.
+    keep with it. ``encode="smallest"`` leaves zeros out of the tensors, and stores weights under a quantiser as its
+    integers, where that makes the file smaller: what a mask hides, and what rounding takes away, is not kept (training
+    on starts from the rounded weights), and the outputs are the same. architecture.json is written last and seals the
+    others. Returns ``folder``.
 
     Raises ArtifactError where the plans do not lead from the original to the model, or something has no plain form.
     """
@@ -86,8 +88,9 @@ def save_artifact(
 
 def _version(layout: Layout) -> int:
     """The oldest that can read it."""
-    if any(how["kind"] == INTEGERS for how in layout.encoded.values()):
-        return INTEGER_VERSION
+    integers = [how for how in layout.encoded.values() if how["kind"] == INTEGERS]
+    if integers:
+        return LEARNT_VERSION if any("growth" in how for how in integers) else INTEGER_VERSION
     return ENCODED_VERSION if layout.encoded else VERSION
 
 
@@ -143,8 +146,8 @@ def read_architecture(folder: Path) -> dict[str, Any]:
         raise _damaged(path, f"{type(error).__name__}: {error}") from error
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise ArtifactError("this is no Tersor artifact", where=str(path), expected=f'"format": "{FORMAT}"')
-    if data.get("version") not in (VERSION, ENCODED_VERSION, INTEGER_VERSION):
-        expected = f"{VERSION}, {ENCODED_VERSION} or {INTEGER_VERSION}"
+    if data.get("version") not in VERSIONS:
+        expected = f"{', '.join(map(str, VERSIONS[:-1]))} or {VERSIONS[-1]}"
         raise ArtifactError(
             "the artifact has another version", where=str(path), got=data.get("version"), expected=expected,
             do="Load it with the Tersor that wrote it",

@@ -1,4 +1,4 @@
-"""Weights under a quantiser that does not learn, as its integers, packed; the model computes with equal numbers."""
+"""Weights under a quantiser as its integers, packed; the model computes with equal numbers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ def candidates(model: nn.Module, tensors: Mapping[str, Tensor], tied: Mapping[st
     """name → (how it is stored as integers, in how many bytes), for the weights of ``model`` that may be.
 
     ``{"kind": "integers", "shape", "dtype", "scale", "zero_point", "axis", "group_size", "quant_min", "quant_max"}``,
-    and ``"mask"`` where a mask stands before the quantiser: only what it lets through is stored. A weight that anything
+    ``"growth"`` where the step is learnt: it is scale · exp(growth); and ``"mask"`` where a mask stands before the
+    quantiser: only what it lets through is stored. A weight that anything
     but the quantiser (or its mask) sees, tied or not, is none; and none whose rounded values would not come back equal.
     """
     found: dict[str, tuple[How, int]] = {}
@@ -62,9 +63,10 @@ def _describe(
     if tensors[name].dtype not in _DTYPES.values() or not tensors[name].numel():
         return None
     masked = len(before) == 1 and isinstance(before[0], Masked)
-    if not isinstance(quantizer, FakeQuantize) or quantizer.log_growth is not None or not (masked or not before):
+    if not isinstance(quantizer, FakeQuantize) or not (masked or not before):
         return None
-    if quantizer.calibrated.dtype != torch.float32:
+    learnt = quantizer.log_growth is not None
+    if {part.dtype for part in (quantizer.calibrated, quantizer.log_growth) if part is not None} != {torch.float32}:
         return None
     path = f"{name.removesuffix('.original')}.{len(before)}"
     how: dict[str, Any] = {
@@ -73,9 +75,11 @@ def _describe(
         "axis": None if quantizer.axis is None else quantizer.axis % tensors[name].ndim,
         "group_size": quantizer.group_size, "quant_min": quantizer.quant_min, "quant_max": quantizer.quant_max,
     }  # fmt: skip
+    if learnt:
+        how["growth"] = f"{path}.log_growth"
     if masked:
         how["mask"] = f"{name.removesuffix('.original')}.0.keep"
-    for role in {"scale", "zero_point", "mask"} & how.keys():
+    for role in {"scale", "zero_point", "growth", "mask"} & how.keys():
         how[role] = tied.get(how[role], how[role])
     return how if _width(how) <= 8 else None
 
@@ -126,6 +130,8 @@ def decode(packed: Tensor, how: How, tensors: Mapping[str, Tensor]) -> Tensor:
 def _grid(how: How, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
     """Scale and zero point of each run, [runs, 1]."""
     scale, zero_point = tensors[how["scale"]].detach().cpu(), tensors[how["zero_point"]].detach().cpu()
+    if "growth" in how:
+        scale = scale * _growth(tensors[how["growth"]].detach().cpu(), scale).exp()
     shape = list(how["shape"])
     runs = 1
     if how["axis"] is not None:
@@ -136,6 +142,13 @@ def _grid(how: How, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         got = f"scales {scale.dtype} {list(scale.shape)}, zero points {zero_point.dtype} {list(zero_point.shape)}"
         raise ValueError(f"{got} for {runs} runs of {shape}")
     return scale.reshape(-1, 1), zero_point.reshape(-1, 1)
+
+
+def _growth(growth: Tensor, scale: Tensor) -> Tensor:
+    if (growth.dtype, growth.shape) != (scale.dtype, scale.shape):
+        got = f"{growth.dtype} {list(growth.shape)}"
+        raise ValueError(f"a step's growth is {got}, the step {scale.dtype} {list(scale.shape)}")
+    return growth
 
 
 def _runs(tensor: Tensor, how: How) -> Tensor:
@@ -172,4 +185,4 @@ def read(how: Mapping[str, Any], shape: list[int]) -> How:
         "kind": INTEGERS, "shape": shape, "dtype": str(how["dtype"]), "scale": str(how["scale"]),
         "zero_point": str(how["zero_point"]), "axis": axis, "group_size": size, "quant_min": low, "quant_max": high,
     }  # fmt: skip
-    return found | ({"mask": str(how["mask"])} if "mask" in how else {})
+    return found | {role: str(how[role]) for role in ("growth", "mask") if role in how}

@@ -248,7 +248,7 @@ def reseal(folder, architecture):
 
 def test_another_version_and_foreign_json_are_refused(saved):
     architecture = read_architecture(saved)
-    for change, match in [({"version": 4}, "another version"), ({"format": "other"}, "no Tersor artifact")]:
+    for change, match in [({"version": 5}, "another version"), ({"format": "other"}, "no Tersor artifact")]:
         reseal(saved, architecture | change)
         with pytest.raises(ArtifactError, match=match):
             load_artifact(saved, Net())

@@ -19,6 +19,8 @@ from tersor.export.base import Base
 from tersor.quantize.schemes import Int
 from tersor.tensor.affine import choose_parameters, fake_quantize, split_groups
 from tersor.tensor.masks import keep_largest
+from tersor.zoo.batches import TensorBatches
+from tersor.zoo.residual import ResidualNet
 
 
 class Net(nn.Module):
@@ -158,7 +160,53 @@ def test_tied_weights_are_stored_once_where_the_quantiser_stands_on_all_of_them(
     assert "encoded" not in read_architecture(tmp_path / "some")
 
 
-def test_what_learns_or_is_not_finite_or_saves_too_little_stays_as_it_is(tmp_path):
+@pytest.mark.parametrize("group_size", [None, 8])
+def test_integers_in_learnt_steps_come_back_in_the_steps_that_training_left(tmp_path, group_size):
+    model = net()
+    plan = Plan("quantise", (quantizer(model, "fc", 4, 0, group_size, learn=True),))
+    edited = apply(model, plan).eval()
+    with torch.no_grad():
+        growth = edited.fc.parametrizations.weight[0].log_growth
+        growth += 0.3 * torch.randn(growth.shape, generator=torch.manual_seed(0))
+    save_artifact(tmp_path, edited, original=model, plans=(plan,), encode="smallest")
+    loaded = load_artifact(tmp_path, net())
+    assert read_architecture(tmp_path)["version"] == 4, "who does not know of learnt steps would take the wrong ones"
+    assert torch.equal(loaded.fc.weight, edited.fc.weight) and torch.equal(loaded(INPUTS), edited(INPUTS))
+    assert torch.equal(loaded.fc.parametrizations.weight[0].log_growth, growth)
+    assert load_file(tmp_path / "model.safetensors")[f"{FC}.original"].shape == (96 * 16 // 2,)
+    loaded.fc.weight.sum().backward()
+    assert loaded.fc.parametrizations.weight[0].log_growth.grad is not None
+    name = f"{FC}.0.log_growth"
+    for tensors, said in (
+        (lambda t: t.pop(name), nothing), (lambda t: t.update({name: torch.zeros(3)}), nothing),
+        (nothing, put(growth="nowhere")), (nothing, put(growth="conv.bias")), (nothing, put(growth=3)),
+    ):  # fmt: skip
+        save_artifact(tmp_path, edited, original=model, plans=(plan,), encode="smallest")
+        forge(tmp_path, tensors, said)
+        with pytest.raises(ArtifactError, match="does not fit"):
+            load_artifact(tmp_path, net())
+
+
+def test_a_network_after_quantisation_aware_training_takes_a_quarter_of_the_bytes(tmp_path):
+    torch.manual_seed(0)
+    model = ResidualNet((16, 32, 64), 2, 1, 10).eval()
+    batches = TensorBatches(torch.rand(32, 1, 8, 8), torch.arange(32) % 10, 16)
+    task = tersor.Task(model, batches, batches, batches).complete()
+    companion = tersor.FreezeScales(start=0.5)
+    steps = (tersor.FoldBatchNorm(), tersor.Quantize(), tersor.Finetune(epochs=2, companion=companion))
+    result = tersor.Pipeline(steps).run(model, task)
+    growths = [value for name, value in result.model.named_parameters() if name.endswith("log_growth")]
+    assert any(value.any() for value in growths)
+    tersor.save(tmp_path / "fp32", model, original=model, plans=())
+    tersor.save(tmp_path / "int8", result.model, original=model, plans=result.plans, encode="smallest")
+    loaded = tersor.load(tmp_path / "int8", model=model)
+    with torch.no_grad():
+        assert torch.equal(loaded(batches.images), result.model(batches.images))
+    fp32, int8 = ((tmp_path / name / "model.safetensors").stat().st_size for name in ("fp32", "int8"))
+    assert fp32 > 3.5 * int8
+
+
+def test_what_is_not_finite_or_too_wide_or_saves_too_little_stays_as_it_is(tmp_path):
     model = net()
     with torch.no_grad():
         model.conv.weight[0, 0, 0, 0] = torch.inf
@@ -167,10 +215,9 @@ def test_what_learns_or_is_not_finite_or_saves_too_little_stays_as_it_is(tmp_pat
                        learn=False)  # fmt: skip
     wide = Quantizer((TensorPlace("up", "weight"),), torch.tensor(1e-5), torch.tensor(0, dtype=torch.int32), -(2**15),
                      2**15 - 1, learn=False)  # fmt: skip
-    plan = Plan("quantise", (quantizer(model, "fc", learn=True), broken, wide, few))
+    plan = Plan("quantise", (broken, wide, few))
     edited, loaded = saved(tmp_path, model, plan)
     assert list(read_architecture(tmp_path)["encoded"]) == ["dense.parametrizations.weight.original"]
-    assert torch.equal(loaded.fc.parametrizations.weight.original, model.fc.weight)
     assert torch.equal(
         loaded(INPUTS),
         edited(INPUTS),
