@@ -119,6 +119,9 @@ _HOME = {
     "bit_sensitivity": "tersor.jobs.bit_sensitivity",
     "BitProbe": "tersor.measure.bit_sensitivity",
     "evaluate": "tersor.jobs.evaluate",
+    "benchmark": "tersor.jobs.benchmark",
+    "Conditions": "tersor.measure.benchmark",
+    "Engines": "tersor.jobs.contenders",
     "EvaluationData": "tersor.measure.behaviour.data",
     "Pixels": "tersor.measure.behaviour.data",
     "Limits": "tersor.measure.behaviour.gate",
@@ -158,8 +161,10 @@ if TYPE_CHECKING:
     from tersor.export.artifact import save_artifact as save
     from tersor.export.onnx import export_onnx
     from tersor.export.pretrained import save_pretrained
+    from tersor.jobs.benchmark import benchmark
     from tersor.jobs.bit_sensitivity import bit_sensitivity
     from tersor.jobs.compress import compress, resume
+    from tersor.jobs.contenders import Engines
     from tersor.jobs.distill import distill_student
     from tersor.jobs.dry_run import dry_run
     from tersor.jobs.evaluate import evaluate
@@ -172,6 +177,7 @@ if TYPE_CHECKING:
     from tersor.measure.behaviour.data import EvaluationData, Pixels
     from tersor.measure.behaviour.gate import Limits
     from tersor.measure.behaviour.robustness import Stress
+    from tersor.measure.benchmark import Conditions
     from tersor.measure.bit_sensitivity import BitProbe
     from tersor.measure.capacity import capacity
     from tersor.measure.sensitivity import Probe

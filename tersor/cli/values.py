@@ -45,3 +45,11 @@ def parse_bytes(text: str | None) -> float | None:
 def parse_milliseconds(text: str | None) -> float | None:
     """ "5ms" → 5.0 milliseconds."""
     return _parse(text, _MILLISECONDS, "--max-latency", "5ms")
+
+
+def parse_counts(text: str, option: str) -> tuple[int, ...]:
+    """ "1,32" → (1, 32). Raises InputError for anything but whole numbers from 1 on."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise InputError("not numbers", where=option, got=repr(text), expected="numbers from 1 on, such as 1,32")
+    return tuple(map(int, parts))

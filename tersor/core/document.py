@@ -15,7 +15,7 @@ Document = TypeVar("Document", bound=BaseModel)
 def parse_document(
     schema: type[Document], data: Mapping[str, Any], version: int, *, what: str, where: str, page: str
 ) -> Document:
-    """``data`` as what ``schema`` says. ``what`` it is ("the summary"), ``where`` it lies, the ``page`` that explains it.
+    """``data`` as what ``schema`` says; ``what`` it is ("the summary"), ``where`` it lies, the ``page`` about it.
 
     Raises ArtifactError: of another version, or with the path within the file and what was expected there.
     """

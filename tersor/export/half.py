@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from pathlib import Path
 
+import onnx
 import torch
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from tersor.core.errors import InputError
 from tersor.core.widened import HALVES, Widened
 
 _ONNX = dict(zip(HALVES, (TensorProto.FLOAT16, TensorProto.BFLOAT16), strict=True))
@@ -56,3 +59,23 @@ def store_half(model: ModelProto, dtypes: Collection[torch.dtype]) -> None:
 
 def _exact(value: Tensor, dtype: torch.dtype) -> bool:
     return torch.equal(value.to(dtype).float(), value)
+
+
+def store_file_half(path: Path, to: Path, dtype: torch.dtype = torch.bfloat16) -> Path:
+    """Write the ONNX file at ``path`` to ``to`` with its float32 weights rounded to ``dtype`` and stored so.
+
+    Meant are initialisers of two or more axes; one beyond what ``dtype`` reaches stays as it is. Operators compute as
+    before, on the rounded weights. Returns ``to``. Raises InputError where there is no float32 weight.
+    """
+    model = onnx.load(path)
+    found = [each for each in model.graph.initializer if each.data_type == TensorProto.FLOAT and len(each.dims) > 1]
+    if not found:
+        raise InputError("the file has no float32 weights to round", where=str(path), got="integers or vectors alone")
+    for tensor in found:
+        value = torch.from_numpy(numpy_helper.to_array(tensor).copy())
+        rounded = value.to(dtype).float()
+        if torch.equal(rounded.isinf(), value.isinf()):
+            tensor.CopyFrom(numpy_helper.from_array(rounded.numpy(), tensor.name))
+    store_half(model, (dtype,))
+    onnx.save(model, to)
+    return to

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from itertools import zip_longest
 from pathlib import Path
@@ -83,7 +83,7 @@ def evaluate(
         environment=environment(), seconds=time.perf_counter() - start,
     )  # fmt: skip
     if out is not None:
-        write_evaluation(result, Path(out))
+        write_document(result.to_json(), Path(out) / JSON)
     return result
 
 
@@ -111,14 +111,14 @@ def find_data(source: EvaluationData | Task | str | Path, progress: Progress | N
     raise InputError("the function gave no data", where=where, got=type(found).__name__, expected=expected)
 
 
-def write_evaluation(result: Evaluation, folder: Path) -> Path:
-    """Put evaluation.json into ``folder``, which is made; returns its path."""
+def write_document(data: Mapping[str, Any], path: Path) -> Path:
+    """Write JSON to ``path``, whose folder is made; returns it. Raises ArtifactError where that cannot be."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / JSON, result.to_json())
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, data)
     except OSError as error:
-        raise ArtifactError("cannot be written", where=str(folder), got=error.strerror or error) from error
-    return folder / JSON
+        raise ArtifactError("cannot be written", where=str(path.parent), got=error.strerror or error) from error
+    return path
 
 
 def _told_apart(original: Runnable, compressed: Runnable) -> tuple[Runnable, Runnable]:

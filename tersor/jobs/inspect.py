@@ -18,7 +18,7 @@ from tersor.graph.groups import groups_of
 from tersor.jobs.find_task import find_task
 from tersor.measure.compute import layer_table, macs
 from tersor.measure.redundancy import redundancy
-from tersor.measure.size import nonzeros, parameters
+from tersor.measure.size import nonzeros, parameters, state_bytes
 
 
 @dataclass(frozen=True)
@@ -49,12 +49,11 @@ def inspect(task: Task | str | Path, *, groups: bool = False, progress: Progress
 
 def _inspect(model: nn.Module, complete: Task, groups: bool) -> Inspection:
     assert complete.example_inputs is not None
-    state = sum(value.numel() * value.element_size() for value in model.state_dict().values())
     totals = {
         "parameters": parameters(model),
         "nonzeros": nonzeros(model),
         "macs": macs(model, complete.example_inputs),
-        "state_bytes": Measurement(state, "bytes"),
+        "state_bytes": Measurement(state_bytes(model), "bytes"),
     }
     weights = {row["path"]: row for row in redundancy(model)}
     layers = [{**weights.get(row["path"], {}), **row} for row in layer_table(model, complete.example_inputs)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from itertools import chain
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
 import torch
@@ -12,6 +12,9 @@ from torch import Tensor, nn
 
 from tersor.core.errors import InputError, user_code
 from tersor.measure.opened import Call, Inputs, Opened, Opener, Spec
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 @final
@@ -104,7 +107,7 @@ class _InferenceOnly(nn.Module):
         super().__init__()
         self.program = program
 
-    def train(self, mode: bool = True) -> nn.Module:
+    def train(self, mode: bool = True) -> Self:
         return self
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:

@@ -64,6 +64,11 @@ def parameters(model: nn.Module) -> Measurement:
     return Measurement(sum(tensor.numel() for _, tensor in effective_weights(model)), "parameters")
 
 
+def state_bytes(model: nn.Module) -> int:
+    """Bytes of parameters and buffers in memory, shared ones once."""
+    return sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+
+
 def nonzeros(model: nn.Module) -> Measurement:
     """How many parameters are not zero as the forward uses them (masked away, or rounded to zero, is zero)."""
     count = sum(int(torch.count_nonzero(tensor)) for _, tensor in effective_weights(model))
