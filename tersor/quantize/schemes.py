@@ -73,12 +73,19 @@ class Int:
         )
         if self.indivisible == "skip":
             return arithmetic
-        use = sorted((n for n in range(2, row + 1) if row % n == 0), key=lambda n: abs(math.log(n / size)))[:2]
+        use = sorted(sorted(_divisors(row), key=lambda n: abs(math.log(n / size)))[:2])
+        fits = f"Use {' or '.join(map(str, use))}, leave it out" if use else "Leave it out"
         raise InputError(
             arithmetic, where=f"{where} {list(shape)}", got=size, expected=f"a divisor of {row}",
-            do=f"Use {' or '.join(map(str, sorted(use)))}, leave it out, or indivisible='skip'",
+            do=f"{fits}, or indivisible='skip'",
         )  # fmt: skip
 
     def __str__(self) -> str:
         scales = self.granularity.replace("_", " ") if self.group_size is None else f"groups of {self.group_size}"
         return f"{'' if self.symmetric else 'u'}int{self.bits} {scales}"
+
+
+def _divisors(number: int) -> list[int]:
+    """All but 1, growing."""
+    small = [n for n in range(1, math.isqrt(number) + 1) if number % n == 0]
+    return sorted({*small, *(number // n for n in small)} - {1})

@@ -1,4 +1,5 @@
 import math
+import time
 
 import pytest
 import torch
@@ -151,6 +152,22 @@ def test_a_group_that_does_not_divide_says_so_with_the_arithmetic_or_is_refused_
     assert scheme.check("up.weight", [64, 8, 2, 2], axis=1) == "" != scheme.check("conv.weight", [64, 8, 2, 2])
     with pytest.raises(InputError, match=r"fc1.weight \[300, 100\].*\(100 = 1 · 64 \+ 36\).*Use 50 or 100"):
         Int(4, group_size=64, indivisible="refuse").check("fc1.weight", [300, 100])
+
+
+@pytest.mark.parametrize("size", [2, 7, 16, 100])
+def test_the_sizes_that_are_named_are_the_divisors_nearest_in_ratio(size):
+    for row in (n for n in range(1, 150) if n % size):
+        fitting = sorted((n for n in range(2, row + 1) if row % n == 0), key=lambda n: abs(math.log(n / size)))[:2]
+        named = f"Use {' or '.join(map(str, sorted(fitting)))}, leave it out" if fitting else "Leave it out"
+        with pytest.raises(InputError, match=f"{named}, or indivisible='skip'"):
+            Int(4, group_size=size, indivisible="refuse").check("fc", (2, row))
+
+
+def test_a_row_of_a_large_embedding_is_checked_at_once():
+    began = time.process_time()
+    with pytest.raises(InputError, match="Use 64 or 128"):
+        Int(4, group_size=96, indivisible="refuse").check("embedding", (1, 151936 * 4096))
+    assert time.process_time() - began < 1, "trying every number took 35 seconds"
 
 
 def test_schemes_know_their_integers():
