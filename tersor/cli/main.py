@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from tersor.cli import benchmark, distill, evaluate, layers, weights
+from tersor.cli import benchmark, distill, evaluate, hardware, layers, weights
 from tersor.cli.interrupt import insistent_interrupts
 from tersor.cli.output import (
     EXIT_CODES,
@@ -220,6 +220,8 @@ app.command(epilog=EXIT_CODES)(weights.dequantize)
 app.command(epilog=EXIT_CODES)(layers.sensitivity)
 app.command(epilog=evaluate.EXIT_CODES)(evaluate.evaluate)
 app.command(epilog=EXIT_CODES)(benchmark.benchmark)
+app.command(epilog=EXIT_CODES)(hardware.fits)
+app.command(epilog=EXIT_CODES)(hardware.profiles)
 
 
 def main(arguments: list[str] | None = None) -> int:

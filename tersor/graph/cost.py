@@ -187,7 +187,12 @@ class _Values:
 
 def products(graph: Graph) -> list[Product]:
     """Every product of tensors in the graph, as the dimensions whose sizes multiply to its multiply-accumulates."""
-    return [item for call in graph.calls if call.operator in _COUNTS for item in _COUNTS[call.operator](call, graph)]
+    return [item for call in graph.calls if call.operator in COUNTED for item in products_of(call, graph)]
+
+
+def products_of(call: Call, graph: Graph) -> list[Product]:
+    """The products of one call whose operator is ``COUNTED``, as ``products`` has them."""
+    return _COUNTS[call.operator](call, graph)
 
 
 def _all(ref: Ref, graph: Graph) -> Product:
@@ -268,6 +273,8 @@ _COUNTS: dict[str, Callable[[Call, Graph], list[Product]]] = {
     **dict.fromkeys(("lstm", "gru", "rnn_tanh", "rnn_relu"), _recurrent),
     "einsum": _einsum,
 }
+
+COUNTED = frozenset(_COUNTS)  # the operators that multiply tensors
 
 
 def resolutions(graph: Graph, model: nn.Module, groups: Sequence[Group]) -> list[int]:

@@ -1,0 +1,77 @@
+"""Commands about devices: what fits where, the profiles, advice."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from tersor.cli.output import DebugOption, JsonOption, Output, QuietOption, ThreadsOption
+
+OnOption = Annotated[
+    str, typer.Option("--on", help="this (the machine, measured once), profiles (phone,iot,…) or YAML files.")
+]
+
+
+def fits(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A task as for compress, an ONNX file, or a run.")],
+    on: OnOption = "this",
+    batch: Annotated[int, typer.Option(help="Samples in a pass.", min=1)] = 1,
+    context: Annotated[
+        int | None, typer.Option(help="Tokens in a decoder's key-value cache; default: as many as it can.", min=1)
+    ] = None,
+    layers: Annotated[bool, typer.Option("--layers", help="Also each layer under the roofline.")] = False,
+    threads: ThreadsOption = None,
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Say whether a model fits on devices, about how fast it is there, and what would make it fit.
+
+    Weights, activations at their peak and a decoder's key-value cache against the device's memory; latency by roofline,
+    an estimate; at which bits and sparsity it would fit; what commonly goes wrong there.
+    """
+    from tersor.hardware.profile import find_profiles
+    from tersor.jobs.fits import fits as job
+    from tersor.report.hardware import fits_view, roofline_view
+
+    output = Output(quiet=quiet, as_json=as_json)
+    done = job(model, tuple(find_profiles(on)), batch=batch, context=context, threads=threads, progress=output.progress)
+    found = done.to_json()
+    output.json(found)
+    output.show(fits_view(found))
+    for device in found["devices"] if layers else ():
+        output.show(f"\n{device['title']}, layers:", roofline_view(device))
+
+
+def profiles(
+    name: Annotated[str | None, typer.Argument(help="Print this profile (or this machine's: this) as YAML.")] = None,
+    again: Annotated[bool, typer.Option("--again", help="Measure this machine again.")] = False,
+    threads: ThreadsOption = None,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """List the devices that Tersor knows, or print one as YAML with the source of each figure.
+
+    Copy the YAML for your own device: --on takes the file.
+    """
+    from tersor.hardware.profile import profiles as shipped
+    from tersor.hardware.profile import read_profile, to_yaml
+    from tersor.hardware.roofline import this_roofline
+    from tersor.hardware.this import THIS, this_profile
+    from tersor.report.hardware import profiles_view
+
+    output = Output(quiet=False, as_json=as_json)
+    if name is None:
+        listed = [profile.model_dump(mode="json", exclude_none=True) for profile in shipped()]
+        output.json(listed)
+        output.show(profiles_view(listed))
+        return
+    if name == THIS:
+        profile = this_profile(this_roofline(threads=threads, again=again, progress=output.progress))
+    else:
+        profile = read_profile(name)
+    output.json(profile.model_dump(mode="json", exclude_none=True))
+    if not as_json:
+        sys.stdout.write(to_yaml(profile))
