@@ -4,43 +4,30 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
-from tersor.core.check_task import check_task
 from tersor.core.errors import InputError
 from tersor.core.progress import Progress
 from tersor.core.task import Task
 from tersor.export.onnx import export_onnx
-from tersor.jobs.find_task import find_task
-from tersor.jobs.sensitivity import write_sensitivity
+from tersor.jobs.layer_curves import Told, checked_task, told
 from tersor.measure.bit_budgets import BitBudgets, Bits, fewest_bits, least_loss
 from tersor.measure.bit_sensitivity import BitProbe, BitSensitivity
 from tersor.measure.bit_sensitivity import bit_sensitivity as measure
+from tersor.measure.layer_curves import in_own_unit
 from tersor.measure.layer_latency import layer_latency
 from tersor.quantize.fold import FoldBatchNorm
 
 
-@dataclass(frozen=True)
-class LayerBits:
+class LayerBits(Told[BitSensitivity, BitBudgets]):
     """What was measured, the widths of layers that follow, and all of it as plain JSON values.
 
     ``within``: for each layer the fewest bits at which the metric falls by at most the drop asked for.
     ``together``: the widths that meet the budget at the least predicted loss (None where none was asked for).
     Either goes into ``Quantize(per_layer=budgets.per_layer())``.
     """
-
-    found: BitSensitivity
-    within: BitBudgets
-    together: BitBudgets | None
-    data: dict[str, Any]
-
-    def write(self, folder: Path) -> tuple[Path, Path]:
-        """Put sensitivity.json and sensitivity.html into ``folder``, which is made; returns both paths."""
-        return write_sensitivity(self.data, folder)
 
 
 def bit_sensitivity(
@@ -63,28 +50,16 @@ def bit_sensitivity(
     """
     if max_size is not None and max_latency is not None:
         raise InputError("give one budget", where="bit_sensitivity", got=f"{max_size=}, {max_latency=}")
-    found_task = find_task(task, progress or Progress()) if isinstance(task, (str, Path)) else task
-    complete = found_task.complete()
-    check_task(complete)
-    assert complete.metric is not None, "a completed task has a metric"
+    complete = checked_task(task, progress)
     folded = FoldBatchNorm().run(complete.model, complete).model
     found = measure(folded, complete, probe, progress=progress)
-    fraction = complete.metric.unit == "fraction"
-    within = fewest_bits(found, drop=max_drop / 100 if fraction else max_drop)
+    within = fewest_bits(found, drop=in_own_unit(complete, max_drop))
     costs = None if max_latency is None else layer_costs(folded, complete, probe, found)
     budget = max_size if max_latency is None else max_latency
     together = None if budget is None else least_loss(found, budget, costs=costs)
-    data = {
-        "task": complete.name,
-        "metric": {"name": complete.metric.name, "unit": complete.metric.unit, "value": found.metric},
-        **{key: value for key, value in found.to_json().items() if key != "metric"},
-        "max_drop": max_drop,
-        "within": dataclasses.asdict(within),
-        "together": None if together is None else dataclasses.asdict(together),
-        "milliseconds": None
-        if costs is None
-        else {name: [row[None], min(row.values())] for name, row in costs.items()},
-    }
+    data = told(complete, found, max_drop, within, together)
+    ends = None if costs is None else {name: [row[None], min(row.values())] for name, row in costs.items()}
+    data["milliseconds"] = ends
     result = LayerBits(found, within, together, data)
     if out is not None:
         result.write(Path(out))

@@ -2,54 +2,23 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from tersor.core.check_task import check_task
-from tersor.core.errors import ArtifactError
-from tersor.core.files import write_atomically
 from tersor.core.progress import Progress
 from tersor.core.task import Task
-from tersor.jobs.find_task import find_task
+from tersor.jobs.layer_curves import Told, checked_task, told
 from tersor.measure.layer_budgets import LayerBudgets, least_loss, within_tolerance
+from tersor.measure.layer_curves import in_own_unit
 from tersor.measure.sensitivity import Probe, Sensitivity
 from tersor.measure.sensitivity import sensitivity as measure
-from tersor.report.sensitivity import render
-
-JSON, PAGE = "sensitivity.json", "sensitivity.html"
 
 
-@dataclass(frozen=True)
-class LayerSensitivity:
+class LayerSensitivity(Told[Sensitivity, LayerBudgets]):
     """What was measured, the sparsities of layers that follow, and all of it as plain JSON values.
 
     ``within``: for each layer the largest sparsity at which the metric falls by at most the drop asked for.
     ``together``: the sparsities that meet the overall one at the least predicted loss (None where none was asked for).
     """
-
-    found: Sensitivity
-    within: LayerBudgets
-    together: LayerBudgets | None
-    data: dict[str, Any]
-
-    def write(self, folder: Path) -> tuple[Path, Path]:
-        """Put sensitivity.json and sensitivity.html into ``folder``, which is made; returns both paths."""
-        return write_sensitivity(self.data, folder)
-
-
-def write_sensitivity(data: dict[str, Any], folder: Path) -> tuple[Path, Path]:
-    """Put sensitivity.json and sensitivity.html into ``folder``, which is made; returns both paths."""
-    text = json.dumps(data, indent=1, allow_nan=False)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / JSON, text.encode())
-        write_atomically(folder / PAGE, render(data).encode("utf-8", errors="replace"))
-    except OSError as error:
-        raise ArtifactError("cannot be written", where=str(folder), got=error.strerror or error) from error
-    return folder / JSON, folder / PAGE
 
 
 def sensitivity(
@@ -68,22 +37,11 @@ def sensitivity(
     ``out``: a folder for sensitivity.json and sensitivity.html. Decisions are taken on validation data. Raises
     InputError for unusable input.
     """
-    found_task = find_task(task, progress or Progress()) if isinstance(task, (str, Path)) else task
-    complete = found_task.complete()
-    check_task(complete)
-    assert complete.metric is not None, "a completed task has a metric"
+    complete = checked_task(task, progress)
     found = measure(complete.model, complete, probe, progress=progress)
-    fraction = complete.metric.unit == "fraction"
-    within = within_tolerance(found, drop=max_drop / 100 if fraction else max_drop)
+    within = within_tolerance(found, drop=in_own_unit(complete, max_drop))
     together = None if overall is None else least_loss(found, overall)
-    data = {
-        "task": complete.name,
-        "metric": {"name": complete.metric.name, "unit": complete.metric.unit, "value": found.metric},
-        **{key: value for key, value in found.to_json().items() if key != "metric"},
-        "max_drop": max_drop,
-        "within": dataclasses.asdict(within),
-        "together": None if together is None else dataclasses.asdict(together),
-    }
+    data = told(complete, found, max_drop, within, together)
     result = LayerSensitivity(found, within, together, data)
     if out is not None:
         result.write(Path(out))

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
-import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import accumulate
-from typing import Any
 
 from torch import nn
 
@@ -22,7 +18,7 @@ from tersor.core.progress import Progress
 from tersor.core.randomness import seeded
 from tersor.core.task import Task
 from tersor.graph.trace import Graph, trace
-from tersor.measure.sensitivity import judge, plain_json, validation_batches
+from tersor.measure.layer_curves import Curves, Judge, expect_effort, in_time
 from tersor.quantize.points import Flow, decide
 from tersor.quantize.quantize import Quantize
 from tersor.quantize.weight_steps import expect_float_weights
@@ -62,34 +58,8 @@ class LayerWidths:
 
 
 @dataclass(frozen=True)
-class BitSensitivity:
-    """Loss and metric of the model in float, a curve for each layer, and what cannot be quantised.
-
-    ``samples``: of validation. ``left_out``: how many measurements there was no time for.
-    """
-
-    loss: float
-    metric: float
-    higher_is_better: bool
-    samples: int
-    layers: tuple[LayerWidths, ...]
-    skips: tuple[Skip, ...] = ()
-    left_out: int = 0
-
-    def drop(self, point: WidthPoint) -> float:
-        """How much worse the metric is at a point, in its own unit; infinite where it is no number."""
-        worse = self.metric - point.metric if self.higher_is_better else point.metric - self.metric
-        return worse if math.isfinite(worse) else math.inf
-
-    def increases(self, layer: LayerWidths) -> list[float]:
-        """The increase of the loss at each point, never falling: where fewer bits seem to help, that is noise."""
-        rises = (point.loss - self.loss for point in layer.points)
-        return list(accumulate(rises, max, initial=0.0))[1:]
-
-    def to_json(self) -> dict[str, Any]:
-        """The same as plain JSON values; what is not finite is null."""
-        plain: dict[str, Any] = plain_json(dataclasses.asdict(self))
-        return plain
+class BitSensitivity(Curves[LayerWidths]):
+    """Loss and metric of the model in float, a curve for each layer, and what cannot be quantised."""
 
 
 @dataclass(frozen=True)
@@ -106,10 +76,7 @@ class BitProbe:
     seconds: float | None = None
 
     def __post_init__(self) -> None:
-        if self.samples < 1:
-            raise InputError("too few", where="BitProbe.samples", got=self.samples, expected="1 or more")
-        if self.seconds is not None and not self.seconds > 0:
-            raise InputError("no time", where="BitProbe.seconds", got=self.seconds, expected="more than 0")
+        expect_effort("BitProbe", self.samples, self.seconds)
         if not self.bits or not all(type(bits) is int and 2 <= bits <= 8 for bits in self.bits):
             raise InputError("impossible widths", where="BitProbe.bits", got=self.bits, expected="within 2 … 8")
 
@@ -133,26 +100,21 @@ def bit_sensitivity(
     """
     begun = time.monotonic()
     expect_float_weights(model, "bit_sensitivity")
-    batches = validation_batches(task, model, probe.samples)
     alone = copy.deepcopy(model).eval()
-    loss, metric = judge(alone, task, batches)
+    judge = Judge.of(task, alone, probe.samples)
+    loss, metric = judge(alone)
     work, skips = _work(alone, task, probe)
     points: dict[TensorPlace, list[WidthPoint]] = {}
-    done = 0
-    for bits, place, edits in (progress or Progress()).track(work, "sensitivity to bits", len(work)):
-        if done and probe.seconds is not None and time.monotonic() - begun > probe.seconds:
-            break
-        found = judge(apply(alone, Plan("one layer", edits)), task, batches)
+    for bits, place, edits in in_time(work, "sensitivity to bits", probe.seconds, begun, progress):
         weight = next(edit for edit in edits if place in edit.places)
         size = _size(stored_at(alone, place).numel(), bits, weight)
+        found = judge(apply(alone, Plan("one layer", edits)))
         points.setdefault(place, []).append(WidthPoint(bits, size, *found))
-        done += 1
     layers = tuple(
         LayerWidths(str(place), stored_at(alone, place).numel(), tuple(measured)) for place, measured in points.items()
     )
-    assert task.metric is not None, "a completed task has a metric"
-    samples = sum(len(task.targets(batch)) for batch in batches)
-    return BitSensitivity(loss, metric, task.metric.higher_is_better, samples, layers, skips, len(work) - done)
+    left_out = len(work) - sum(map(len, points.values()))
+    return BitSensitivity(loss, metric, judge.higher_is_better, judge.samples, layers, skips, left_out)
 
 
 def _size(numbers: int, bits: int, weight: Quantizer) -> int:

@@ -13,6 +13,7 @@ from tersor.core.step import Method
 from tersor.core.task import Task
 from tersor.measure.bit_budgets import BitBudgets, fewest_bits, least_loss
 from tersor.measure.bit_sensitivity import BitProbe, BitSensitivity, bit_sensitivity
+from tersor.measure.layer_curves import in_own_unit
 from tersor.quantize.quantize import Quantize
 
 
@@ -62,11 +63,10 @@ class MixedPrecision(Method):
         return BitProbe(self.bits, self.quantize, self.samples)
 
     def _budgets(self, found: BitSensitivity, task: Task) -> BitBudgets:
-        assert task.metric is not None, "a completed task has a metric"
         if self.max_size is not None:
             whole = sum(layer.float_bytes for layer in found.layers) if self.max_size <= 1 else 1
             return least_loss(found, self.max_size * whole)
-        return fewest_bits(found, drop=self.max_drop / 100 if task.metric.unit == "fraction" else self.max_drop)
+        return fewest_bits(found, drop=in_own_unit(task, self.max_drop))
 
 
 def _told(skip: Skip, budgets: BitBudgets) -> Skip:
