@@ -97,7 +97,8 @@ def _inputs(task: Task, given: bool, files: Sequence[Path]) -> tuple[tuple[Tenso
     if given or not files:
         raise InputError(
             "there is nothing to give the models", where="data",
-            got="no loader and no example inputs" if given else "no data", expected="a task with a test loader or example_inputs", do="Name it: --data task.py",
+            got="no loader and no example inputs" if given else "no data",
+            expected="a task with a test loader or example_inputs", do="Name it: --data task.py",
         )  # fmt: skip
     return made_up_inputs(files[0]), {}, f"random inputs of the shapes that {files[0].name} declares"
 

@@ -128,7 +128,7 @@ class Field:
                 yield self._file(found, found.file, "", precision, engines)
                 continue
             for engine in engines.names:
-                suffix = f", {engine}" if len(engines.names) > 1 else ""
+                suffix = f"@{engine}" if len(engines.names) > 1 else ""
                 if engine == "onnxruntime":
                     yield self._file(found, self._exported(found), suffix, precision, engines)
                 else:
@@ -161,7 +161,7 @@ class Field:
         self, found: Found, suffix: str, precision: str, spec: Mapping[str, Any], facts: Mapping[str, str],
         size: Measurement,
     ) -> Contender:  # fmt: skip
-        name = f"{found.name}{suffix}{'' if precision == STORED else ', bfloat16'}"
+        name = f"{found.name}{suffix}{'' if precision == STORED else '@bfloat16'}"
         return Contender(name, spec, self.args, self.kwargs, facts, size)
 
     def _exported(self, found: Found) -> Path:

@@ -56,7 +56,7 @@ def _models(found: Benchmark) -> Table:
     for each in found.models:
         backend = each.backend if each.device == "cpu" else f"{each.backend} on {each.device}"
         table.add_row(
-            shorten(each.name, _NAME), backend, value_of(each.size_bytes), value_of(each.peak_memory_bytes),
+            Text(shorten(each.name, _NAME)), backend, value_of(each.size_bytes), value_of(each.peak_memory_bytes),
             both_of(each.load_ms), value_of(each.first_call_ms),
         )  # fmt: skip
     return table
@@ -75,6 +75,6 @@ def _timings(found: Benchmark, batch: int, threads: int) -> Table:
     for each in measured:
         cells = [value_of(each.mean_ms), both_of(each.p50_ms), value_of(each.p95_ms), value_of(each.p99_ms)]
         cells += [_rate(each), f"{each.outliers.share:.1%}"]
-        table.add_row(shorten(each.model, _NAME), *cells, *([value_of(each.energy)] if with_energy else []))
+        table.add_row(Text(shorten(each.model, _NAME)), *cells, *([value_of(each.energy)] if with_energy else []))
     table.caption = f"{threads} {'thread' if threads == 1 else 'threads'}; p50 with its interval, samples a second."
     return table
