@@ -14,11 +14,13 @@ from tersor.report.svg import ACCENT, AFTER, MUTED, inline, new_figure, quiet_ax
 
 @mpl.rc_context(settings())
 def forest(
-    key: str, title: str, caption: str, rows: Sequence[tuple[str, Measurement]], *, limit: float | None = None
-) -> Plot | None:
+    key: str, title: str, caption: str, rows: Sequence[tuple[str, Measurement]], *, limit: float | None = None,
+    line: float = 0.0, hint: str = "right of the line is worse",
+) -> Plot | None:  # fmt: skip
     """A dot with its interval for each (name, difference), in the order given; None without rows.
 
-    ``limit``: drawn as a dashed line, in the measurements' unit. Of very many rows the first.
+    ``limit``: drawn as a dashed line, in the measurements' unit; ``line``: where there is no difference; ``hint``: what
+    is right of it. Of very many rows the first.
     """
     shown = rows[:MOST_LAYERS]
     if not shown:
@@ -29,7 +31,7 @@ def forest(
     figure = new_figure(52 + 21 * len(shown))
     axes = figure.subplots()
     places = list(range(len(shown)))
-    axes.axvline(0, color=MUTED, linewidth=1, zorder=1)
+    axes.axvline(line * scale.factor, color=MUTED, linewidth=1, zorder=1)
     if limit is not None:
         axes.axvline(limit * scale.factor, color=ACCENT, linewidth=1.2, linestyle=(0, (3, 2)), zorder=1)
     axes.errorbar(
@@ -39,7 +41,7 @@ def forest(
     name_rows(axes, [shorten(name, 24) for name, _ in shown])
     quiet_axis(axes, grid="x")
     axes.margins(x=0.05)
-    axes.set_xlabel(f"{scale.suffix.strip() or found[0].unit}; right of the line is worse")
+    axes.set_xlabel(f"{scale.suffix.strip() or found[0].unit}; {hint}")
     told = "; ".join(f"{name} {both_of(measured)}" for name, measured in shown)
     left_out = len(rows) - len(shown)
     more = f" The first {len(shown)}; {left_out} more are in the table." if left_out else ""

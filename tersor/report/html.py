@@ -11,7 +11,7 @@ from tersor.core.record import Record
 from tersor.report import format as numbers
 from tersor.report.columns import Row, all_columns, present, rows
 from tersor.report.findings import findings
-from tersor.report.page import Figure, fill
+from tersor.report.page import Figure, Section, fill
 from tersor.report.plots import draw_all
 from tersor.report.schema import Budget, StepSummary, Summary, parse_summary
 from tersor.report.skips import SkipGroup, group_skips
@@ -33,8 +33,11 @@ class LayerRow:
     macs_after: str
 
 
-def render(summary: Mapping[str, Any], records: Sequence[Record]) -> str:
-    """The report as one HTML page that needs no network. Raises ArtifactError where the summary breaks its schema."""
+def render(summary: Mapping[str, Any], records: Sequence[Record], more: Sequence[Section] = ()) -> str:
+    """The report as one HTML page that needs no network; ``more``: sections of other measurements of its model.
+
+    Raises ArtifactError where the summary breaks its schema.
+    """
     parsed = parse_summary(summary)
     table = rows(parsed)
     return fill(
@@ -49,6 +52,7 @@ def render(summary: Mapping[str, Any], records: Sequence[Record]) -> str:
         cell=Row.at,
         plots=draw_all(parsed, records),
         details=[(stage, _did(stage, records), _facts(stage)) for stage in parsed.stages],
+        sections=more,
         skips=_skips(parsed),
         layers=_layers(records),
         conditions=_conditions(parsed),
@@ -135,6 +139,9 @@ def _onnx_facts(onnx: Mapping[str, Any]) -> list[tuple[str, str]]:
         same = Measurement(onnx["top1_agreement"], "fraction", onnx.get("low"), onnx.get("high"))
         found.append(("ONNX against PyTorch", f"same answer for {numbers.both_of(same)}{samples}"))
         told = {"top1_agreement", "low", "high", "n"}
+    if isinstance(onnx.get("within_one_step"), float):
+        found.append(("outputs at most one step apart", f"{100 * onnx['within_one_step']:.1f} %"))
+        told |= {"within_one_step"}
     share = onnx.get("integer_share")
     if isinstance(share, Mapping) and share.get("integer"):
         found.append(("products in integers", f"{share['integer']} of {share.get('total', numbers.MISSING)}"))

@@ -63,6 +63,29 @@ class Section:
     samples: tuple[Sample, ...] = ()
 
 
+@dataclass(frozen=True)
+class Document:
+    """A page of sections under a verdict. ``status``: passed, failed, open, or muted; ``source``: the file it is of."""
+
+    title: str
+    kicker: tuple[str, ...]
+    status: str
+    word: str
+    headline: str
+    sections: tuple[Section, ...]
+    source: str
+    tersor: str
+    figures: tuple[Figure, ...] = ()
+    reading: str = ""
+    notes: tuple[str, ...] = ()
+    skipped: tuple[tuple[str, str], ...] = ()
+    facts: tuple[tuple[str, str], ...] = ()
+
+    def html(self) -> str:
+        """The page; it needs no network."""
+        return fill("document.html", page=self)
+
+
 def fill(template: str, **values: Any) -> str:
     """The page that a template of this folder makes of ``values``, its style inside; it needs no network."""
     environment = Environment(

@@ -1,51 +1,176 @@
-"""A run's folder in, report.html out."""
+"""A folder's numbers in, reports out: of a run, of an evaluation, of a benchmark, as HTML, Markdown and CSV."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn, TypeVar, final
 
-from tersor.core.errors import ArtifactError
+from tersor.core.errors import ArtifactError, InputError
 from tersor.core.files import write_atomically
 from tersor.core.record import Record
+from tersor.measure.behaviour.schema import Evaluation, parse_evaluation
+from tersor.measure.benchmark_schema import Benchmark, parse_benchmark
+from tersor.report.behaviour.gate import STATUS, headline
+from tersor.report.evaluation import behaviour_sections, evaluation_document
+from tersor.report.flat import csv_of
 from tersor.report.html import render
-from tersor.report.schema import parse_summary
+from tersor.report.markdown import document_markdown, run_markdown
+from tersor.report.page import Document, Section
+from tersor.report.schema import Summary, parse_summary
+from tersor.report.speed import benchmark_document, benchmark_sections
 
-REPORT = "report.html"
+Parsed = TypeVar("Parsed")
+FORMATS = ("html", "md", "json", "csv")
+Of = Literal["run", "evaluation", "benchmark"]
+_NAMES = {"run": "report", "evaluation": "evaluation", "benchmark": "benchmark"}  # of what is written
 
 
 def write_report(folder: Path) -> Path:
-    """Rebuild ``report.html`` from ``summary.json`` and ``records.jsonl`` in a run's folder; returns its path.
+    """Rebuild ``report.html`` from what lies in a run's folder; returns its path.
 
-    A torn last line of the records (the machine stopped while it was written) is left out. Raises ArtifactError where
-    the summary is missing, damaged or of another version.
+    ``summary.json`` and ``records.jsonl``, and where they are there ``evaluation.json`` and ``benchmark.json`` of its
+    model. A torn last line of the records (the machine stopped while it was written) is left out. Raises ArtifactError
+    where the summary is missing, damaged or of another version.
     """
-    summary = _read_summary(folder)
-    page = render(summary, _read_records(folder / "records.jsonl"))
-    path = folder / REPORT
-    write_atomically(path, page.encode("utf-8", errors="replace"))
+    return write_reports(folder, of="run")[0]
+
+
+def write_reports(folder: Path, formats: Sequence[str] = ("html",), of: Of | None = None) -> tuple[Path, ...]:
+    """Report what lies in a folder: a run as ``report.html`` …, else an evaluation, else a benchmark, under its name.
+
+    Each report takes in what else lies there of its models. ``formats``: of ``FORMATS``; "json" writes nothing, the
+    numbers lie there. ``of``: which report it shall be. Returns the paths. Raises InputError for an unknown format,
+    ArtifactError for a folder without numbers and for damaged ones.
+    """
+    expect_formats(formats)
+    found = Found.read(folder)
+    of = of or found.first
+    if of is None:
+        raise ArtifactError(
+            "there are no numbers to report", where=str(folder),
+            got="neither summary.json, evaluation.json nor benchmark.json",
+            expected="the folder of a finished run, of an evaluation or of a benchmark",
+            do=f"Finish the run first: tersor resume {folder}; or name where tersor evaluate wrote (-o)",
+        )  # fmt: skip
+    numbers = "summary.json" if of == "run" else f"{of}.json"
+    made = {"run": _run, "evaluation": _evaluation, "benchmark": _benchmark}[of](found, folder)
+    return tuple(
+        folder / numbers if kind == "json" else _write(folder / f"{_NAMES[of]}.{kind}", made[kind]())
+        for kind in dict.fromkeys(formats)
+    )
+
+
+def expect_formats(formats: Sequence[str]) -> None:
+    """Raises InputError for a format that is none."""
+    unknown = [each for each in formats if each not in FORMATS]
+    if unknown or not formats:
+        got = ", ".join(unknown) or "none"
+        raise InputError("unknown format", where="--format", got=got, expected=f"some of {', '.join(FORMATS)}")
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Found:
+    """The numbers that lie in a folder; None where a file is not there."""
+
+    summary: Summary | None = None
+    records: Sequence[Record] = ()
+    evaluation: Evaluation | None = None
+    benchmark: Benchmark | None = None
+
+    @classmethod
+    def read(cls, folder: Path) -> Found:
+        """Raises ArtifactError for what is damaged or of another version."""
+        summary = _read(folder / "summary.json", parse_summary, f"Rebuild it: tersor resume {folder}")
+        evaluation = _read(folder / "evaluation.json", parse_evaluation, "Evaluate again: tersor evaluate")
+        benchmark = _read(folder / "benchmark.json", parse_benchmark, "Measure again: tersor benchmark")
+        records = _read_records(folder / "records.jsonl") if summary is not None else ()
+        return cls(summary, records, evaluation, benchmark)
+
+    @property
+    def first(self) -> Of | None:
+        """What a report of the folder is about; None where there is nothing."""
+        present: dict[Of, object] = {"run": self.summary, "evaluation": self.evaluation, "benchmark": self.benchmark}
+        return next((of for of, numbers in present.items() if numbers is not None), None)
+
+    @property
+    def measured(self) -> tuple[Section, ...]:
+        """What else was measured of the models than their behaviour."""
+        return () if self.benchmark is None else benchmark_sections(self.benchmark)
+
+    @property
+    def behaviour(self) -> tuple[Section, ...]:
+        """What an evaluation in a run's folder says, under a heading that says whose it is."""
+        found = self.evaluation
+        if found is None:
+            return ()
+        meaning = (
+            f"{found.compressed.name} beside {found.original.name} on {found.data.samples:,} samples of "
+            f"{found.data.name}, as tersor evaluate found them."
+        )
+        says = (f"{STATUS[found.gate.status]}: {headline(found)}", *found.notes)
+        return Section("behaviour", "Behaviour against the original", meaning, says), *behaviour_sections(found)
+
+    def to_json(self) -> dict[str, Any]:
+        """All that lies there, each under its name."""
+        parts = {"summary": self.summary, "evaluation": self.evaluation, "benchmark": self.benchmark}
+        return {name: part.to_json() for name, part in parts.items() if part is not None}
+
+
+Made = Mapping[str, Callable[[], str]]
+
+
+def _run(found: Found, folder: Path) -> Made:
+    summary = found.summary
+    if summary is None:
+        raise ArtifactError(
+            "there is no summary", where=str(folder / "summary.json"), got="no such file",
+            expected="the folder of a finished run", do=f"Finish the run first: tersor resume {folder}",
+        )  # fmt: skip
+    more = (*found.behaviour, *found.measured)
+    return {
+        "html": lambda: render(summary.to_json(), found.records, more),
+        "md": lambda: run_markdown(summary, found.records, more),
+        "csv": lambda: csv_of(found.to_json()),
+    }
+
+
+def _evaluation(found: Found, folder: Path) -> Made:
+    assert found.evaluation is not None, f"{folder} holds it"
+    return _document(evaluation_document(found.evaluation, found.measured), found.evaluation.to_json())
+
+
+def _benchmark(found: Found, folder: Path) -> Made:
+    assert found.benchmark is not None, f"{folder} holds it"
+    return _document(benchmark_document(found.benchmark), found.benchmark.to_json())
+
+
+def _document(page: Document, data: Mapping[str, Any]) -> Made:
+    return {"html": page.html, "md": lambda: document_markdown(page), "csv": lambda: csv_of(data)}
+
+
+def _write(path: Path, text: str) -> Path:
+    try:
+        write_atomically(path, text.encode("utf-8", errors="replace"))
+    except OSError as error:
+        raise ArtifactError("cannot be written", where=str(path), got=error.strerror or error) from error
     return path
 
 
-def _read_summary(folder: Path) -> dict[str, Any]:
-    path = folder / "summary.json"
+def _read(path: Path, parse: Callable[[Mapping[str, Any], str], Parsed], do: str) -> Parsed | None:
+    """What a JSON file holds; None where there is none. Raises ArtifactError, saying what to ``do``."""
     try:
         data = json.loads(path.read_bytes(), parse_constant=_refuse)
     except (FileNotFoundError, NotADirectoryError):
-        raise ArtifactError(
-            "there is no summary", where=str(path), got="no such file", expected="the folder of a finished run",
-            do=f"Finish the run first: tersor resume {folder}",
-        ) from None  # fmt: skip
-    except ValueError as error:
-        raise ArtifactError(
-            "the summary is not JSON", where=str(path), got=str(error), do=f"Rebuild it: tersor resume {folder}"
-        ) from None
+        return None
+    except (ValueError, RecursionError) as error:
+        raise ArtifactError(f"{path.name} is not JSON", where=str(path), got=str(error), do=do) from None
     if not isinstance(data, dict):
-        raise ArtifactError("the summary holds no JSON object", where=str(path), got=type(data).__name__)
-    parse_summary(data, str(path))
-    return data
+        raise ArtifactError(f"{path.name} holds no JSON object", where=str(path), got=type(data).__name__, do=do)
+    return parse(data, str(path))
 
 
 def _refuse(constant: str) -> NoReturn:

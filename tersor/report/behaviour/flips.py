@@ -6,7 +6,7 @@ import matplotlib as mpl
 
 from tersor.core.measurement import Measurement
 from tersor.measure.behaviour.schema import Answer, Evaluation, Flip
-from tersor.report.behaviour.words import agreement_words, capital, class_of, rows_of
+from tersor.report.behaviour.words import agreement_words, capital, class_of, counted, row_of
 from tersor.report.format import bare_of, both_of, human, value_of
 from tersor.report.page import Sample, Section, Table
 from tersor.report.picture import numbers_text, picture_uri
@@ -48,9 +48,8 @@ def agreement_section(found: Evaluation) -> Section:
     told = {key: measured for key, measured in found.flips.measurements.items() if key != "changed"}
     rows += [(capital(human(key)), both_of(measured)) for key, measured in told.items()]
     plot = _bars(found)
-    row = "position" if found.data.kind == "tokens" else "sample"
     return Section(
-        "agreement", "Same answers, changed answers", _MEANING.format(row=row),
+        "agreement", "Same answers, changed answers", _MEANING.format(row=row_of(found)),
         (f"{capital(agreement_words(found))}.",), (Table(("", "Measured"), tuple(rows)),), (plot,) if plot else (),
     )  # fmt: skip
 
@@ -113,8 +112,8 @@ def _bars(found: Evaluation) -> Plot | None:
     title = "What became of the answers"
     told = "; ".join(f"{name} {both_of(each)}" for name, each, _ in parts)
     caption = (
-        f"Every one of the {found.data.rows:,} {rows_of(found)} is in one of the bars. Turned wrong: right before, "
-        "wrong after compression; turned right: the other way round."
+        f"Every one of the {counted(found.data.rows, row_of(found))} is in one of the bars. Turned wrong: right "
+        "before, wrong after compression; turned right: the other way round."
     )
     return Plot("outcomes", title, caption, inline(figure, "outcomes", f"{title}. {told}"))
 

@@ -57,7 +57,10 @@ def _clause(found: Evaluation, check: Check) -> str:
         said = moved("the calibration error", measured, worse_is_up=True)
     else:
         said = f"{_group(check)} loses {bare_of(measured)} more than all others"
-    return f"{said}; {_limit(check)} allowed" if check.name != "min_agreement" else f"{said}; {_limit(check)} asked"
+    limit = f"{_limit(check)} {'asked' if check.name == 'min_agreement' else 'allowed'}"
+    needed = samples_to_tell(check.measured, check.limit) if check.status == "not enough data" else None
+    more = "" if needed is None else f": about {needed:,} samples would tell, there are {check.measured.n:,}"
+    return f"{said}; {limit}{more}"
 
 
 def _subject(found: Evaluation, check: Check) -> str:

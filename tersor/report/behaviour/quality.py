@@ -11,11 +11,12 @@ from tersor.report.behaviour.words import (
     NAME,
     capital,
     class_of,
+    counted,
     larger,
     loss_words,
     metric_of,
     proven,
-    rows_of,
+    row_of,
 )
 from tersor.report.forest import forest
 from tersor.report.format import MISSING, bare_of, both_of, human, p_of, shorten, value_of
@@ -51,7 +52,12 @@ def quality_section(found: Evaluation) -> Section | None:
         tables.append(_classes(found, quality))
     says = tuple(filter(None, (_loss(found), _mcnemar(found, quality), _worst_class(quality))))
     return Section(
-        "quality", "Quality", _MEANING.format(rows=rows_of(found)), says, tuple(tables), tuple(_plots(found, quality))
+        "quality",
+        "Quality",
+        _MEANING.format(rows=f"{row_of(found)}s"),
+        says,
+        tuple(tables),
+        tuple(_plots(found, quality)),
     )
 
 
@@ -74,7 +80,7 @@ def confusion_section(found: Evaluation) -> Section | None:
 
 def _change(found: Evaluation) -> str:
     words = loss_words(found).removeprefix(metric_of(found)).strip()
-    return words.replace("fell by ", "−").replace("rose by ", "+")
+    return words.replace("fell by ", "−").replace("rose by ", "+").replace("changed by ", "")
 
 
 def _loss(found: Evaluation) -> str:
@@ -92,7 +98,7 @@ def _mcnemar(found: Evaluation, quality: Quality) -> str:
     test = quality.mcnemar
     if test is None:
         return ""
-    said = f"{test.turned_wrong:,} {rows_of(found)} turned wrong and {test.turned_right:,} turned right"
+    said = f"{counted(test.turned_wrong, row_of(found))} turned wrong and {test.turned_right:,} turned right"
     if test.turned_wrong + test.turned_right == 0:
         return f"{said}."
     return (

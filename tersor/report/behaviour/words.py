@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tersor.core.measurement import Measurement
 from tersor.measure.behaviour.schema import Evaluation
-from tersor.report.format import bare_of, both_of, human, interval_of, scale_of, shorten, turned
+from tersor.report.format import bare_of, both_of, human, scale_of, shorten, turned
 
 NAME = 30
 
@@ -14,9 +14,14 @@ def metric_of(found: Evaluation) -> str:
     return human(found.data.metric or "metric")
 
 
-def rows_of(found: Evaluation) -> str:
-    """What was compared: samples, or positions of them."""
-    return "positions" if found.data.kind == "tokens" else "samples"
+def row_of(found: Evaluation) -> str:
+    """What was compared: a sample, or a position of one."""
+    return "position" if found.data.kind == "tokens" else "sample"
+
+
+def counted(n: int, thing: str) -> str:
+    """ "1 sample", "2 samples"."""
+    return f"{n:,} {thing if n == 1 else thing + 's'}"
 
 
 def class_of(found: Evaluation, index: int) -> str:
@@ -33,7 +38,7 @@ def proven(measured: Measurement) -> bool:
 def moved(name: str, worse: Measurement, *, worse_is_up: bool = False) -> str:
     """ "accuracy fell by 0.6 points [0.2, 0.9]"; ``worse`` is positive where things went wrong."""
     if worse.value == 0:
-        return f"{name} did not change {interval_of(worse)}".rstrip()
+        return f"{name} changed by {bare_of(worse)}"
     up = (worse.value > 0) == worse_is_up
     size = worse if worse.value > 0 else turned(worse)
     return f"{name} {'rose' if up else 'fell'} by {bare_of(size)}"
@@ -50,11 +55,11 @@ def agreement_words(found: Evaluation) -> str:
     """How often, or how far, the two say the same."""
     same = found.agreement.get("top_1")
     if same is not None:
-        return f"the two give the same answer on {both_of(same)} of {found.data.rows:,} {rows_of(found)}"
+        return f"the two give the same answer on {both_of(same)} of {counted(found.data.rows, row_of(found))}"
     apart = found.agreement.get("rms_difference")
     if apart is None:
-        return f"{found.data.rows:,} {rows_of(found)} were compared"
-    return f"their outputs are {both_of(apart)} apart (root mean square) on {found.data.rows:,} {rows_of(found)}"
+        return f"{counted(found.data.rows, row_of(found))} were compared"
+    return f"their outputs are {both_of(apart)} apart (root mean square) on {counted(found.data.rows, row_of(found))}"
 
 
 def larger(measured: Measurement) -> str:
