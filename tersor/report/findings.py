@@ -22,8 +22,8 @@ _FLOAT_PRODUCTS = {
 def findings(summary: Summary, records: Sequence[Record] = ()) -> tuple[str, ...]:
     """Warnings and remarks, each one sentence, the weightiest first."""
     parts = (
-        _unfinished(summary), _slower(summary), _macs_and_clock(summary), _integers(summary), _zeros(summary),
-        _close_budgets(summary), _reviewed(summary), _nothing_done(records),
+        _unfinished(summary), _slower(summary), _macs_and_clock(summary), _integers(summary), _equality(summary),
+        _zeros(summary), _close_budgets(summary), _reviewed(summary), _nothing_done(records),
     )  # fmt: skip
     return tuple(line for part in parts for line in part)
 
@@ -85,9 +85,39 @@ def _integers(summary: Summary) -> Iterator[str]:
         everything = ", although every convolution and matrix product runs in integers"
         stayed = f"; stayed float: {floating}" if floating else everything
         if slow:
-            yield f"int8 is not faster here ({'; '.join(slow)}){stayed}."
+            others = _float_operators(after)
+            between = f"; between integers these compute in float: {others}" if others else ""
+            yield f"int8 is not faster here ({'; '.join(slow)}){stayed}{between}."
         elif floating:
             yield f"int8 does not cover the whole model{stayed}."
+
+
+def _float_operators(stage: StepSummary) -> str:
+    """What computes in float and is no product, with its count, the most frequent first."""
+    found = {name: n for name, n in _onnx(stage, "float_operators").items() if name not in _FLOAT_PRODUCTS}
+    named = [f"{name} ×{n}" for name, n in list(found.items())[:MOST_NAMED]]
+    return ", ".join(named) + (f" and {len(found) - MOST_NAMED} more" if len(found) > MOST_NAMED else "")
+
+
+def _equality(summary: Summary) -> Iterator[str]:
+    for stage in summary.stages:
+        onnx = stage.facts.get("onnx")
+        if not isinstance(onnx, Mapping) or onnx.get("equal") is not False:
+            continue
+        place = f"; the integers part at {onnx['parts_at']}" if onnx.get("parts_at") else ""
+        mend = " After training, RoundBiases() puts biases back on the file's steps." if place else ""
+        yield f"The int8 file of “{stage.name}” and PyTorch differ: {_differences(onnx)}{place}.{mend}"
+
+
+def _differences(onnx: Mapping[str, object]) -> str:
+    """How near the file comes to the model that it was made of, by whatever was measured."""
+    within, top1, error = (onnx.get(name) for name in ("within_one_step", "top1_agreement", "relative_error"))
+    said = [f"{100 * within:.1f} % of its outputs are at most one step apart"] if isinstance(within, float) else []
+    said += (
+        [f"it answers as PyTorch for {100 * top1:.1f} % of {onnx.get('n')} samples"] if isinstance(top1, float) else []
+    )
+    said += [f"its relative error is {error:.2g}"] if isinstance(error, float) else []
+    return ", ".join(said) or "nothing says how much"
 
 
 def _onnx(stage: StepSummary, name: str) -> Mapping[str, object]:

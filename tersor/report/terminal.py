@@ -90,12 +90,16 @@ def _latency(row: Row, batch: int) -> Text:
 
 
 def agreement_line(summary: Mapping[str, Any]) -> str:
-    """How often the int8 file answers as its PyTorch model on the test data; empty where nothing was quantised."""
+    """How often the int8 file answers as its PyTorch model on the test data, and which share of its outputs is at most
+    one step apart; empty where nothing was quantised."""
     final = parse_summary(summary).final
     found = final.measurements.get("onnx_agreement") if final is not None else None
-    if found is None:
+    if final is None or found is None:
         return ""
-    return f"int8 in ONNX Runtime and in PyTorch: same answer for {both_of(found)} of {found.n} test samples"
+    onnx = final.facts.get("onnx")
+    within = onnx.get("within_one_step") if isinstance(onnx, Mapping) else None
+    steps = f"; {100 * within:.1f} % of its outputs at most one step apart" if isinstance(within, float) else ""
+    return f"int8 in ONNX Runtime and in PyTorch: same answer for {both_of(found)} of {found.n} test samples{steps}"
 
 
 def verdict_line(summary: Mapping[str, Any]) -> Text:

@@ -42,6 +42,40 @@ def test_int8_that_is_not_faster_names_what_stayed_float(summary):
     assert "stayed float: Conv ×1." in told(summary)
 
 
+def test_int8_that_is_not_faster_names_what_computes_in_float_between_integers(summary):
+    onnx, measured = summary["steps"][-1]["facts"]["onnx"], summary["steps"][-1]["measurements"]
+    onnx["float_operators"] = {"DequantizeLinear": 12, "Sigmoid": 9, "Conv": 1}
+    for batch in (1, 32):
+        measured[f"speedup_batch_{batch}"]["value"] = 9.0
+    said = "; between integers these compute in float: DequantizeLinear ×12, Sigmoid ×9."
+    assert said not in told(summary)  # faster: not worth a word
+    measured["speedup_batch_1"]["value"] = 1.5
+    assert said in told(summary)
+    onnx["float_operators"] = {f"Kind{n}": 20 - n for n in range(10)}
+    assert "Kind7 ×13 and 2 more." in told(summary)
+
+
+def test_a_file_that_differs_from_pytorch_is_told_with_the_layer_where_they_part(summary):
+    onnx = summary["steps"][-1]["facts"]["onnx"]
+    assert "and PyTorch differ" not in told(summary)  # a run of before this was noted
+    onnx |= {"equal": True, "within_one_step": 0.9931}
+    assert "and PyTorch differ" not in told(summary)
+    onnx |= {"equal": False, "within_one_step": 0.9712, "parts_at": "blocks.1.conv2:conv2d[0]"}
+    assert "“int8” and PyTorch differ: 97.1 % of its outputs are at most one step apart" in told(summary)
+    assert "; the integers part at blocks.1.conv2:conv2d[0]. After training, RoundBiases()" in told(summary)
+    del onnx["parts_at"]
+    assert "part at" not in told(summary) and "and PyTorch differ" in told(summary)
+
+
+def test_a_file_that_answers_differently_is_told_by_its_answers(summary):
+    onnx = summary["steps"][-1]["facts"]["onnx"]
+    onnx |= {"equal": False, "within_one_step": 0.998, "top1_agreement": 0.9911, "n": 900}
+    assert "it answers as PyTorch for 99.1 % of 900 samples" in told(summary)
+    onnx |= {"within_one_step": None, "relative_error": 0.2}
+    del onnx["top1_agreement"]
+    assert "and PyTorch differ: its relative error is 0.2." in told(summary)
+
+
 def test_int8_that_is_faster_everywhere_and_whole_is_no_finding(summary):
     last = summary["steps"][-1]
     last["measurements"]["speedup_batch_1"]["value"] = 9.0

@@ -3,6 +3,7 @@
 from rich.console import Console
 
 from tersor.report.terminal import (
+    agreement_line,
     dry_run_view,
     inspection_view,
     layer_view,
@@ -110,3 +111,13 @@ def test_an_inspection_shows_totals_layers_redundancy_and_groups(records):
     text = printed(inspection_view({"totals": totals, "layers": layers, "groups": ["64 channels: stem"]}))
     assert "0.59 M" in text and "2.36 MB" in text and "near zero" in text and "64 channels: stem" in text
     assert "near zero" not in printed(inspection_view({"totals": totals, "layers": records[0].layers, "groups": []}))
+
+
+def test_the_int8_file_is_held_against_pytorch_in_answers_and_in_steps(summary):
+    agreed = {"value": 0.9972, "unit": "fraction", "low": 0.984, "high": 0.9995, "n": 360}
+    assert agreement_line(summary) == ""
+    summary["final"]["measurements"]["onnx_agreement"] = agreed
+    line = agreement_line(summary)
+    assert line == "int8 in ONNX Runtime and in PyTorch: same answer for 99.7 % [98.4, 100.0] of 360 test samples"
+    summary["final"]["facts"]["onnx"]["within_one_step"] = 0.9984
+    assert agreement_line(summary) == f"{line}; 99.8 % of its outputs at most one step apart"
