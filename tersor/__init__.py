@@ -120,6 +120,7 @@ _HOME = {
     "BitProbe": "tersor.measure.bit_sensitivity",
     "evaluate": "tersor.jobs.evaluate",
     "benchmark": "tersor.jobs.benchmark",
+    "layouts": "tersor.jobs.layouts",
     "Conditions": "tersor.measure.benchmark",
     "Engines": "tersor.jobs.contenders",
     "EvaluationData": "tersor.measure.behaviour.data",
@@ -169,6 +170,7 @@ if TYPE_CHECKING:
     from tersor.jobs.dry_run import dry_run
     from tersor.jobs.evaluate import evaluate
     from tersor.jobs.inspect import inspect
+    from tersor.jobs.layouts import layouts
     from tersor.jobs.load_check import load_check
     from tersor.jobs.prune_file import inspect_file, prune_file
     from tersor.jobs.quantize_file import dequantize_file, load_weights, quantize_file

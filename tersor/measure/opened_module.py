@@ -1,4 +1,5 @@
-"""PyTorch models in a measuring process: eager or compiled, in float32 or bfloat16, on the CPU or a CUDA device."""
+"""PyTorch models in a measuring process: eager or compiled, in float32 or bfloat16, in either layout of images, on the
+CPU or a CUDA device."""
 
 from __future__ import annotations
 
@@ -24,8 +25,10 @@ class OpenedModule(Opened):
     def __init__(self, module: nn.Module, inputs: Inputs, spec: Spec, where: str):
         self.device, self.dtype = torch.device(spec["device"]), getattr(torch, spec["dtype"] or "float32")
         self.cast = spec["dtype"] is not None
+        self.images = torch.channels_last if spec.get("channels_last") else torch.contiguous_format
         self.inputs, self.where = inputs, where
         module = module.eval().to(device=self.device, dtype=self.dtype if self.cast else None)
+        module = in_layout(module, self.images)
         self.module = module
         self.forward: Callable[..., Any] = torch.compile(module, dynamic=False) if spec["compiled"] else module
 
@@ -59,7 +62,17 @@ class OpenedModule(Opened):
 
     def _tensor(self, array: np.ndarray[Any, Any]) -> Tensor:
         tensor = torch.from_numpy(array).to(self.device)
-        return tensor.to(self.dtype) if self.cast and tensor.is_floating_point() else tensor
+        tensor = tensor.to(self.dtype) if self.cast and tensor.is_floating_point() else tensor
+        return tensor.contiguous(memory_format=self.images) if tensor.ndim == 4 else tensor
+
+
+def in_layout(module: nn.Module, images: torch.memory_format) -> nn.Module:
+    """The module, its parameters and buffers of four axes put into ``images``, in place; the usual one changes nothing."""
+    if images != torch.contiguous_format:
+        for tensor in chain(module.parameters(), module.buffers()):
+            if tensor.ndim == 4:
+                tensor.data = tensor.data.contiguous(memory_format=images)
+    return module
 
 
 def _tensors(result: Any) -> Iterator[Tensor]:
@@ -76,11 +89,13 @@ def _tensors(result: Any) -> Iterator[Tensor]:
 def open_module(spec: Spec, make: Callable[[], nn.Module], where: str) -> Opener:
     """Opens what ``make`` gives once, in eval mode without gradients; opening it again moves its weights in memory.
 
-    Spec: inputs, compiled, dtype, device, threads. Raises InputError for a device that is not there.
+    Spec: inputs, compiled, dtype, device, threads, and channels_last where images lie so. Raises InputError for a
+    device that is not there.
     """
     torch.set_num_threads(spec["threads"])
     torch.set_grad_enabled(False)
-    if spec["device"].startswith("cuda") and not torch.cuda.is_available():
+    device = torch.device(spec["device"])
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise InputError("there is no such device", where=where, got=spec["device"], expected="cpu")
     inputs = Inputs.read(spec["inputs"])
     kept: list[OpenedModule] = []
