@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from tersor.cli.output import DebugOption, JsonOption, Output, QuietOption, ThreadsOption
+from tersor.cli.output import DebugOption, JsonOption, Output, QuietOption, TaskArgument, ThreadsOption
+from tersor.cli.values import parse_points
 
 OnOption = Annotated[
     str, typer.Option("--on", help="this (the machine, measured once), profiles (phone,iot,…) or YAML files.")
@@ -75,3 +76,33 @@ def profiles(
     output.json(profile.model_dump(mode="json", exclude_none=True))
     if not as_json:
         sys.stdout.write(to_yaml(profile))
+
+
+def advise(
+    task: TaskArgument,
+    on: Annotated[str, typer.Option("--on", help="this (tried and measured), a profile, or a YAML file.")] = "this",
+    batch: Annotated[int, typer.Option(help="Samples in a pass.", min=1)] = 1,
+    max_drop: Annotated[str, typer.Option(help="What may be lost before repair, in points, such as 1%.")] = "1%",
+    samples: Annotated[int, typer.Option(help="Validation samples to judge by.", min=1)] = 1000,
+    timing_seconds: Annotated[float, typer.Option(help="Seconds to time all candidates for.", min=0.05)] = 10.0,
+    threads: ThreadsOption = None,
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Say how to compress a model for a device, each line with its reason.
+
+    Which family first, bits, channels or zeros, alignment, expected gain. For this machine the candidates are tried
+    without training, timed in turns, and ranked by what was measured; for a profile its figures speak.
+    """
+    from tersor.jobs.advise import advise as job
+    from tersor.report.hardware import advice_view
+
+    output = Output(quiet=quiet, as_json=as_json)
+    done = job(
+        task, on, batch=batch, seconds=timing_seconds, limit=samples, max_drop=parse_points(max_drop) or 0.0,
+        threads=threads, progress=output.progress,
+    )  # fmt: skip
+    found = done.to_json()
+    output.json(found)
+    output.show(advice_view(found))

@@ -15,6 +15,7 @@ from tersor.cli.interrupt import insistent_interrupts
 from tersor.cli.output import (
     EXIT_CODES,
     DebugOption,
+    FormatOption,
     JsonOption,
     MaxDropOption,
     MaxLatencyOption,
@@ -30,6 +31,7 @@ from tersor.cli.output import (
     conclude,
     set_threads,
 )
+from tersor.cli.values import parse_formats
 from tersor.core.errors import TersorError
 
 INTERRUPTED = "interrupted; finished steps and epochs are kept: tersor resume RUN goes on"
@@ -161,12 +163,21 @@ def plan(
 
 
 @app.command(epilog=EXIT_CODES)
-def report(run: RunArgument, quiet: QuietOption = False, debug: DebugOption = False) -> None:
-    """Rebuild report.html from a run's records."""
-    from tersor.report.write import write_report
+def report(
+    folder: Annotated[Path, typer.Argument(help="The folder of a run, of an evaluation or of a benchmark.")],
+    formats: FormatOption = "html",
+    quiet: QuietOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Rebuild a report from its numbers.
 
-    path = write_report(run)
-    Output(quiet=quiet, as_json=False).show(str(path))
+    Of a run, with the evaluation and the benchmark that lie in its folder, and its model card; else of an evaluation or
+    a benchmark alone.
+    """
+    from tersor.report.write import write_reports
+
+    for path in write_reports(folder, parse_formats(formats)):
+        Output(quiet=quiet, as_json=False).show(str(path))
 
 
 @app.command("load-check", epilog=EXIT_CODES)
@@ -222,6 +233,7 @@ app.command(epilog=evaluate.EXIT_CODES)(evaluate.evaluate)
 app.command(epilog=EXIT_CODES)(benchmark.benchmark)
 app.command(epilog=EXIT_CODES)(hardware.fits)
 app.command(epilog=EXIT_CODES)(hardware.profiles)
+app.command(epilog=EXIT_CODES)(hardware.advise)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -97,9 +97,9 @@ def fits_on(
     ``roofline``: measured, in place of the profile's figures. ``cache``: of a decoder, counted as activations are.
     """
     roof = roofline or roofline_of(profile)
-    rows = tuple(_fit(workload, numbers, profile, roof, cache) for numbers in _numbers(workload, profile))
+    rows = tuple(fit(workload, numbers, profile, roof, cache) for numbers in numbers_of(workload, profile))
     best = next((row for row in rows if row.fits), rows[0])
-    stored = workload if best.numbers == "as it is" else _as(workload, _named(best.numbers, workload, profile))
+    stored = workload if best.numbers == "as it is" else stored_as(workload, _named(best.numbers, workload, profile))
     times = layer_times(stored, roof)
     return DeviceFits(
         profile.name, profile.title, rows, _ways(workload, profile, cache, rows),
@@ -107,8 +107,8 @@ def fits_on(
     )  # fmt: skip
 
 
-def _numbers(workload: Workload, profile: Profile) -> list[Numbers]:
-    """As it is, and every narrower kind that the device stores."""
+def numbers_of(workload: Workload, profile: Profile) -> list[Numbers]:
+    """As the model is, and every narrower kind that the device stores."""
     widest = max((workload.bits.get(name, 32.0) for name in workload.weights), default=32.0)
     found = [Numbers("as it is", 32, 32, workload.compute)]
     if widest > 16 and {"fp16", "bf16"} & set(profile.compute):
@@ -122,17 +122,19 @@ def _numbers(workload: Workload, profile: Profile) -> list[Numbers]:
 
 
 def _named(name: str, workload: Workload, profile: Profile) -> Numbers:
-    return next(numbers for numbers in _numbers(workload, profile) if numbers.name == name)
+    return next(numbers for numbers in numbers_of(workload, profile) if numbers.name == name)
 
 
-def _as(workload: Workload, numbers: Numbers) -> Workload:
+def stored_as(workload: Workload, numbers: Numbers) -> Workload:
+    """The workload in these numbers."""
     if numbers.name == "as it is":
         return workload
     return workload.stored_in(numbers.weight_bits, numbers.activation_bits, numbers.compute)
 
 
-def _fit(workload: Workload, numbers: Numbers, profile: Profile, roof: Roofline, cache: KeyValueCache | None) -> Fit:
-    stored = _as(workload, numbers)
+def fit(workload: Workload, numbers: Numbers, profile: Profile, roof: Roofline, cache: KeyValueCache | None) -> Fit:
+    """The model in one kind of numbers on a device: memory it needs, and its time by roofline."""
+    stored = stored_as(workload, numbers)
     weights, activations = stored.weight_bytes, stored.activation_peak()
     kept = 0.0 if cache is None else cache.bytes(min(numbers.activation_bits, 32), workload.batch)
     needed = activations + kept + (0 if profile.storage else weights)
@@ -183,10 +185,10 @@ def _ways(workload: Workload, profile: Profile, cache: KeyValueCache | None, row
     if rows[0].fits:
         return ()
     found = []
-    for row, numbers in zip(rows, _numbers(workload, profile), strict=True):
+    for row, numbers in zip(rows, numbers_of(workload, profile), strict=True):
         if row.fits is None:
             continue
-        stored = _as(workload, numbers)
+        stored = stored_as(workload, numbers)
         kept = 0.0 if cache is None else cache.bytes(numbers.activation_bits, workload.batch)
         keep = largest_keep(
             stored.weight_bytes, stored.activation_peak() + kept, profile.memory.value,

@@ -24,7 +24,7 @@ from tersor.measure.fresh_process import run_fresh
 from tersor.measure.onnx_cpu import default_threads
 from tersor.measure.workload import LayerCost, Workload
 
-VERSION = 1
+VERSION = 1  # of what is kept
 Bound = Literal["compute", "memory"]
 
 
@@ -155,7 +155,7 @@ def counsel(time: LayerTime, share: float, integer_gain: float) -> str:
 def this_roofline(
     *, threads: int | None = None, again: bool = False, folder: Path | None = None, progress: Progress | None = None
 ) -> Roofline:
-    """This machine's roofline, measured once (about 15 s) in a fresh process and kept in the cache folder.
+    """This machine's roofline, measured once (about 10 s) in a fresh process and kept in the cache folder.
 
     Peaks: products of square matrices, float32 and int8 in ONNX Runtime, bfloat16 in torch; bandwidth: reading arrays
     of several sizes, so that models that stay in the processor's cache are known. What others do on the machine can

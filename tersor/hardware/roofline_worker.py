@@ -16,8 +16,8 @@ from onnx import TensorProto, helper
 from tersor.measure.fresh_process import Tick, serve
 from tersor.measure.onnx_cpu import open_session
 
-SIDE = 1024  # of the square matrices
-REPEATS, SECONDS = 60, 0.01  # timings of each, and about how long one of them takes
+SIDE = 512  # of the square matrices: a product takes a millisecond or so
+SECONDS, FEWEST, MOST = 1.0, 9, 2000  # of timing for each, and how many calls
 READS = (2**20, 2**22, 2**24, 2**26, 2**28)  # bytes of the arrays that are read
 
 
@@ -27,6 +27,7 @@ def measure(request: dict[str, Any], tick: Tick) -> dict[str, Any]:
     torch.set_num_threads(threads)
     side = int(request.get("side", SIDE))
     reads = tuple(request.get("reads", READS))
+    seconds = float(request.get("seconds", SECONDS))
     peaks = {}
     with TemporaryDirectory() as folder, torch.no_grad():
         for name, through, product in (
@@ -34,27 +35,24 @@ def measure(request: dict[str, Any], tick: Tick) -> dict[str, Any]:
             ("bf16", "torch matmul", _torch_product(side)),
             ("int8", "ONNX Runtime MatMulInteger", _onnx_product(Path(folder), side, threads, integer=True)),
         ):
-            peaks[name] = {"operations": 2 * side**3, "seconds": _timed(product), "through": through}
+            peaks[name] = {"operations": 2 * side**3, "seconds": _timed(product, seconds), "through": through}
             tick()
         speeds = []
         for size in reads:
-            speeds.append({"bytes": size, "seconds": _timed(_reading(size))})
+            speeds.append({"bytes": size, "seconds": _timed(_reading(size), seconds)})
             tick()
     return {"peaks": peaks, "bandwidths": speeds}
 
 
-def _timed(work: Callable[[], Any]) -> list[float]:
-    """Seconds of one call, several times; each the mean of as many calls as fill a moment."""
+def _timed(work: Callable[[], Any], seconds: float) -> list[float]:
+    """Seconds of single calls, for about so long; short ones, so that some are not disturbed on a machine in use."""
     work()
-    start = time.perf_counter()
-    work()
-    calls = max(1, round(SECONDS / max(time.perf_counter() - start, 1e-7)))
-    found = []
-    for _ in range(REPEATS):
+    found: list[float] = []
+    end = time.perf_counter() + seconds
+    while len(found) < FEWEST or (time.perf_counter() < end and len(found) < MOST):
         start = time.perf_counter()
-        for _ in range(calls):
-            work()
-        found.append((time.perf_counter() - start) / calls)
+        work()
+        found.append(time.perf_counter() - start)
     return found
 
 

@@ -145,6 +145,23 @@ class Workload:
         )
         return replace(self, bits=bits, operations=operations)
 
+    def narrowed(self, keep: float) -> Workload:
+        """The same pass with a share ``keep`` of all channels: products and their weights shrink to its square (those of
+        depthwise layers to itself), buffers to itself; inputs and outputs stay."""
+        ends = {*self.given, *self.taken}
+        deep = {name for op in self.operations if op.operator.startswith("depthwise") for name in op.weights}
+        values = {name: count if name in ends else round(keep * count) for name, count in self.values.items()}
+        weights = {name: round(keep ** (1 if name in deep else 2) * n) for name, n in self.weights.items()}
+        operations = tuple(
+            replace(
+                op, macs=round(keep ** (1 if op.operator.startswith("depthwise") else 2) * op.macs),
+                weights={name: round(keep ** (1 if name in deep else 2) * n) for name, n in op.weights.items()},
+                scratch=round(keep * op.scratch),
+            )
+            for op in self.operations
+        )  # fmt: skip
+        return replace(self, operations=operations, values=values, weights=weights)
+
     def _scratch(self, operation: Operation) -> float:
         widths = [self.bits.get(name, FLOAT_BITS) for name in operation.writes]
         return operation.scratch * max(widths, default=FLOAT_BITS) / 8

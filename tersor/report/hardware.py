@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tersor.core.measurement import Measurement
-from tersor.report.format import MISSING, scale_of, value_of
+from tersor.report.format import MISSING, interval_of, scale_of, value_of
 from tersor.report.table import plain_table
 
 _LAYERS = 12
@@ -111,4 +111,46 @@ def profiles_view(found: Sequence[Mapping[str, Any]]) -> Table:
     table.caption = (
         "tersor profiles NAME prints one as YAML with the source of each figure; copy it for your own device."
     )
+    return table
+
+
+def advice_view(found: Mapping[str, Any]) -> RenderableType:
+    """Advice (``Advice.to_json``): its lines with their reasons, what was tried, best first, what goes wrong there."""
+    parts: list[RenderableType] = [Text(f"{found['model']} on {found['title']}, batch {found['batch']}", style="bold")]
+    body = Table.grid(padding=(0, 2))
+    body.add_column(style="dim")
+    body.add_column(overflow="fold", ratio=1)
+    for line in found["lines"]:
+        body.add_row(line["topic"], Text.assemble((line["what"], "bold"), f"\n{line['reason']} [{line['basis']}]"))
+    parts += [body, _trials(found) if found["trials"] else _expected(found)]
+    parts += [Text(f"not tried: {trial['name']}: {trial['why_not']}", style="dim")
+              for trial in found["trials"] if trial["why_not"]]  # fmt: skip
+    parts += [Text(f"careful: {what}", style="yellow") for what in found["cautions"]]
+    return Group(*parts)
+
+
+def _trials(found: Mapping[str, Any]) -> Table:
+    table = plain_table("tried, untrained", "verdict", "speed", "by roofline", "lost", "file")
+    table.columns[1].justify = "left"
+    original = found["original"]
+    table.add_row("original", "", _value(original["latency_ms"]), "", "", _value(original["size_bytes"]))
+    for trial in found["trials"]:
+        if trial["measured"]:
+            measured = {name: Measurement.from_json(value) for name, value in trial["measured"].items()}
+            lines = (_two(measured["speedup"]), _value(trial["expected"]), _two(measured["drop_points"]))
+            table.add_row(trial["name"], trial["verdict"], *lines, value_of(measured["size_bytes"]))
+    table.caption = "lost: on validation, in points, before any repair. [ ]: 95 % interval."
+    return table
+
+
+def _two(measured: Measurement) -> Text:
+    text = Text(scale_of(measured.value, measured.unit).bare(measured.value))
+    return text.append("\n" + interval_of(measured), style="dim") if interval_of(measured) else text
+
+
+def _expected(found: Mapping[str, Any]) -> Table:
+    table = plain_table("way", "fits", "expected speed")
+    for each in found["expected"]:
+        table.add_row(each["name"], {True: "yes", False: "no", None: MISSING}[each["fits"]], _value(each["speedup"]))
+    table.caption = "By roofline, an estimate; what it costs in quality is not known: advise --on this tries it."
     return table

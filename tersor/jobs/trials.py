@@ -1,0 +1,135 @@
+"""What was tried and measured: verdicts, their order, and the lines of advice that measurements replace."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from tersor.core.measurement import Measurement
+from tersor.hardware.advice import HALF_CHANNELS, Family, Line
+from tersor.jobs.candidates import INT8, SPARSE
+
+Verdict = Literal["faster", "faster, needs repair", "no difference shown", "slower", "not tried"]  # the best first
+_RECIPES = {"quantise": "ptq", "prune": "fast", "both": "fast"}
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A way to compress that was tried without training. ``measured``: its file's bytes (size_bytes), latency_ms, speedup,
+    drop_points and validation metric; empty where it could not be tried, and ``why_not`` says why. ``expected``: its
+    speed-up by roofline. ``verdict``: see ``verdict_of``.
+    """
+
+    name: str
+    family: Family
+    measured: Mapping[str, Measurement]
+    expected: Measurement | None
+    verdict: Verdict
+    why_not: str = ""
+
+    @property
+    def speedup(self) -> Measurement:
+        """Against the original; only of what was tried."""
+        return self.measured["speedup"]
+
+    @property
+    def drop(self) -> Measurement:
+        """What it lost on validation data, before any repair; only of what was tried."""
+        return self.measured["drop_points"]
+
+
+def verdict_of(measured: Mapping[str, Measurement], max_drop: float) -> Verdict:
+    """Faster or slower only where the whole interval of the speed-up says so; "needs repair" where more is lost."""
+    if not measured:
+        return "not tried"
+    speed, drop = measured["speedup"], measured["drop_points"]
+    if speed.low is not None and speed.low > 1:
+        return "faster" if drop.value <= max_drop else "faster, needs repair"
+    return "slower" if speed.high is not None and speed.high < 1 else "no difference shown"
+
+
+def rank(trials: Sequence[Trial]) -> tuple[Trial, ...]:
+    """By verdict, then by measured speed-up; where no difference in speed is shown, the smaller file first."""
+
+    def key(trial: Trial) -> tuple[int, float]:
+        place = get_args(Verdict).index(trial.verdict)
+        if not trial.measured:
+            return place, 0.0
+        equal = trial.verdict == "no difference shown"
+        return place, trial.measured["size_bytes"].value if equal else -trial.speedup.value
+
+    return tuple(sorted(trials, key=key))
+
+
+def measured_lines(lines: Sequence[Line], trials: Sequence[Trial], task: str) -> tuple[Line, ...]:
+    """The lines of advice with those replaced of which trials say more; ``trials`` are ranked, ``task`` is its source."""
+    found = {line.topic: line for line in lines}
+    known = {trial.name: trial for trial in trials if trial.measured}
+    if known:
+        found |= {line.topic: line for line in (_first(known), _gain(known))}
+        if INT8 in known:
+            found["bits"] = _bits(known)
+        if SPARSE in known and HALF_CHANNELS in known:
+            found["structure"] = _structure(known[HALF_CHANNELS], known[SPARSE])
+        if task and (best := _winner(known)) is not None:
+            recipe = _RECIPES[best.family]
+            what = f"tersor compress {task} --recipe {recipe} -o RUN"
+            why = "trains what was lost back" if recipe == "fast" else "calibrates, equalises and corrects; no training"
+            found["then"] = Line("then", what, why, "measured")
+    return tuple(found.values())
+
+
+def _winner(known: Mapping[str, Trial]) -> Trial | None:
+    best = next(iter(known.values()))
+    return best if best.verdict.startswith("faster") else None
+
+
+def _first(known: Mapping[str, Trial]) -> Line:
+    best = _winner(known)
+    if best is None:
+        smallest = min(known.values(), key=lambda trial: trial.measured["size_bytes"].value)
+        size = smallest.measured["size_bytes"].value
+        reason = (
+            f"nothing that was tried is faster here; the smallest file is that of {smallest.name}, {size / 1e6:.3g} MB"
+        )
+        return Line("first", "nothing, for speed", reason, "measured")
+    what = {"quantise": "quantise", "prune": "prune", "both": "prune, then quantise"}[best.family]
+    return Line("first", f"{what}: {best.name}", f"{told(best)}: the best of {len(known)} tried", "measured")
+
+
+def _bits(known: Mapping[str, Trial]) -> Line:
+    kinds = [trial for trial in known.values() if trial.family == "quantise"]
+    best = next((trial for trial in kinds if trial.verdict.startswith("faster")), None)
+    reason = "; ".join(f"{trial.name} {told(trial)}" for trial in kinds)
+    return Line("bits", best.name if best is not None else "as they are, for speed", reason, "measured")
+
+
+def _structure(channels: Trial, zeros: Trial) -> Line:
+    reason = f"{channels.name} {told(channels)}; {zeros.name} {told(zeros)}"
+    what = "whole channels, not single zeros"
+    if zeros.verdict.startswith("faster") and zeros.speedup.value > channels.speedup.value:
+        what = "single zeros"
+    elif not channels.verdict.startswith("faster"):
+        what = "neither, for speed"
+    return Line("structure", what, reason, "measured")
+
+
+def _gain(known: Mapping[str, Trial]) -> Line:
+    best = max(known.values(), key=lambda trial: trial.speedup.value)
+    expected = "" if best.expected is None else f"; the roofline had promised {best.expected.value:.1f}×"
+    if not best.verdict.startswith("faster"):
+        return Line("expected gain", "none shown", f"{best.name} {told(best)}{expected}", "measured")
+    return Line("expected gain", f"about {best.speedup.value:.1f}×", f"{best.name} {told(best)}{expected}", "measured")
+
+
+def told(trial: Trial) -> str:
+    """ "2.1× (1.9–2.3) as fast, losing 0.4 points before repair"; what cannot be told of speed is said."""
+    speed, drop = trial.speedup, trial.drop
+    ends = "" if speed.low is None or speed.high is None else f" ({speed.low:.2f}–{speed.high:.2f})"
+    fast = f"{speed.value:.2f}×{ends} as fast"
+    if trial.verdict == "no difference shown":
+        fast = f"shows no difference in speed{ends}"
+    unit = "points" if drop.unit == "percentage points" else drop.unit
+    lost = f"losing {drop.value:.2f} {unit}" if drop.value > 0 else f"gaining {-drop.value:.2f} {unit}"
+    return f"{fast}, {lost if drop.value else 'losing nothing'} before repair"
