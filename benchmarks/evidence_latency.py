@@ -121,16 +121,17 @@ def claims(found: Mapping[str, Sequence[Run]]) -> list[Claim]:
 def page(found: Mapping[str, Sequence[Run]], made: Sequence[Claim]) -> str:
     """The page's body."""
     runs = [run for arm in found.values() for run in arm]
-    loads = [run["load"] for run in runs]
+    loads, seconds = ([run[key] for run in runs] for key in ("load", "seconds"))
     return "\n\n".join([
         table(["claim", "found", ""], [[claim.text, claim.found, word(claim.holds)] for claim in made]),
-        f"Each comparison is one call of `tersor.benchmark` on two ONNX files: {LAYERS} products of {WIDTH} × {WIDTH}, and "
-        f"the same file again, or one of {MORE} products. Batch {BATCH}, one thread, {CONDITIONS.seconds:g} s of calls, "
-        f"{np.median([run['seconds'] for run in runs]):.1f} s in all (median). Comparisons of both kinds alternate. Load "
-        f"of the machine meanwhile: {np.min(loads):.1f} to {np.max(loads):.1f}, median {np.median(loads):.1f}.",
+        "Each comparison is one call of `tersor.benchmark` on two ONNX files: "
+        f"{LAYERS} products of {WIDTH} × {WIDTH}, and the same file again, or one of {MORE} products. Batch {BATCH}, "
+        f"one thread, {CONDITIONS.seconds:g} s of calls, {np.median(seconds):.1f} s in all (median). Comparisons of "
+        f"both kinds alternate. Load of the machine meanwhile: {np.min(loads):.1f} to {np.max(loads):.1f}, median "
+        f"{np.median(loads):.1f}.",
         table(["against", *WORDS, "ratio, median", "width, median"], list(_rows(found))),
-        "*Ratio*: time of the model / time of the other. *Width*: upper end of its interval / lower end. The test is at "
-        "5 %, so about 4 of 100 comparisons of a model with itself name a difference (9 sittings: 3.9 %).",
+        "*Ratio*: time of the model / time of the other. *Width*: upper end of its interval / lower end. The test is "
+        "at 5 %, so about 4 of 100 comparisons of a model with itself name a difference (9 sittings: 3.9 %).",
     ])  # fmt: skip
 
 

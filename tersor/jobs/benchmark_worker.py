@@ -7,10 +7,7 @@ from typing import Any
 from torch import nn
 
 from tersor.core.task import Task
-from tersor.jobs.evaluate import find_data
-from tersor.jobs.find_model import OWN, find_model
 from tersor.measure import latency_worker, memory_worker
-from tersor.measure.behaviour.data import NoModel
 from tersor.measure.fresh_process import Tick, serve
 from tersor.measure.opened import FILES, Kinds, Opened, Opener, Spec
 from tersor.measure.opened_module import OpenedModule, open_module, open_program
@@ -21,6 +18,10 @@ WORK = {"time": latency_worker.measure, "start": memory_worker.measure}
 
 def open_named(spec: Spec) -> Opener:
     """A model by the name that the caller found it by, with its data's name. Spec: model, data, ``open_module``'s."""
+    from tersor.jobs.evaluate import find_data  # seconds of imports, which models that were carried here do not need
+    from tersor.jobs.find_model import OWN, find_model
+    from tersor.measure.behaviour.data import NoModel
+
     task = find_data(spec["data"]).based if spec["data"] else Task(NoModel(), name="no data")
 
     def make() -> nn.Module:

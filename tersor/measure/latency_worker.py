@@ -121,7 +121,7 @@ def measure(request: dict[str, Any], tick: Tick, kinds: Kinds = FILES) -> dict[s
             for name, call in calls.items():
                 found[str(batch)][name]["outputs"] = call.first()
             warm = {
-                name: warm_up(partial(time_calls, call.run), request["seconds"] / 30) for name, call in calls.items()
+                name: warm_up(partial(time_calls, call.run), request["seconds"] / 15) for name, call in calls.items()
             }
             typical = {name: each.typical for name, each in warm.items()}
             schedule = schedules.setdefault(batch, Schedule.of(typical, request["seconds"]))
