@@ -49,8 +49,8 @@ def expectations(workload: Workload, profile: Profile, roofline: Roofline) -> tu
     """Each way to compress, the largest expected gain first, ways that fit before ways that do not.
 
     A gain is the time by roofline of the model as it is (in the device's last kind of numbers, where it does not run as
-    it is) over that of the compressed one: both are lower bounds, so that their ratio is an estimate and no bound. Zeros
-    are among them where the device has a pattern for them.
+    it is) over that of the compressed one: both are lower bounds, so that their ratio is an estimate and no bound.
+    Zeros are among them where the device has a pattern for them.
     """
     kinds = numbers_of(workload, profile)
     before = _seconds(workload, roofline) or _seconds(stored_as(workload, kinds[-1]), roofline)

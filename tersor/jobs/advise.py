@@ -75,7 +75,7 @@ def advise(
     told = progress or Progress()
     profile, measured = device_of(on, threads, told)
     found = find_task(task, told) if isinstance(task, (str, Path)) else task
-    complete = found.complete(("validation",) if measured is not None else ())
+    complete = found.complete() if measured is not None else found.complete(needs=())
     if measured is not None:
         check_task(complete)
     work = task_workload(complete, batch)

@@ -37,8 +37,11 @@ class Candidate:
 
 
 def candidates(model: nn.Module, workload: Workload, multiple_of: int) -> tuple[Candidate, ...]:
-    """What is tried: int8 by calibration, channels, both, dynamic int8 and 4-bit weights where linear layers matter, and
-    single zeros, which say what a dense runtime makes of them. ``multiple_of``: what kept channels are rounded up to."""
+    """What is tried: int8 by calibration, channels, both, dynamic int8 and 4-bit weights where linear layers matter.
+
+    Single zeros too, which say what a dense runtime makes of them. ``multiple_of``: what kept channels are rounded up
+    to.
+    """
     linear = share_of_linear(workload)
     integers = (FoldBatchNorm(), Quantize(learn=False)) if _has_batch_norms(model) else (Quantize(learn=False),)
     channels = PruneChannels(sparsity=0.5, multiple_of=multiple_of)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from tersor.core.measurement import Measurement
-from tersor.hardware.advice import HALF_CHANNELS, Family, Line
+from tersor.hardware.advice import HALF_CHANNELS, WORTH, Family, Line
 from tersor.jobs.candidates import INT8, SPARSE
 
 Verdict = Literal["faster", "faster, needs repair", "no difference shown", "slower", "not tried"]  # the best first
@@ -16,9 +16,9 @@ _RECIPES = {"quantise": "ptq", "prune": "fast", "both": "fast"}
 
 @dataclass(frozen=True)
 class Trial:
-    """A way to compress that was tried without training. ``measured``: its file's bytes (size_bytes), latency_ms, speedup,
-    drop_points and validation metric; empty where it could not be tried, and ``why_not`` says why. ``expected``: its
-    speed-up by roofline. ``verdict``: see ``verdict_of``.
+    """A way to compress that was tried without training. ``measured``: its file's bytes (size_bytes), latency_ms,
+    speedup, drop_points and validation metric; empty where it could not be tried, and ``why_not`` says why.
+    ``expected``: its speed-up by roofline. ``verdict``: see ``verdict_of``.
     """
 
     name: str
@@ -50,12 +50,17 @@ def verdict_of(measured: Mapping[str, Measurement], max_drop: float) -> Verdict:
 
 
 def rank(trials: Sequence[Trial]) -> tuple[Trial, ...]:
-    """By verdict, then by measured speed-up; where no difference in speed is shown, the smaller file first."""
+    """By verdict, then by measured speed-up; where no difference in speed is shown, the smaller file first.
 
-    def key(trial: Trial) -> tuple[int, float]:
-        place = get_args(Verdict).index(trial.verdict)
+    What is faster by less than 15 % comes after what is so by more and needs repair.
+    """
+
+    def key(trial: Trial) -> tuple[float, float]:
+        place = float(get_args(Verdict).index(trial.verdict))
         if not trial.measured:
             return place, 0.0
+        if trial.verdict.startswith("faster") and trial.speedup.value < WORTH:
+            place = 1.5
         equal = trial.verdict == "no difference shown"
         return place, trial.measured["size_bytes"].value if equal else -trial.speedup.value
 
@@ -63,7 +68,7 @@ def rank(trials: Sequence[Trial]) -> tuple[Trial, ...]:
 
 
 def measured_lines(lines: Sequence[Line], trials: Sequence[Trial], task: str) -> tuple[Line, ...]:
-    """The lines of advice with those replaced of which trials say more; ``trials`` are ranked, ``task`` is its source."""
+    """The lines of advice with those replaced of which trials say more; ``trials`` are ranked, ``task`` its source."""
     found = {line.topic: line for line in lines}
     known = {trial.name: trial for trial in trials if trial.measured}
     if known:

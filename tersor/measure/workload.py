@@ -146,8 +146,11 @@ class Workload:
         return replace(self, bits=bits, operations=operations)
 
     def narrowed(self, keep: float) -> Workload:
-        """The same pass with a share ``keep`` of all channels: products and their weights shrink to its square (those of
-        depthwise layers to itself), buffers to itself; inputs and outputs stay."""
+        """The same pass with a share ``keep`` of all channels, counted roughly.
+
+        Products and their weights shrink to its square (those of depthwise layers to itself), buffers to itself;
+        inputs and outputs stay.
+        """
         ends = {*self.given, *self.taken}
         deep = {name for op in self.operations if op.operator.startswith("depthwise") for name in op.weights}
         values = {name: count if name in ends else round(keep * count) for name, count in self.values.items()}
