@@ -61,6 +61,15 @@ def _exact(value: Tensor, dtype: torch.dtype) -> bool:
     return torch.equal(value.to(dtype).float(), value)
 
 
+def has_floats(path: Path) -> bool:
+    """Whether ``store_file_half`` finds a weight to round in the ONNX file."""
+    return bool(_floats(onnx.load(path, load_external_data=False)))
+
+
+def _floats(model: ModelProto) -> list[TensorProto]:
+    return [each for each in model.graph.initializer if each.data_type == TensorProto.FLOAT and len(each.dims) > 1]
+
+
 def store_file_half(path: Path, to: Path, dtype: torch.dtype = torch.bfloat16) -> Path:
     """Write the ONNX file at ``path`` to ``to`` with its float32 weights rounded to ``dtype`` and stored so.
 
@@ -68,7 +77,7 @@ def store_file_half(path: Path, to: Path, dtype: torch.dtype = torch.bfloat16) -
     before, on the rounded weights. Returns ``to``. Raises InputError where there is no float32 weight.
     """
     model = onnx.load(path)
-    found = [each for each in model.graph.initializer if each.data_type == TensorProto.FLOAT and len(each.dims) > 1]
+    found = _floats(model)
     if not found:
         raise InputError("the file has no float32 weights to round", where=str(path), got="integers or vectors alone")
     for tensor in found:

@@ -32,6 +32,7 @@ EVALUATION: Parts = (
 )  # fmt: skip
 BENCHMARK: Parts = (
     benchmark.Benchmark, benchmark.BenchmarkModel, benchmark.Timing, benchmark.Outliers, benchmark.Comparison,
+    behaviour.Skipped,
 )  # fmt: skip
 PAGES = {"evaluate.md": EVALUATION, "benchmark.md": BENCHMARK}
 _NAMES = {"str": "string", "int": "integer", "float": "number", "bool": "true or false", "NoneType": "null"}
