@@ -67,7 +67,7 @@ class OpenedModule(Opened):
 
 
 def in_layout(module: nn.Module, images: torch.memory_format) -> nn.Module:
-    """The module with its parameters and buffers of four axes laid out so, in place; the usual layout changes nothing."""
+    """The module with its parameters and buffers of four axes laid out so, in place; the usual layout is no change."""
     if images != torch.contiguous_format:
         for tensor in chain(module.parameters(), module.buffers()):
             if tensor.ndim == 4:
