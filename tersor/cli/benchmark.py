@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from tersor.cli.output import DebugOption, JsonOption, Output, QuietOption
-from tersor.cli.values import parse_counts
+from tersor.cli.output import DebugOption, FormatOption, JsonOption, Output, QuietOption, show_reports
+from tersor.cli.values import parse_counts, parse_formats
 
 _MODEL = "A file .onnx, the folder of a run or an artifact, file.py:function, or task (the data's own model)"
 
@@ -20,7 +20,8 @@ def benchmark(
     data: Annotated[
         str | None, typer.Option("--data", help="Whose inputs they are given, as for evaluate; ONNX files do without.")
     ] = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="A folder for benchmark.json.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="A folder for benchmark.json and its report.")] = None,
+    formats: FormatOption = "html",
     batch_sizes: Annotated[str, typer.Option("--batch", help="Samples in a call, such as 1,32.")] = "1,32",
     threads: Annotated[
         str | None, typer.Option(help="Threads within an operator, such as 1,4; default: the physical cores.")
@@ -56,10 +57,14 @@ def benchmark(
     conditions = Conditions(sizes, counts, seconds, window, starts)
     named: Any = tuple(engines.split(","))
     asked = Engines(named, () if providers is None else tuple(providers.split(",")), device, bfloat16)
-    found = job(*models, data=data, out=out, conditions=conditions, engines=asked, progress=output.progress).to_json()
+    found = job(
+        *models, data=data, out=out, conditions=conditions, engines=asked, formats=parse_formats(formats),
+        progress=output.progress,
+    ).to_json()  # fmt: skip
     output.json(found)
     output.show(benchmark_view(found))
     if not as_json:
         output.console.print(verdict_lines(found))
     if out is not None:
         output.show(f"numbers: {out / 'benchmark.json'}")
+        show_reports(output, out / "benchmark", formats)

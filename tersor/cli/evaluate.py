@@ -7,8 +7,17 @@ from typing import Annotated
 
 import typer
 
-from tersor.cli.output import DebugOption, JsonOption, Output, QuietOption, ThreadsOption, set_threads
-from tersor.cli.values import parse_points, parse_share
+from tersor.cli.output import (
+    DebugOption,
+    FormatOption,
+    JsonOption,
+    Output,
+    QuietOption,
+    ThreadsOption,
+    set_threads,
+    show_reports,
+)
+from tersor.cli.values import parse_formats, parse_points, parse_share
 from tersor.core.errors import InputError
 
 EXIT_CODES = """
@@ -25,7 +34,10 @@ def evaluate(
     data: Annotated[
         str, typer.Option("--data", help="As TASK of compress; its function may return tersor.EvaluationData too.")
     ],
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="A folder for evaluation.json.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="A folder for evaluation.json and its report.")
+    ] = None,
+    formats: FormatOption = "html",
     max_drop: Annotated[str | None, typer.Option(help="Largest loss of the metric in points, such as 1%.")] = None,
     min_agreement: Annotated[str | None, typer.Option(help="Smallest share of equal answers, such as 97%.")] = None,
     max_ece_increase: Annotated[
@@ -71,7 +83,7 @@ def evaluate(
     stress = Stress(stress_samples, tried, within, 10 if within else 0, stress_seconds) if tried or within else None
     done = job(
         original, compressed, data, out, limits=limits, stress=stress, shown=shown, limit=limit,
-        progress=output.progress,
+        formats=parse_formats(formats), progress=output.progress,
     )  # fmt: skip
     found = done.to_json()
     output.json(found)
@@ -80,6 +92,7 @@ def evaluate(
         output.console.print(gate_line(found))
     if out is not None:
         output.show(f"numbers: {out / 'evaluation.json'}")
+        show_reports(output, out / "evaluation", formats)
     code = {"failed": FAILED, "not enough data": UNTOLD}.get(done.gate.status, 0)
     if code:
         raise typer.Exit(code)

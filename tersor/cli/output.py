@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from tersor.cli.values import parse_bytes, parse_milliseconds, parse_points
+from tersor.cli.values import parse_bytes, parse_formats, parse_milliseconds, parse_points
 
 if TYPE_CHECKING:
     from tersor.run.budgets import Budgets
@@ -34,6 +34,9 @@ ThreadsOption = Annotated[
     int | None, typer.Option(help="Threads to train and to measure with; default: all cores.", min=1)
 ]
 SecondsOption = Annotated[float, typer.Option(help="Seconds to time each batch size for.", min=0.05)]
+FormatOption = Annotated[
+    str, typer.Option("--format", help="Of the report: html, md, csv, or several; json: the numbers alone.")
+]
 DebugOption = Annotated[bool, typer.Option("--debug", help="On an error, show the traceback too.")]
 
 
@@ -58,6 +61,13 @@ class Output:
         """Print for people, unless JSON or quiet was asked for."""
         if not (self.quiet or self.as_json):
             self.console.print(*renderables)
+
+
+def show_reports(output: Output, stem: Path, formats: str) -> None:
+    """Where the reports lie that were written under ``stem``."""
+    for kind in parse_formats(formats):
+        if kind != "json":
+            output.show(f"report:  {stem.with_suffix(f'.{kind}')}")
 
 
 def conclude(output: Output, folder: Path, summary: Mapping[str, Any]) -> None:

@@ -47,6 +47,11 @@ def parse_milliseconds(text: str | None) -> float | None:
     return _parse(text, _MILLISECONDS, "--max-latency", "5ms")
 
 
+def parse_formats(text: str) -> tuple[str, ...]:
+    """ "html,md" → ("html", "md")."""
+    return tuple(part.strip().lower() for part in text.split(","))
+
+
 def parse_counts(text: str, option: str) -> tuple[int, ...]:
     """ "1,32" → (1, 32). Raises InputError for anything but whole numbers from 1 on."""
     parts = [part.strip() for part in text.split(",")]

@@ -23,6 +23,7 @@ from tersor.measure.benchmark import Conditions, measure_contenders
 from tersor.measure.benchmark_schema import Benchmark
 from tersor.measure.contender import Contender
 from tersor.measure.made_up import fixed_batch, made_up_inputs
+from tersor.report.write import expect_formats, write_reports
 from tersor.run.environment import environment
 from tersor.zoo import BUILTIN
 
@@ -37,18 +38,21 @@ def benchmark(
     out: str | Path | None = None,
     conditions: Conditions = Conditions(),
     engines: Engines = Engines(),
+    formats: Sequence[str] = ("html",),
     progress: Progress | None = None,
 ) -> Benchmark:
     """Measure models side by side, each in fresh processes; the first is what the others are compared with.
 
     ``models``: as for ``evaluate``: modules, ONNX files, folders of runs and artifacts, names of functions, "task".
     ``data``: whose inputs they are given, named as for ``evaluate``, or a Task with example_inputs; ONNX files alone
-    do without, on random inputs of the shapes that the first of them declares. ``out``: a folder for benchmark.json.
+    do without, on random inputs of the shapes that the first of them declares. ``out``: a folder for benchmark.json
+    and its report in ``formats`` (html, md, csv; json: the numbers alone).
 
     Raises InputError for unusable models and inputs, ArtifactError for damaged files, GraphError where a module cannot
     be exported, TersorError where a measuring process dies.
     """
     start, progress = time.perf_counter(), progress or Progress()
+    expect_formats(formats)
     if not models:
         raise InputError("nothing to measure", where="benchmark", got="no model", expected="at least one")
     task, name = _data(data, models, progress)
@@ -57,8 +61,10 @@ def benchmark(
     args, kwargs, said = _inputs(task, data is not None, files)
     with tempfile.TemporaryDirectory() as folder:
         field = Field(task, name, args, kwargs, Path(folder))
-        contenders = [contender for each in found for contender in field.contenders(each, engines)]
+        lined_up = [one for each in found for one in field.contenders(each, engines)]
+        contenders = [one for one in lined_up if isinstance(one, Contender)]
         conditions, skipped = _possible(conditions, contenders)
+        skipped = (*(one for one in lined_up if isinstance(one, Skipped)), *skipped)
         measured = measure_contenders(contenders, conditions, worker=WORKER, progress=progress)
     asked = {"conditions": dataclasses.asdict(conditions), "engines": dataclasses.asdict(engines)}
     result = Benchmark(
@@ -68,6 +74,7 @@ def benchmark(
     )  # fmt: skip
     if out is not None:
         write_document(result.to_json(), Path(out) / JSON)
+        write_reports(Path(out), formats, of="benchmark")
     return result
 
 

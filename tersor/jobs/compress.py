@@ -25,6 +25,7 @@ from tersor.graph.trace import trace
 from tersor.jobs.find_task import find_task, find_task_of
 from tersor.jobs.student import student_of_run, taught_of_run
 from tersor.recipes.recipe import Recipe, read_recipe
+from tersor.report.card import card
 from tersor.report.schema import parse_summary
 from tersor.report.write import write_report
 from tersor.run.budgets import Budgets, choose, merge
@@ -179,27 +180,18 @@ def _finish(
     budgets = Budgets(**facts["budgets"])
     shipped = choose(records, budgets, task.metric)
     source = folder.step(shipped.number, shipped.name)
-    summary = parse_summary(summarise(task, facts, records, shipped, budgets)).to_json()
+    parsed = parse_summary(summarise(task, facts, records, shipped, budgets))
+    summary = parsed.to_json()
     with whole_folder(folder.final_model) as part:
         for name in ("architecture.json", "model.safetensors"):
             shutil.copyfile(source / name, part / name)
-        (part / "card.md").write_text(_card(task, summary))
+        (part / "card.md").write_text(card(parsed), encoding="utf-8")
     beside = folder.path / ".model.onnx.part"
     shutil.copyfile(source / "model.onnx", beside)
     beside.replace(folder.final_onnx)
     write_json(folder.summary, summary)
     write_report(folder.path)
     return Compressed(load_artifact(folder.final_model, base).eval(), folder.path, summary)
-
-
-def _card(task: Task, summary: Mapping[str, Any]) -> str:
-    steps = "\n".join(f"{step['number']}. {step['title']}" for step in summary["steps"])
-    return (
-        f"# {task.name}, compressed\n\n{summary['verdict']['sentence']}\n\n"
-        f"Recipe `{summary['recipe']['name']}`:\n\n{steps}\n\n"
-        f'Load it: `tersor.load("model", model=original)`; or run `model.onnx` with ONNX Runtime.\n'
-        "Numbers with their intervals: summary.json and report.html of the run.\n"
-    )
 
 
 def _recipe_data(kept: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,19 +16,20 @@ from torch import Tensor, nn
 from tersor.core.errors import InputError, type_and_message
 from tersor.core.measurement import Measurement
 from tersor.core.task import Task
-from tersor.export.half import store_file_half
-from tersor.export.onnx import export_onnx
+from tersor.export.half import has_floats, store_file_half
+from tersor.export.onnx import export_onnx, quiet_export
 from tersor.jobs.find_model import find_model
 from tersor.jobs.find_task import absolute
+from tersor.measure.behaviour.schema import Skipped
 from tersor.measure.contender import Contender, file_spec
 from tersor.measure.onnx_cpu import CPU, checked_providers
-from tersor.measure.runnable import Runnable, check_onnx
+from tersor.measure.runnable import Runnable, check_onnx, file_name
 from tersor.measure.session import OnnxRunnable
 from tersor.measure.size import file_bytes, state_bytes
 
 Engine = Literal["eager", "compile", "onnxruntime"]
 Model = str | Path | nn.Module | Runnable
-BFLOAT16 = "bfloat16"
+BFLOAT16, SHORT = "bfloat16", "@bf16"
 STORED = "as stored"
 _SAID = {"eager": "eager", "compile": "compiled"}
 
@@ -96,7 +97,7 @@ def _numbered(name: str, number: int) -> str:
 def _found(source: Model, task: Task, data_named: bool) -> Found:
     if isinstance(source, (str, Path)) and Path(source).suffix.lower() == ".onnx":
         check_onnx(Path(source))
-        return Found(Path(source).stem, str(source), file=Path(source))
+        return Found(file_name(Path(source)), str(source), file=Path(source))
     runnable = find_model(source, task)
     if isinstance(runnable.model, OnnxRunnable):
         return Found(runnable.name, runnable.source, file=runnable.model.path)
@@ -121,18 +122,20 @@ class Field:
     kwargs: Mapping[str, Tensor]
     folder: Path
 
-    def contenders(self, found: Found, engines: Engines) -> Iterator[Contender]:
-        """The model on each engine. Raises GraphError where it cannot be exported."""
+    def contenders(self, found: Found, engines: Engines) -> Iterator[Contender | Skipped]:
+        """The model on each engine; in bfloat16 where it has weights to round. Raises GraphError where it cannot be
+        exported."""
         for precision in (STORED, BFLOAT16) if engines.bfloat16 else (STORED,):
-            if found.file is not None:
-                yield self._file(found, found.file, "", precision, engines)
-                continue
-            for engine in engines.names:
-                suffix = f"@{engine}" if len(engines.names) > 1 else ""
-                if engine == "onnxruntime":
-                    yield self._file(found, self._exported(found), suffix, precision, engines)
-                else:
+            for engine in engines.names if found.file is None else ("onnxruntime",):
+                suffix = f"@{engine}" if len(engines.names) > 1 and found.file is None else ""
+                if engine != "onnxruntime":
                     yield self._module(found, engine, suffix, precision, engines)
+                    continue
+                file = found.file or self._exported(found)
+                if precision == BFLOAT16 and not has_floats(file):
+                    yield Skipped(what=f"{found.name}{suffix}{SHORT}", why="it has no float32 weights to round")
+                else:
+                    yield self._file(found, file, suffix, precision, engines)
 
     def _file(self, found: Found, file: Path, suffix: str, precision: str, engines: Engines) -> Contender:
         if precision == BFLOAT16:
@@ -161,7 +164,7 @@ class Field:
         self, found: Found, suffix: str, precision: str, spec: Mapping[str, Any], facts: Mapping[str, str],
         size: Measurement,
     ) -> Contender:  # fmt: skip
-        name = f"{found.name}{suffix}{'' if precision == STORED else '@bfloat16'}"
+        name = f"{found.name}{suffix}{'' if precision == STORED else SHORT}"
         return Contender(name, spec, self.args, self.kwargs, facts, size)
 
     def _exported(self, found: Found) -> Path:
@@ -187,11 +190,11 @@ class Field:
         if kwargs:
             shapes = {name: {0: batch} for name in [*names[: len(args)], *kwargs]}
         try:
-            with torch.no_grad():
+            with quiet_export(), torch.no_grad():
                 torch.export.save(torch.export.export(module, args, kwargs, dynamic_shapes=shapes), path)
         except Exception as error:  # tracing runs the user's forward
             raise InputError(
-                "the module cannot be carried to a fresh process", where=found.name, got=type_and_message(error)[:300],
+                "the module cannot be carried to a fresh process", where=found.name, got=type_and_message(error).splitlines()[0],
                 expected="a module that torch.export captures with a free batch dimension",
                 do="Name the model instead (file.py:function, the folder of an artifact), with data that have a name",
             ) from error  # fmt: skip

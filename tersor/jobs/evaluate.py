@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
 from itertools import zip_longest
 from pathlib import Path
@@ -30,6 +30,7 @@ from tersor.measure.behaviour.quality import quality
 from tersor.measure.behaviour.robustness import Stress, robustness
 from tersor.measure.behaviour.schema import DataFacts, Evaluation, ModelFacts, Robustness, Skipped
 from tersor.measure.runnable import Runnable
+from tersor.report.write import expect_formats, write_reports
 from tersor.run.environment import environment
 from tersor.run.folder import write_json
 from tersor.zoo import BUILTIN
@@ -49,6 +50,7 @@ def evaluate(
     stress: Stress | None = Stress(),
     shown: int = 16,
     limit: int | None = None,
+    formats: Sequence[str] = ("html",),
     progress: Progress | None = None,
 ) -> Evaluation:
     """Compare two models on the same data, and hold the compressed one to ``limits``.
@@ -56,12 +58,14 @@ def evaluate(
     ``original``, ``compressed``: a module, an ONNX file, the folder of a run or an artifact, a function's name, or
     "task", the data's own model. ``data``: an EvaluationData, a Task, or the name of what gives one. ``stress``: how
     they are corrupted and attacked (None: not at all). ``shown``: worst samples kept with their inputs. ``limit``: only
-    so many test samples. ``out``: a folder for evaluation.json.
+    so many test samples. ``out``: a folder for evaluation.json and its report in ``formats`` (html, md, csv; json: the
+    numbers alone); of a run's folder the report and the model card are written again, with the evaluation in them.
 
     Raises InputError for unusable input, outputs of different shapes, and limits on what the data do not tell;
     ArtifactError for damaged files; VerificationError for outputs that are not finite.
     """
     start, progress = time.perf_counter(), progress or Progress()
+    expect_formats(formats)
     known = find_data(data, progress)
     models = find_model(original, known.based), find_model(compressed, known.based)
     models = _told_apart(*models)
@@ -84,6 +88,9 @@ def evaluate(
     )  # fmt: skip
     if out is not None:
         write_document(result.to_json(), Path(out) / JSON)
+        write_reports(Path(out), formats, of="evaluation")
+        if (Path(out) / "summary.json").is_file():
+            write_reports(Path(out), formats, of="run")
     return result
 
 

@@ -79,6 +79,11 @@ class Runnable:
                     yield
 
 
+def file_name(path: Path) -> str:
+    """What tables call an ONNX file: its stem, or its folder where it is called model.onnx like all others."""
+    return path.resolve().parent.name if path.stem == "model" else path.stem
+
+
 def open_onnx(path: str | Path, name: str = "", *, threads: int | None = None) -> Runnable:
     """The ONNX file at ``path`` as a runnable, after a look at what it asks for.
 
@@ -87,7 +92,7 @@ def open_onnx(path: str | Path, name: str = "", *, threads: int | None = None) -
     """
     path = Path(path)
     check_onnx(path)
-    return Runnable(name or path.stem, OnnxRunnable(path, threads=threads), str(path))
+    return Runnable(name or file_name(path), OnnxRunnable(path, threads=threads), str(path))
 
 
 def check_onnx(path: Path) -> None:

@@ -25,13 +25,16 @@ _BAR = 3.5  # half an interval's cap
 
 @dataclass(frozen=True)
 class Point:
-    """A labelled point with its interval [``low``, ``high``], in the axes' data coordinates."""
+    """A labelled point with its interval [``low``, ``high``], in the axes' data coordinates; [``left``, ``right``] is
+    that across, None where there is none."""
 
     x: float
     y: float
     low: float
     high: float
     text: str
+    left: float | None = None
+    right: float | None = None
 
 
 def place_labels(axes: Axes, points: Sequence[Point]) -> None:
@@ -59,11 +62,15 @@ def place_labels(axes: Axes, points: Sequence[Point]) -> None:
         taken.append(label.get_window_extent(renderer).padded(1.5))
 
 
-def _obstacles(axes: Axes, point: Point) -> tuple[Bbox, Bbox]:
+def _obstacles(axes: Axes, point: Point) -> tuple[Bbox, ...]:
     x, y = axes.transData.transform((point.x, point.y))
     low, high = (axes.transData.transform((point.x, end))[1] for end in (point.low, point.high))
     mark = Bbox.from_extents(x - _MARK, y - _MARK, x + _MARK, y + _MARK)
-    return mark, Bbox.from_extents(x - _BAR, low, x + _BAR, high)
+    upright = Bbox.from_extents(x - _BAR, low, x + _BAR, high)
+    if point.left is None or point.right is None:
+        return mark, upright
+    left, right = (axes.transData.transform((end, point.y))[0] for end in (point.left, point.right))
+    return mark, upright, Bbox.from_extents(left, y - _BAR, right, y + _BAR)
 
 
 def _write(axes: Axes, point: Point, offset: tuple[float, float]) -> Annotation:

@@ -1,9 +1,9 @@
-"""The report's plots: accuracy against size, latency, layers before and after, loss curves."""
+"""The report's plots: accuracy against size and speed, latency, layers before and after, loss curves."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,49 +34,89 @@ class Plot:
 
 def draw_all(summary: Summary, records: Sequence[Record]) -> tuple[Plot, ...]:
     """Every plot that the numbers at hand allow."""
-    plots = [accuracy_against_size(summary), latency(summary), layers(records), *losses(summary, records)]
+    plots = [
+        accuracy_against_size(summary),
+        accuracy_against_speed(summary),
+        latency(summary),
+        layers(records),
+        *losses(summary, records),
+    ]
     return tuple(plot for plot in plots if plot is not None)
 
 
-@mpl.rc_context(settings())
 def accuracy_against_size(summary: Summary) -> Plot | None:
     """The metric with its interval against the file size, one point per step; None with fewer than two points."""
+    found = [(stage, stage.measurements.get("size_bytes", _ZERO)) for stage in summary.stages]
+    name, better = human(summary.task.metric).capitalize(), "higher" if summary.task.higher_is_better else "lower"
+    return _trade_off(
+        summary, [point for point in found if point[1].value > 0], key="size", title=f"{name} against size",
+        label="size of the ONNX file", caption=f"Further left and {better} is better.", scale_axis=_size_axis,
+    )  # fmt: skip
+
+
+def accuracy_against_speed(summary: Summary) -> Plot | None:
+    """The metric against the speed-up at batch 1, timed in turns with the original; None with fewer than two points."""
+    found = [(stage, stage.measurements.get("speedup_batch_1", _ZERO)) for stage in summary.steps]
+    found = [point for point in found if point[1].value > 0]
+    if summary.baseline is not None and found:
+        found.insert(0, (summary.baseline, Measurement(1.0, "×")))
+    name, better = human(summary.task.metric).capitalize(), "higher" if summary.task.higher_is_better else "lower"
+    return _trade_off(
+        summary, found, key="speed", title=f"{name} against speed", label="times the original's speed at batch 1",
+        caption=f"Further right and {better} is better. Each was timed in turns with the original, which stands at 1.",
+        scale_axis=_speed_axis,
+    )  # fmt: skip
+
+
+@mpl.rc_context(settings())
+def _trade_off(
+    summary: Summary, found: Sequence[tuple[StepSummary, Measurement]], *, key: str, title: str, label: str,
+    caption: str, scale_axis: Callable[[Axes, Sequence[Measurement]], None],
+) -> Plot | None:  # fmt: skip
+    """The metric of each stage above something else that was measured of it, both with intervals."""
     name = summary.task.metric
-    stages = [s for s in summary.stages if name in s.measurements and s.measurements.get("size_bytes", _ZERO).value > 0]
-    if len(stages) < 2:
+    points = [(stage, x, stage.measurements[name]) for stage, x in found if name in stage.measurements]
+    if len(points) < 2:
         return None
-    sizes = [stage.measurements["size_bytes"].value for stage in stages]
-    metrics = [stage.measurements[name] for stage in stages]
+    metrics = [metric for *_, metric in points]
     scale = scale_of(metrics[0].value, metrics[0].unit)
-    values = [metric.value * scale.factor for metric in metrics]
+    at, values = [x.value for _, x, _ in points], [metric.value * scale.factor for metric in metrics]
     figure = new_figure(300)
     axes = figure.subplots()
-    axes.plot(sizes, values, color=MUTED, linewidth=1, linestyle=(0, (2, 3)), zorder=1)
-    for stage, size, value, metric in zip(stages, sizes, values, metrics, strict=True):
+    axes.plot(at, values, color=MUTED, linewidth=1, linestyle=(0, (2, 3)), zorder=1)
+    for (stage, x, metric), value in zip(points, values, strict=True):
         colour = BEFORE if stage is summary.baseline else AFTER
-        error = errors([metric], scale.factor)
-        axes.errorbar([size], [value], yerr=error, fmt="none", ecolor=colour, elinewidth=1.2, capsize=2.5, zorder=2)
-        axes.plot([size], [value], "o", markersize=8, color=colour, markeredgecolor=PAGE, markeredgewidth=1.5, zorder=3)
-    _size_axis(axes, sizes)
+        axes.errorbar(
+            [x.value], [value], yerr=errors([metric], scale.factor), xerr=errors([x], 1), fmt="none", ecolor=colour,
+            elinewidth=1.2, capsize=2.5, zorder=2,
+        )  # fmt: skip
+        axes.plot(
+            [x.value], [value], "o", markersize=8, color=colour, markeredgecolor=PAGE, markeredgewidth=1.5, zorder=3
+        )
+    scale_axis(axes, [x for _, x, _ in points])
     axes.margins(y=0.16)
     quiet_axis(axes, grid="y")
-    axes.set_xlabel("size of the ONNX file")
+    axes.set_xlabel(label)
     axes.set_title(f"{human(name)}{',' + scale.suffix if scale.suffix.strip() else ''} (95 % interval)")
     below, above = errors(metrics, scale.factor)
     place_labels(
         axes,
         [
-            Point(x, y, y - down, y + up, shorten(stage.name, 20))
-            for stage, x, y, down, up in zip(stages, sizes, values, below, above, strict=True)
+            Point(x.value, y, y - down, y + up, shorten(stage.name, 20), x.low, x.high)
+            for (stage, x, _), y, down, up in zip(points, values, below, above, strict=True)
         ],
     )
-    told = "; ".join(
-        f"{s.label}: {both_of(m)} at {value_of(s.measurements['size_bytes'])}"
-        for s, m in zip(stages, metrics, strict=True)
-    )
-    caption = f"Further left and {'higher' if summary.task.higher_is_better else 'lower'} is better."
-    title = f"{human(name).capitalize()} against size"
-    return Plot("size", title, caption, inline(figure, "size", f"{title}. {told}"))
+    told = "; ".join(f"{stage.label}: {both_of(metric)} at {both_of(x)}" for stage, x, metric in points)
+    return Plot(key, title, caption, inline(figure, key, f"{title}. {told}"))
+
+
+def _speed_axis(axes: Axes, speeds: Sequence[Measurement]) -> None:
+    low = min(each.value if each.low is None else each.low for each in speeds)
+    high = max(each.value if each.high is None else each.high for each in speeds)
+    reach = 0.25 * max(high - low, 0.2 * high)
+    axes.set_xlim(low - reach, high + reach)
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}×"))
 
 
 _ZERO = Measurement(0.0, "")
@@ -89,8 +129,8 @@ def errors(found: Sequence[Measurement], factor: float) -> list[list[float]]:
     return [below, above]
 
 
-def _size_axis(axes: Axes, sizes: Sequence[float]) -> None:
-    low, high = min(sizes), max(sizes)
+def _size_axis(axes: Axes, sizes: Sequence[Measurement]) -> None:
+    low, high = min(each.value for each in sizes), max(each.value for each in sizes)
     if high < 1.5 * low:
         middle = (low + high) / 2
         axes.set_xlim(middle * 0.7, middle * 1.3)

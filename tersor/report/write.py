@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar, final
 
@@ -14,6 +15,7 @@ from tersor.core.record import Record
 from tersor.measure.behaviour.schema import Evaluation, parse_evaluation
 from tersor.measure.benchmark_schema import Benchmark, parse_benchmark
 from tersor.report.behaviour.gate import STATUS, headline
+from tersor.report.card import card
 from tersor.report.evaluation import behaviour_sections, evaluation_document
 from tersor.report.flat import csv_of
 from tersor.report.html import render
@@ -23,6 +25,7 @@ from tersor.report.schema import Summary, parse_summary
 from tersor.report.speed import benchmark_document, benchmark_sections
 
 Parsed = TypeVar("Parsed")
+CARD = "card.md"
 FORMATS = ("html", "md", "json", "csv")
 Of = Literal["run", "evaluation", "benchmark"]
 _NAMES = {"run": "report", "evaluation": "evaluation", "benchmark": "benchmark"}  # of what is written
@@ -41,9 +44,9 @@ def write_report(folder: Path) -> Path:
 def write_reports(folder: Path, formats: Sequence[str] = ("html",), of: Of | None = None) -> tuple[Path, ...]:
     """Report what lies in a folder: a run as ``report.html`` …, else an evaluation, else a benchmark, under its name.
 
-    Each report takes in what else lies there of its models. ``formats``: of ``FORMATS``; "json" writes nothing, the
-    numbers lie there. ``of``: which report it shall be. Returns the paths. Raises InputError for an unknown format,
-    ArtifactError for a folder without numbers and for damaged ones.
+    Each report takes in what else lies there of its models; with a run's its model card (``model/card.md``) is written.
+    ``formats``: of ``FORMATS``; "json" writes nothing, the numbers lie there. ``of``: which report it shall be. Returns
+    the paths. Raises InputError for an unknown format, ArtifactError for a folder without numbers and for damaged ones.
     """
     expect_formats(formats)
     found = Found.read(folder)
@@ -56,11 +59,19 @@ def write_reports(folder: Path, formats: Sequence[str] = ("html",), of: Of | Non
             do=f"Finish the run first: tersor resume {folder}; or name where tersor evaluate wrote (-o)",
         )  # fmt: skip
     numbers = "summary.json" if of == "run" else f"{of}.json"
+    if of == "run" and (folder / "model").is_dir():
+        _write(folder / "model" / CARD, model_card(found))
     made = {"run": _run, "evaluation": _evaluation, "benchmark": _benchmark}[of](found, folder)
     return tuple(
         folder / numbers if kind == "json" else _write(folder / f"{_NAMES[of]}.{kind}", made[kind]())
         for kind in dict.fromkeys(formats)
     )
+
+
+def model_card(found: Found) -> str:
+    """The model card of a run, with what an evaluation in its folder says."""
+    assert found.summary is not None, "it is a run's"
+    return card(found.summary, found.evaluation, found.behaviour)
 
 
 def expect_formats(formats: Sequence[str]) -> None:
@@ -101,7 +112,7 @@ class Found:
         """What else was measured of the models than their behaviour."""
         return () if self.benchmark is None else benchmark_sections(self.benchmark)
 
-    @property
+    @cached_property
     def behaviour(self) -> tuple[Section, ...]:
         """What an evaluation in a run's folder says, under a heading that says whose it is."""
         found = self.evaluation

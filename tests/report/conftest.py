@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import base64
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from tersor.core.measurement import Measurement
 from tersor.core.record import Record
+from tersor.measure.behaviour import schema as parts
+from tersor.measure.behaviour.schema import Evaluation
 from tersor.report.html import render
 
 INTEGERS = {
@@ -211,6 +215,115 @@ def build_summary(records: list[Record]) -> dict[str, Any]:
         },
         "seconds": 158.5,
     }  # fmt: skip
+
+
+def _share(value, low, high, unit="fraction", n=400):
+    return Measurement(value, unit, low, high, n)
+
+
+def _points(value, low, high, n=400):
+    return _share(value, low, high, "percentage points", n)
+
+
+def _model_calibration(ece):
+    bins = parts.Bins(
+        low=(0.4, 0.9), high=(0.5, 1.0), count=(100, 300), confidence=(0.45, 0.97), accuracy=(0.5, 0.9),
+        accuracy_low=(0.4, 0.86), accuracy_high=(0.6, 0.93),
+    )  # fmt: skip
+    names = ("ece", "ece_debiased", "brier", "nll", "confidence")
+    measured = {name: _share(ece, ece - 0.01, ece + 0.01, "probability") for name in names}
+    return parts.ModelCalibration(
+        measurements=measured, bins=bins, temperature=1.5, fitted_on="100 validation samples", scaled=measured,
+        scaled_bins=bins,
+    )  # fmt: skip
+
+
+def _condition(name, severity, against=""):
+    return parts.Condition(
+        name=name, severity=severity, against=against, original=_share(0.9 - severity / 20, 0.6, 0.95),
+        compressed=_share(0.8 - severity / 10, 0.5, 0.9), drop=_points(10 + severity, 5, 20),
+        agreement=_share(0.8, 0.7, 0.9),
+    )  # fmt: skip
+
+
+def _group(name, excess):
+    rates = {each: _share(0.5, 0.4, 0.6) for each in ("metric", "selection", "true_positive", "false_positive")}
+    return parts.Group(
+        name=name, n=200, original=rates, compressed=rates, drop=_points(2, 1, 3),
+        excess=_points(excess, excess - 1, excess + 1), p=0.01, p_adjusted=0.02,
+    )  # fmt: skip
+
+
+def build_evaluation(name="cat", **changes):
+    """An evaluation with every part in it; ``name``: of classes, groups and models."""
+    shown = parts.Shown(kind="picture", shape=(2, 2, 3), pixels=base64.b64encode(bytes(range(12))).decode())
+    says = parts.Answer(predicted=1, confidence=0.93, likelihood=0.04)
+    right = parts.Answer(predicted=0, confidence=0.81, likelihood=0.81)
+    flip = parts.Flip(sample=17, severity=0.77, actual=0, original=right, compressed=says, input=shown)
+    drop = _points(1.5, 0.5, 2.5)
+    checks = (
+        parts.Check(name="max_drop", limit=1.0, measured=drop, status="not enough data", sentence="…"),
+        parts.Check(name="min_agreement", limit=0.97, measured=_share(0.93, 0.91, 0.95), status="failed", sentence="…"),
+    )
+    classes = tuple(
+        parts.ClassQuality(
+            index=at, name=each, n=200, original=_share(0.9, 0.8, 0.95), compressed=_share(0.8, 0.7, 0.9),
+            drop=_points(10 * at, 10 * at - 5, 10 * at + 5), p=0.5, p_adjusted=0.01 if at else 1.0,
+        )
+        for at, each in enumerate((name, "dog", "cow"))
+    )  # fmt: skip
+    table = ((90, 5, 5), (5, 90, 5), (5, 5, 90))
+    moved = ((80, 15, 5), (5, 90, 5), (5, 5, 90))
+    whole = parts.Evaluation(
+        tersor="0.1.0",
+        data=parts.DataFacts(
+            name="animals", kind="classes", samples=400, rows=400, labelled=True, metric="accuracy",
+            metric_unit="fraction", classes=3, class_names=(name, "dog", "cow"),
+        ),
+        original=parts.ModelFacts(name=f"big {name}", source="big.onnx", backend="ONNX Runtime"),
+        compressed=parts.ModelFacts(name="small", source="small.onnx", backend="ONNX Runtime"),
+        gate=parts.Gate(status="failed", sentence="failed: …", checks=checks),
+        quality=parts.Quality(
+            original=_share(0.9, 0.87, 0.93), compressed=_share(0.885, 0.85, 0.91), drop=drop,
+            mcnemar=parts.McNemar(turned_wrong=13, turned_right=7, p=0.26, p_mid=0.19), per_class=classes,
+            confusion={"original": table, "compressed": moved},
+            shifts=(parts.Shift(actual=0, predicted=1, original=5, compressed=15),),
+        ),
+        agreement={"top_1": _share(0.93, 0.91, 0.95), "divergence": _share(0.03, 0.02, 0.04, "nats")},
+        flips=parts.Flips(
+            measurements={
+                each: _share(value, 0, 1)
+                for each, value in {
+                    "both_right": 0.86, "turned_wrong": 0.0325, "turned_right": 0.0175, "both_wrong": 0.09
+                }.items()
+            },
+            worst=(flip,),
+        ),
+        calibration=parts.Calibration(
+            original=_model_calibration(0.02), compressed=_model_calibration(0.05),
+            ece_increase=_share(0.03, 0.01, 0.05, "probability"),
+        ),
+        robustness=parts.Robustness(
+            samples=100, scale="pixels in [0, 1]", clean=_condition("clean", 0),
+            corruptions=tuple(_condition(kind, severity) for kind in ("blur", name) for severity in (1, 5)),
+            mean=_condition("mean", 0), attacks=(_condition("pgd", 8 / 255, f"big {name}"),),
+        ),
+        fairness=(
+            parts.Attribute(name="sex", missing=3, groups=(_group(name, 3.0), _group("m", -3.0)),
+                            original={"accuracy_gap": _share(0.1, 0.05, 0.15)},
+                            compressed={"accuracy_gap": _share(0.2, 0.15, 0.25)}),
+        ),
+        outside={"original_auroc": _share(0.9, 0.8, 1.0, "AUROC"), "auroc_drop": _share(0.1, 0.05, 0.15, "AUROC")},
+        skipped=(parts.Skipped(what="attacks on small", why="an ONNX file gives no gradients"),),
+        notes=("12 samples are few",),
+    )  # fmt: skip
+    return whole.model_copy(update=changes)
+
+
+@pytest.fixture(scope="session")
+def evaluation() -> Callable[..., Evaluation]:
+    """Makes an evaluation with every part in it: of the name of its classes, groups and models, and what changes."""
+    return build_evaluation
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import subprocess
 import pytest
 
 from tersor.core.record import Record
+from tersor.report.evaluation import evaluation_document
 from tersor.report.html import render
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -74,7 +75,7 @@ def test_the_page_stands_in_a_browser_wide_and_narrow(tmp_path, report):
         assert page["errors"] == [] and page["requests"] == []
         assert page["scroll"] <= width, "no sideways scrolling"
         assert page["rows"] == ["Original", "1 prune", "2 recover", "3 distill", "4 int8", "Final\nint8"]
-        assert len(page["drawn"]) == 6
+        assert len(page["drawn"]) == 7
         for plot in page["drawn"]:
             assert plot["width"] > 280 and plot["height"] > 80 and plot["shapes"] > 8
             assert plot["beyond"] == 0, "no label is cut off"
@@ -92,6 +93,16 @@ def test_long_and_hostile_names_neither_run_nor_widen_the_page(tmp_path, summary
     page = look(tmp_path, render(summary, records), (375,))[375]
     assert page["errors"] == [] and page["scroll"] <= 375
     assert all(plot["beyond"] == 0 for plot in page["drawn"])
+
+
+def test_an_evaluation_stands_in_a_browser_with_its_pictures(tmp_path, evaluation):
+    page = evaluation_document(evaluation("very_long_class_name" * 9)).html()
+    assert "<img" in page
+    seen = look(tmp_path, page, (375, 1280))
+    for width in (375, 1280):
+        assert seen[width]["errors"] == [], "a picture that cannot be decoded is an error too"
+        assert seen[width]["scroll"] <= width, "no sideways scrolling"
+        assert len(seen[width]["drawn"]) == 8 and all(plot["beyond"] == 0 for plot in seen[width]["drawn"])
 
 
 def test_an_unfinished_run_stands_in_a_browser(tmp_path, summary):

@@ -78,7 +78,7 @@ def test_ids_are_unique_and_every_reference_finds_its_target(report):
 def test_plots_take_their_colours_from_the_page_and_describe_themselves(report):
     page = Page(report)
     plots = page.all("svg")
-    assert len(plots) == 6, "accuracy against size, latency, layers, three trainings"
+    assert len(plots) == 7, "accuracy against size and speed, latency, layers, three trainings"
     assert all(plot["role"] == "img" and len(plot["aria-label"]) > 40 for plot in plots)
     colours = [a["style"] for _, a in page.elements if "style" in a and "var(--" in (a["style"] or "")]
     assert len(colours) > 50

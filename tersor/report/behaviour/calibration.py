@@ -80,7 +80,7 @@ def outside_section(found: Evaluation) -> Section | None:
     says = []
     if (drop := outside.get("auroc_drop")) is not None:
         verdict = "more than chance explains" if proven(drop) else "the interval holds zero, so no change is shown"
-        says.append(f"{capital(moved('AUROC', drop))}: {verdict}.")
+        says.append(f"{capital(moved('AUROC of telling them apart', drop))}: {verdict}.")
     if (same := outside.get("agreement")) is not None:
         says.append(f"Elsewhere the two give the same answer for {bare_of(same)} of {same.n:,} samples.")
     table = Table(("", "Original", "Compressed"), rows)

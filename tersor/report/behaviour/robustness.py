@@ -104,7 +104,10 @@ def _row(name: str, each: Condition) -> tuple[str, ...]:
 def _corruptions(found: Evaluation, tried: Robustness) -> Plot | None:
     names = list(dict.fromkeys(each.name for each in tried.corruptions))
     panels = [
-        (human(name), [(0.0, tried.clean), *((e.severity, e) for e in tried.corruptions if e.name == name)])
+        (
+            shorten(human(name), 20),
+            [(0.0, tried.clean), *((e.severity, e) for e in tried.corruptions if e.name == name)],
+        )
         for name in names
     ]
     caption = (
