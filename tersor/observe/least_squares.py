@@ -58,13 +58,20 @@ class NormalEquations:
         return self.weight + (torch.linalg.pinv(regular, hermitian=True) @ gradient).mT
 
     def moments(self) -> Tensor:
-        """Mean of x xᵀ over rows, about the mean of x where there is a bias to take it up: [groups, inputs, inputs]."""
+        """Mean of x xᵀ over rows, about the mean of x where there is a bias to take it up: [groups, inputs, inputs].
+
+        Taking the mean away leaves rounding errors, which make the moments of inputs that hardly vary indefinite: as
+        much as they may be in all is added to the diagonal, but where an input is always 0.
+        """
         inputs = self.G.shape[1] - self.bias
         found = self.G[:, :inputs, :inputs] / self.rows
         if not self.bias:
             return found
         mean = self._mean
-        return found - mean[:, :, None] * mean[:, None, :]
+        centred = found - mean[:, :, None] * mean[:, None, :]
+        sizes = found.diagonal(dim1=1, dim2=2)
+        errors = 4 * inputs * torch.finfo(found.dtype).eps * sizes.amax(1, keepdim=True)
+        return centred + torch.diag_embed(torch.where(sizes > 0, errors, 0.0))
 
     def with_weights(self, weight: Tensor) -> Tensor:
         """A solution of these weights [groups, outputs, inputs], with the bias that goes best with them."""

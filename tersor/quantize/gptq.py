@@ -120,7 +120,7 @@ class GPTQ(Method):
         order = torch.arange(W.shape[2], device=W.device).expand(len(W), -1)
         if self.act_order:
             order = H.diagonal(dim1=1, dim2=2).argsort(dim=1, descending=True, stable=True)
-        U = inverse_factor(_ordered(_ordered(H, order).mT, order), self.damping, "GPTQ.damping")
+        U = inverse_factor(_ordered(_ordered(H, order).mT, order), self.damping, f"GPTQ.damping, at {path}")
         W, s, z, keep = (_ordered(part, order) for part in (W, scale, zero_point, keep))
         q = _ordered(round_columns(W, U, s, z, keep, (grid.quant_min, grid.quant_max)), order.argsort(1))
         new = dequantize(q, scale, zero_point)

@@ -208,6 +208,19 @@ def test_an_unused_layer_is_a_skip_and_inputs_that_are_always_zero_are_borne():
     assert all(torch.isfinite(edit.value).all() for edit in written(plan))
 
 
+@pytest.mark.parametrize("spread", [0.0, 1e-8, 1e-7, 1e-6])
+def test_inputs_that_hardly_vary_are_borne(spread):
+    """Without its mean such an input is rounding errors: a network whose last layers see next to nothing."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(300, 4))
+    x = torch.rand(300) + spread * torch.randn(24, 3) @ torch.randn(3, 300)
+    x[:, 200:] = 0
+    task = task_of(model, x)
+    rounded = GPTQ(Int(8)).run(model, task).model
+    with torch.no_grad():
+        assert (rounded(x) - model(x)).abs().max() < 1e-4, "the bias takes up what is constant"
+
+
 def test_bad_settings_and_data_are_named():
     model, task = net()
     for settings, said in (
@@ -221,7 +234,7 @@ def test_bad_settings_and_data_are_named():
     with pytest.raises(InputError, match="stem: a calibration batch makes a value that is not finite"):
         GPTQ().plan(model, task_of(model, x, 2))
     twins = nn.Sequential(nn.Linear(4, 2, bias=False))
-    with pytest.raises(InputError, match=r"GPTQ\.damping.*hang together linearly"):
+    with pytest.raises(InputError, match=r"GPTQ\.damping, at 0: .*hang together linearly"):
         GPTQ(damping=0.0).plan(twins, task_of(twins, torch.ones(50, 4)))
 
 

@@ -135,7 +135,7 @@ class SparseGPT(Method):
         order = torch.arange(W.shape[2], device=W.device)
         if isinstance(self.pattern, NM):
             pattern, order = (self.pattern.n, self.pattern.m), input_first(weight[0, 0].numel(), weight.shape[1])
-        U = inverse_factor(H[:, order][..., order], self.damping, "SparseGPT.damping")
+        U = inverse_factor(H[:, order][..., order], self.damping, f"SparseGPT.damping, at {path}")
         new, keep = surgery(W[..., order], U, zeros, pattern=pattern, standing=gone[..., order])
         back = torch.argsort(order)
         new, keep = new[..., back], keep[..., back]
