@@ -131,7 +131,7 @@ def page(found: Mapping[str, Sequence[Run]], made: Sequence[Claim]) -> str:
         f"{np.median(loads):.1f}.",
         table(["against", *WORDS, "ratio, median", "width, median"], list(_rows(found))),
         "*Ratio*: time of the model / time of the other. *Width*: upper end of its interval / lower end. The test is "
-        "at 5 %, so about 4 of 100 comparisons of a model with itself name a difference (9 sittings: 3.9 %).",
+        "at 5 %, so up to 5 of 100 comparisons of a model with itself are expected to name a difference.",
     ])  # fmt: skip
 
 

@@ -127,7 +127,7 @@ def _opset(model: nn.Module) -> int:
 def _to_proto(model: nn.Module, inputs: tuple[Tensor, ...], dynamic_batch: bool) -> onnx.ModelProto:
     shapes = tuple({0: torch.export.Dim("batch")} for _ in inputs) if dynamic_batch else None
     try:
-        with _quiet(), torch.no_grad():
+        with quiet_export(), torch.no_grad():
             program = torch.onnx.export(
                 model, inputs, dynamo=True, opset_version=_opset(model), dynamic_shapes=shapes, verbose=False
             )
@@ -155,8 +155,8 @@ def _first_cause(error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the exporter's prints, warnings and log lines to itself; its errors are raised, not printed."""
+def quiet_export() -> Iterator[None]:
+    """Keep the exporters' prints, warnings and log lines to itself; its errors are raised, not printed."""
     loggers = [logging.getLogger(name) for name in _LOGGERS]
     levels = [logger.level for logger in loggers]
     try:

@@ -194,7 +194,8 @@ class Field:
                 torch.export.save(torch.export.export(module, args, kwargs, dynamic_shapes=shapes), path)
         except Exception as error:  # tracing runs the user's forward
             raise InputError(
-                "the module cannot be carried to a fresh process", where=found.name, got=type_and_message(error).splitlines()[0],
+                "the module cannot be carried to a fresh process", where=found.name,
+                got=type_and_message(error).splitlines()[0],
                 expected="a module that torch.export captures with a free batch dimension",
                 do="Name the model instead (file.py:function, the folder of an artifact), with data that have a name",
             ) from error  # fmt: skip

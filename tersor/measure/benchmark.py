@@ -38,6 +38,7 @@ class Conditions:
         seconds: about how long each batch size is timed for, all models together.
         window: for how long throughput is counted at each batch size, for each model; 0: not at all.
         starts: fresh processes in which load time and peak memory are taken; 0: not at all; below 6 without intervals.
+        patience: seconds without a sign of life after which a measuring process is ended: a file may never end.
     """
 
     batch_sizes: tuple[int, ...] = (1, 32)
@@ -45,13 +46,21 @@ class Conditions:
     seconds: float = 2.0
     window: float = 1.0
     starts: int = 6
+    patience: float = 600.0
 
     def __post_init__(self) -> None:
         counts = (*self.batch_sizes, *self.threads)
-        if not self.batch_sizes or min(counts) < 1 or self.seconds <= 0 or self.window < 0 or self.starts < 0:
+        if (
+            not self.batch_sizes
+            or min(counts) < 1
+            or self.seconds <= 0
+            or self.window < 0
+            or self.starts < 0
+            or self.patience <= 0
+        ):
             raise InputError(
                 "no conditions to measure under", where="Conditions", got=self,
-                expected="batch sizes and threads of at least 1, seconds above 0, window and starts not below 0",
+                expected="batch sizes and threads of at least 1; seconds and patience above 0, window and starts not below",
             )  # fmt: skip
         object.__setattr__(self, "batch_sizes", tuple(dict.fromkeys(self.batch_sizes)))
         object.__setattr__(self, "threads", tuple(dict.fromkeys(self.threads)) or (default_threads(),))
@@ -124,6 +133,7 @@ def _timed(
     return run_fresh(
         _worker(list(specs.values()), "time", other), request, progress=progress,
         description=f"time {len(specs)} models, {threads} threads", ticks=SITTINGS * len(conditions.batch_sizes),
+        patience=conditions.patience,
     )  # fmt: skip
 
 
@@ -137,7 +147,7 @@ def _started(
     for name in progress.track(turns, "start afresh", len(turns)):
         spec = {**specs[name], "threads": threads}
         request = {"work": "start", "model": spec, "batch": batch, "threads": threads}
-        found[name].append(run_fresh(_worker([spec], "start", other), request))
+        found[name].append(run_fresh(_worker([spec], "start", other), request, patience=conditions.patience))
     return found
 
 

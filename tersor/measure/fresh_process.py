@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -20,11 +21,13 @@ _PARTS = ("what", "where", "got", "expected", "do")
 
 
 def run_fresh(
-    module: str, request: Mapping[str, Any], *, progress: Progress | None = None, description: str = "", ticks: int = 1
-) -> Any:
+    module: str, request: Mapping[str, Any], *, progress: Progress | None = None, description: str = "", ticks: int = 1,
+    patience: float | None = None,
+) -> Any:  # fmt: skip
     """Run ``python -m module``, a worker that ends in ``serve``, and return what it answers to ``request`` (both JSON).
 
-    An error that the worker raises is raised here; a worker that dies is a TersorError with the end of what it wrote.
+    An error that the worker raises is raised here; a worker that dies is a TersorError with the end of what it wrote,
+    and so is one that says nothing for ``patience`` seconds, which is ended.
     """
     package = str(Path(errors.__file__).parents[2])
     path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH", "")]))
@@ -34,13 +37,20 @@ def run_fresh(
             env={**os.environ, "PYTHONPATH": path},
         )  # fmt: skip
         answers: list[dict[str, Any]] = []
+        watch = Watch(process, patience)
         try:
             for _ in (progress or Progress()).track(_exchange(process, request, answers), description, ticks):
-                pass
+                watch.heard()
             code = process.wait()
         finally:
+            watch.stop()
             process.kill()
             process.wait()
+        if watch.lost:
+            raise TersorError(
+                "the measuring process gave no sign of life", where=module, got=f"silence for {patience:g} s",
+                do="The model may never end; where it is only slow, allow for more patience",
+            )  # fmt: skip
         if not answers:
             said.seek(0)
             tail = " | ".join(said.read().strip().splitlines()[-3:])
@@ -49,6 +59,33 @@ def run_fresh(
                 do="A code of -9 means that the machine ran out of memory",
             )  # fmt: skip
     return _result(answers[0])
+
+
+class Watch:
+    """Ends a process that was not heard of for ``patience`` seconds (None: never); ``lost`` says whether it did."""
+
+    def __init__(self, process: subprocess.Popen[str], patience: float | None):
+        self.lost = False
+        self._process, self._patience = process, patience
+        self._timer: threading.Timer | None = None
+        self.heard()
+
+    def heard(self) -> None:
+        """Wait for as long again."""
+        self.stop()
+        if self._patience is not None:
+            self._timer = threading.Timer(self._patience, self._end)
+            self._timer.daemon = True
+            self._timer.start()
+
+    def stop(self) -> None:
+        """Wait no more."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _end(self) -> None:
+        self.lost = True
+        self._process.kill()
 
 
 def _exchange(

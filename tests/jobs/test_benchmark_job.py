@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -14,6 +15,7 @@ from tersor.export.half import store_file_half
 from tersor.jobs.contenders import Engines
 from tersor.measure.benchmark_schema import parse_benchmark
 from tersor.measure.runnable import Runnable
+from tersor.report.schema_page import BENCHMARK, rewrite
 
 BRIEF = tersor.Conditions(batch_sizes=(2,), threads=(1,), seconds=0.05, window=0, starts=0)
 MODELS = """
@@ -58,6 +60,7 @@ def written(path, batch="n", width=8, domain="", op="Relu", external=None):
     return path
 
 
+@pytest.mark.slow
 def test_a_named_module_a_module_of_this_process_and_a_file_in_one_run(tmp_path, file):
     source = tmp_path / "mine.py"
     source.write_text(MODELS)
@@ -81,7 +84,7 @@ def test_a_named_module_a_module_of_this_process_and_a_file_in_one_run(tmp_path,
 def test_modules_run_on_onnx_runtime_too_and_in_bfloat16(file):
     engines = Engines(names=("onnxruntime",), bfloat16=True)
     found = tersor.benchmark(net(), file, data=task(source="x"), conditions=BRIEF, engines=engines)
-    assert [each.name for each in found.models] == ["Sequential", "Sequential@bfloat16", "net", "net@bfloat16"]
+    assert [each.name for each in found.models] == ["Sequential", "Sequential@bf16", "net", "net@bf16"]
     assert [each.precision for each in found.models] == ["as stored", "bfloat16"] * 2
     assert all("ONNX Runtime" in each.backend for each in found.models)
     assert found.models[3].size_bytes.value < found.models[2].size_bytes.value - 2 * (8 * 32 + 32 * 3) + 400
@@ -96,6 +99,9 @@ def test_a_file_in_bfloat16_has_rounded_weights_and_the_same_operators(tmp_path,
     assert 0 < np.abs(one - other).max() < 0.02 * np.abs(one).max()
     with pytest.raises(InputError, match="no float32 weights"):
         store_file_half(half, tmp_path / "again.onnx")
+    found = tersor.benchmark(half, conditions=BRIEF, engines=Engines(bfloat16=True))
+    assert [each.name for each in found.models] == ["half"]
+    assert [each.what for each in found.skipped if "float32" in each.why] == ["half@bf16"]
 
 
 def test_files_alone_need_no_data_and_the_same_file_twice_has_two_names(tmp_path):
@@ -186,3 +192,8 @@ def test_a_command_with_wrong_numbers_is_wrong_usage(tmp_path, capsys):
     assert main(["benchmark", path, "--batch", "1,zero"]) == 2
     assert main(["benchmark", path, "--engine", "tensorrt"]) == 2
     assert "1,32" in capsys.readouterr().err
+
+
+def test_the_page_specifies_the_file_as_it_is():
+    page = (Path(tersor.__file__).parent.parent / "docs" / "benchmark.md").read_text()
+    assert rewrite(page, BENCHMARK) == page, "run: python -m tersor.report.schema_page docs/benchmark.md"

@@ -7,7 +7,7 @@ import torch
 from onnx import TensorProto, helper
 
 import tersor
-from tersor.core.errors import ArtifactError, InputError
+from tersor.core.errors import ArtifactError, InputError, TersorError
 from tersor.measure.benchmark import Conditions, measure_contenders
 from tersor.measure.benchmark_schema import Benchmark, parse_benchmark
 from tersor.measure.benchmark_timing import comparison, outliers, timing
@@ -94,7 +94,7 @@ def test_throughput_and_energy_are_medians_of_windows():
     found = timing("m", 4, 1, seen(calls(0.1, 0), windows), FACTS)
     assert found.throughput.value == 4 * 14 and found.throughput.conditions["seconds"] == 9
     assert found.energy.value == pytest.approx(2 / (4 * 14)) and found.energy.unit == "J/sample"
-    assert found.throughput.low == 4 * 11 and found.throughput.high == 4 * 17
+    assert 4 * 11 <= found.throughput.low < 4 * 12 and 4 * 16 < found.throughput.high <= 4 * 17
     assert timing("m", 4, 1, seen(calls(0.1, 0), [{**windows[0], "joules": None}] * 6), FACTS).energy is None
 
 
@@ -153,7 +153,7 @@ def test_inputs_that_cannot_be_made_up_ask_for_data(tmp_path, shape, kind, match
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"batch_sizes": ()}, {"threads": (0,)}, {"seconds": 0}, {"window": -1}, {"starts": -1}]
+    "wrong", [{"batch_sizes": ()}, {"threads": (0,)}, {"seconds": 0}, {"window": -1}, {"starts": -1}, {"patience": 0}]
 )
 def test_conditions_that_cannot_be_are_refused(wrong):
     with pytest.raises(InputError, match="no conditions"):
@@ -271,3 +271,23 @@ def test_a_module_that_refuses_its_inputs_is_named(tmp_path, gradients_stay):
 
 def test_names_of_benchmarks_are_public():
     assert tersor.Conditions is Conditions and tersor.benchmark and tersor.Engines
+
+
+def test_a_file_that_never_ends_is_ended(tmp_path):
+    value = helper.make_tensor_value_info
+    body = helper.make_graph(
+        [helper.make_node(op, [a], [b]) for op, a, b in (("Identity", "c", "go"), ("Tanh", "h", "t"))], "body",
+        [value("i", TensorProto.INT64, []), value("c", TensorProto.BOOL, []), value("h", TensorProto.FLOAT, None)],
+        [value("go", TensorProto.BOOL, []), value("t", TensorProto.FLOAT, None)],
+    )  # fmt: skip
+    constants = [
+        helper.make_tensor("n", TensorProto.INT64, [], [2**62]),
+        helper.make_tensor("true", TensorProto.BOOL, [], [1]),
+    ]
+    loop = helper.make_node("Loop", ["n", "true", "x"], ["y"], body=body)
+    ends = value("x", TensorProto.FLOAT, ["n", 4]), value("y", TensorProto.FLOAT, None)
+    graph = helper.make_graph([loop], "g", [ends[0]], [ends[1]], constants)
+    path = tmp_path / "endless.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
+    with pytest.raises(TersorError, match="no sign of life.*3 s"):
+        measure_contenders([contender("endless", path, torch.randn(1, 4))], Conditions((1,), (1,), patience=3.0))
