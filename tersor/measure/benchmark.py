@@ -60,7 +60,7 @@ class Conditions:
         ):
             raise InputError(
                 "no conditions to measure under", where="Conditions", got=self,
-                expected="batch sizes and threads of at least 1; seconds and patience above 0, window and starts not below",
+                expected="batch sizes and threads from 1 on; seconds and patience above 0, window and starts not below",
             )  # fmt: skip
         object.__setattr__(self, "batch_sizes", tuple(dict.fromkeys(self.batch_sizes)))
         object.__setattr__(self, "threads", tuple(dict.fromkeys(self.threads)) or (default_threads(),))
