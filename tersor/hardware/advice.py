@@ -105,7 +105,8 @@ def lines(workload: Workload, profile: Profile, roofline: Roofline, expected: tu
     """Advice from figures alone: what first, bits, structure, alignment, gain, where the time goes."""
     found = [_first(workload, profile, roofline, expected), _bits(profile, roofline, expected)]
     found += [_structure(profile, expected), _alignment(profile), _gain_line(expected)]
-    return (*found, *_where(workload, roofline))
+    runs = (stored_as(workload, numbers) for numbers in numbers_of(workload, profile))
+    return (*found, *_where(next((each for each in runs if _seconds(each, roofline) is not None), workload), roofline))
 
 
 def _first(workload: Workload, profile: Profile, roofline: Roofline, expected: tuple[Expected, ...]) -> Line:

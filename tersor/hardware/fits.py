@@ -206,9 +206,7 @@ def largest_keep(weights: float, activations: float, memory: float, storage: flo
     """
     if storage is not None:
         return min(1.0, math.sqrt(storage / max(weights, 1e-9)), memory / max(activations, 1e-9))
-    if weights <= 0:
-        return min(1.0, memory / max(activations, 1e-9))
-    return min(1.0, (-activations + math.sqrt(activations**2 + 4 * weights * memory)) / (2 * weights))
+    return min(1.0, 2 * memory / max(activations + math.sqrt(activations**2 + 4 * weights * memory), 1e-9))
 
 
 def _layer_rows(times: Sequence[LayerTime] | None, roof: Roofline) -> tuple[dict[str, Any], ...]:
