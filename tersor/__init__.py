@@ -123,6 +123,9 @@ _HOME = {
     "layouts": "tersor.jobs.layouts",
     "Conditions": "tersor.measure.benchmark",
     "Engines": "tersor.jobs.contenders",
+    "fits": "tersor.jobs.fits",
+    "advise": "tersor.jobs.advise",
+    "read_profile": "tersor.hardware.profile",
     "EvaluationData": "tersor.measure.behaviour.data",
     "Pixels": "tersor.measure.behaviour.data",
     "Limits": "tersor.measure.behaviour.gate",
@@ -162,6 +165,8 @@ if TYPE_CHECKING:
     from tersor.export.artifact import save_artifact as save
     from tersor.export.onnx import export_onnx
     from tersor.export.pretrained import save_pretrained
+    from tersor.hardware.profile import read_profile
+    from tersor.jobs.advise import advise
     from tersor.jobs.benchmark import benchmark
     from tersor.jobs.bit_sensitivity import bit_sensitivity
     from tersor.jobs.compress import compress, resume
@@ -169,6 +174,7 @@ if TYPE_CHECKING:
     from tersor.jobs.distill import distill_student
     from tersor.jobs.dry_run import dry_run
     from tersor.jobs.evaluate import evaluate
+    from tersor.jobs.fits import fits
     from tersor.jobs.inspect import inspect
     from tersor.jobs.layouts import layouts
     from tersor.jobs.load_check import load_check
