@@ -1,0 +1,174 @@
+import json
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import tersor
+from tersor.cli.main import main
+from tersor.core.errors import InputError
+from tersor.core.measurement import Measurement
+from tersor.hardware.advice import Line
+from tersor.hardware.roofline import Roofline
+from tersor.jobs import fits as fits_module
+from tersor.jobs.advise import advise
+from tersor.jobs.candidates import candidates
+from tersor.jobs.fits import fits, task_workload
+from tersor.jobs.trials import Trial, measured_lines, rank, verdict_of
+
+
+@pytest.fixture
+def task():
+    torch.manual_seed(0)
+    x, y = torch.randn(90, 3, 8, 8), torch.randint(0, 4, (90,))
+    net = nn.Sequential(
+        nn.Conv2d(3, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU(), nn.Conv2d(32, 32, 3, padding=1), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 4),
+    )  # fmt: skip
+    train, validation, test = (
+        DataLoader(TensorDataset(x[a : a + 30], y[a : a + 30]), batch_size=30) for a in (0, 30, 60)
+    )
+    return tersor.Task(net.eval(), train=train, validation=validation, test=test, name="net", source="net.py")
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """This machine's roofline without measuring it."""
+    peaks = {
+        name: Measurement(value, "operations/s") for name, value in (("fp32", 2e11), ("bf16", 4e11), ("int8", 8e11))
+    }
+    found = Roofline("this", peaks, ((math.inf, Measurement(2e10, "bytes/s")),))
+    monkeypatch.setattr(fits_module, "this_roofline", lambda **settings: found)
+
+
+def test_candidates_are_tried_and_ranked_by_what_was_measured(task, machine):
+    found = advise(task, seconds=0.1, threads=1)
+    tried = {trial.name: trial for trial in found.trials if trial.measured}
+    assert set(tried) == {"int8", "half of the channels", "half of the channels, int8", "single zeros, 80 %"}
+    assert tuple(found.trials) == rank(found.trials)
+    for trial in tried.values():
+        assert {"speedup", "drop_points", "latency_ms", "size_bytes", "validation_accuracy"} == set(trial.measured)
+        assert trial.drop.n == 30 and trial.drop.conditions["split"] == "validation"
+        assert trial.verdict == verdict_of(trial.measured, 1.0)
+    sizes = {name: trial.measured["size_bytes"].value for name, trial in tried.items()}
+    original = found.original["size_bytes"].value
+    assert sizes["int8"] < 0.6 * original and sizes["half of the channels"] < 0.6 * original
+    assert sizes["single zeros, 80 %"] == pytest.approx(original, rel=0.05)
+    assert tried["half of the channels"].expected.value > 1 and tried["single zeros, 80 %"].expected is None
+    lines = {line.topic: line for line in found.lines}
+    assert {lines[topic].basis for topic in ("first", "bits", "structure", "expected gain")} == {"measured"}
+    told = [trial for trial in found.trials if not trial.measured]
+    assert all("linear layers make" in trial.why_not and trial.verdict == "not tried" for trial in told)
+    assert json.loads(json.dumps(found.to_json()))["trials"][0]["name"] == found.trials[0].name
+
+
+def test_for_a_profile_nothing_runs_and_data_are_not_asked_for(task):
+    bare = tersor.Task(task.model, calibration=task.train, name="net")
+    found = advise(bare, "gpu-a100")
+    assert not found.trials and found.expected and found.lines[0].topic == "first"
+    with pytest.raises(InputError, match="no such profile"):
+        advise(bare, "toaster")
+
+
+def test_linear_models_are_tried_with_dynamic_integers_and_low_bits():
+    model = nn.Sequential(nn.Linear(64, 96), nn.ReLU(), nn.Linear(96, 8)).eval()
+    x = torch.randn(4, 64)
+    given = tersor.Task(model, calibration=DataLoader(TensorDataset(x, torch.zeros(4)), batch_size=2))
+    ways = {way.name: way for way in candidates(model, task_workload(given, 1), 8)}
+    assert all(ways[name].step is not None for name in ("dynamic int8", "int4 weights", "int8"))
+    assert ways["int4 weights"].step.scheme.group_size == 64  # divides 64 but not 96: more than half of the weights
+    odd = nn.Sequential(nn.Linear(33, 7)).eval()
+    given = tersor.Task(odd, calibration=DataLoader(TensorDataset(torch.randn(4, 33), torch.zeros(4)), batch_size=2))
+    ways = {way.name: way for way in candidates(odd, task_workload(given, 1), 8)}
+    assert ways["int4 weights"].step is None and "no group" in ways["int4 weights"].why_not
+
+
+def tried(name, speed, drop, size=1e6, family="quantise", expected=None):
+    low, value, high = speed
+    measured = {
+        "speedup": Measurement(value, "×", low, high), "drop_points": Measurement(drop, "percentage points"),
+        "size_bytes": Measurement(size, "bytes"),
+    }  # fmt: skip
+    return Trial(name, family, measured, expected, verdict_of(measured, 1.0))
+
+
+def test_the_order_is_faster_then_repair_then_no_difference_then_slower():
+    trials = [
+        tried("slow", (0.5, 0.6, 0.7), 0.0),
+        Trial("never", "prune", {}, None, "not tried", "does not suit"),
+        tried("large", (0.9, 1.0, 1.1), 0.0, size=2e6),
+        tried("small", (0.9, 0.95, 1.1), 0.0, size=1e6),
+        tried("hardly", (1.01, 1.05, 1.1), 0.0),
+        tried("broken", (2.0, 3.0, 4.0), 50.0),
+        tried("good", (1.5, 2.0, 2.5), 0.5),
+        tried("better", (2.0, 2.4, 2.5), 0.9),
+    ]
+    names = [trial.name for trial in rank(trials)]
+    assert names == ["better", "good", "broken", "hardly", "small", "large", "slow", "never"]
+
+
+def test_a_speed_up_whose_interval_holds_one_or_is_not_known_is_no_speed_up():
+    assert verdict_of(tried("a", (0.99, 1.5, 2.0), 0).measured, 1.0) == "no difference shown"
+    assert verdict_of(tried("a", (None, 1.5, None), 0).measured, 1.0) == "no difference shown"
+
+
+def test_measured_lines_replace_those_of_the_roofline_and_keep_the_others():
+    before = (Line("first", "x", "y", "roofline"), Line("alignment", "8", "a source", "profile"))
+    trials = rank([
+        tried("int8", (2.0, 2.1, 2.2), 0.2, expected=Measurement(3.5, "×")),
+        tried("half of the channels", (1.5, 1.6, 1.7), 40.0, family="prune"),
+        tried("single zeros, 80 %", (0.9, 1.0, 1.1), 60.0, family="prune"),
+    ])  # fmt: skip
+    lines = {line.topic: line for line in measured_lines(before, trials, "task.py")}
+    assert lines["first"].what == "quantise: int8" and "2.10× (2.00–2.20)" in lines["first"].reason
+    assert lines["alignment"] == before[1]
+    assert lines["structure"].what == "whole channels, not single zeros"
+    assert "3.5×" in lines["expected gain"].reason
+    assert "--recipe ptq" in lines["then"].what
+    assert measured_lines(before, [Trial("never", "prune", {}, None, "not tried", "why")], "") == before
+
+
+def test_nothing_is_advised_where_nothing_is_faster():
+    lines = {line.topic: line for line in measured_lines((), [tried("int8", (0.8, 0.9, 1.0), 0.0)], "task.py")}
+    assert lines["first"].what == "nothing, for speed" and lines["expected gain"].what == "none shown"
+    assert "then" not in lines and lines["bits"].what == "as they are, for speed"
+
+
+def test_a_task_and_its_file_fit_alike(task, machine, tmp_path):
+    tersor.export_onnx(task.model, (torch.randn(2, 3, 8, 8),), tmp_path / "net.onnx")
+    given, file = fits(task, ("iot", "this"), batch=2), fits(tmp_path / "net.onnx", ("iot",), batch=2)
+    assert given.totals["macs"].value == file.totals["macs"].value and given.batch == file.batch == 2
+    assert given.totals["activations"].value == file.totals["activations"].value
+    assert [device.profile for device in given.devices] == ["microcontroller", "this"]
+    assert given.rooflines["this"].peaks["int8"].value == 8e11 and json.dumps(given.to_json())
+    with pytest.raises(InputError, match="--context"):
+        fits(tmp_path / "net.onnx", ("iot",), context=10)
+
+
+def test_the_command_line_lists_and_tells(capsys, tmp_path):
+    assert main(["profiles", "--json"]) == 0
+    names = [profile["name"] for profile in json.loads(capsys.readouterr().out)]
+    assert {"phone", "microcontroller", "edge-tpu"} <= set(names)
+    assert main(["profiles", "phone"]) == 0
+    (tmp_path / "mine.yaml").write_text(capsys.readouterr().out.replace("name: phone", "name: mine"))
+    file = tmp_path / "net.onnx"
+    tersor.export_onnx(nn.Sequential(nn.Linear(8, 4)).eval(), (torch.randn(2, 8),), file)
+    assert main(["fits", str(file), "--on", f"iot,{tmp_path / 'mine.yaml'}", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert [device["profile"] for device in told["devices"]] == ["microcontroller", "mine"]
+    assert main(["fits", str(file), "--on", "iot,edge-tpu", "--layers"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "no faster than this" in said and "cannot run" in said and "would fit: int8" in said
+    assert main(["fits", str(file), "--on", "toaster"]) == 2
+    assert main(["fits", str(file), "--on", ","]) == 2
+
+
+def test_advice_is_shown_in_the_terminal(task, monkeypatch, capsys):
+    from tersor.jobs import advise as module
+
+    monkeypatch.setattr(module, "find_task", lambda source, progress: task)
+    assert main(["advise", "net.py", "--on", "server-cpu-amx"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "quantise" in said and "expected gain" in said and "By roofline, an estimate" in said
