@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from tersor.cli.output import DebugOption, JsonOption, Output, QuietOption, TaskArgument, ThreadsOption
-from tersor.cli.values import parse_points
+from tersor.cli.output import (
+    DebugOption,
+    FormatOption,
+    JsonOption,
+    Output,
+    QuietOption,
+    TaskArgument,
+    ThreadsOption,
+    show_reports,
+)
+from tersor.cli.values import parse_formats, parse_points
 
 OnOption = Annotated[
     str, typer.Option("--on", help="this (the machine, measured once), profiles (phone,iot,…) or YAML files.")
@@ -22,6 +32,8 @@ def fits(
     context: Annotated[
         int | None, typer.Option(help="Tokens in a decoder's key-value cache; default: as many as it can.", min=1)
     ] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="A folder for fits.json and its report.")] = None,
+    formats: FormatOption = "html",
     layers: Annotated[bool, typer.Option("--layers", help="Also each layer under the roofline.")] = False,
     threads: ThreadsOption = None,
     quiet: QuietOption = False,
@@ -38,12 +50,18 @@ def fits(
     from tersor.report.hardware import fits_view, roofline_view
 
     output = Output(quiet=quiet, as_json=as_json)
-    done = job(model, tuple(find_profiles(on)), batch=batch, context=context, threads=threads, progress=output.progress)
+    done = job(
+        model, tuple(find_profiles(on)), batch=batch, context=context, threads=threads, out=out,
+        formats=parse_formats(formats), progress=output.progress,
+    )  # fmt: skip
     found = done.to_json()
     output.json(found)
     output.show(fits_view(found))
     for device in found["devices"] if layers else ():
         output.show(f"\n{device['title']}, layers:", roofline_view(device))
+    if out is not None:
+        output.show(f"numbers: {out / 'fits.json'}")
+        show_reports(output, out / "fits", formats)
 
 
 def profiles(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,18 @@ from tersor.core.progress import Progress
 from tersor.core.task import Task
 from tersor.hardware.fits import DeviceFits, fits_on
 from tersor.hardware.profile import Profile, read_profile
-from tersor.hardware.roofline import Roofline, this_roofline
+from tersor.hardware.roofline import Roofline, roofline_of, this_roofline
 from tersor.hardware.this import THIS, this_profile
+from tersor.jobs.evaluate import write_document
 from tersor.jobs.find_task import find_task
 from tersor.measure.graph_workload import workload
 from tersor.measure.kv_cache import KeyValueCache, kv_cache
 from tersor.measure.onnx_workload import onnx_workload
 from tersor.measure.workload import Workload
+from tersor.report.roofline import VERSION
+from tersor.report.write import expect_formats, write_reports
+
+JSON = "fits.json"
 
 
 @dataclass(frozen=True)
@@ -38,7 +44,7 @@ class ModelFits:
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
         return {
-            "model": self.model, "batch": self.batch,
+            "schema": VERSION, "tersor": version("tersor"), "model": self.model, "batch": self.batch,
             "totals": {name: value.to_json() for name, value in self.totals.items()},
             "devices": [device.to_json() for device in self.devices],
             "rooflines": {name: roofline.to_json() for name, roofline in self.rooflines.items()},
@@ -52,17 +58,21 @@ def fits(
     batch: int = 1,
     context: int | None = None,
     threads: int | None = None,
+    out: str | Path | None = None,
+    formats: Sequence[str] = ("html",),
     progress: Progress | None = None,
 ) -> ModelFits:
     """Say whether a model fits on each of the devices ``on``, about how fast it is there, and what would make it fit.
 
     ``model``: a Task or its name, an ONNX file, or a run's folder (its ONNX file). ``on``: profiles, their names, YAML
     files, or "this" machine, which is measured. ``batch``: samples in a pass. ``context``: tokens in a decoder's
-    key-value cache; default: as many as it can. Latencies are estimates by roofline. Raises InputError, ArtifactError,
-    GraphError where the model's graph cannot be captured.
+    key-value cache; default: as many as it can. ``out``: a folder for fits.json and its report in ``formats``.
+    Latencies are estimates by roofline. Raises InputError, ArtifactError, GraphError where the model's graph cannot be
+    captured.
     """
     if batch < 1:
         raise InputError("a pass has at least one sample", where="--batch", got=batch)
+    expect_formats(formats)
     told = progress or Progress()
     devices = [device_of(entry, threads, told) for entry in on]
     if not devices:
@@ -77,8 +87,12 @@ def fits(
         kept = cache.bytes(32, work.batch)
         totals["cache"] = Measurement(kept, "bytes", conditions={"context": cache.context, "bits": 32})
     found = tuple(fits_on(work, profile, roofline=roof, cache=cache) for profile, roof in devices)
-    rooflines = {profile.name: roof for profile, roof in devices if roof is not None}
-    return ModelFits(work.name, work.batch, totals, found, rooflines)
+    rooflines = {profile.name: roof or roofline_of(profile) for profile, roof in devices}
+    result = ModelFits(work.name, work.batch, totals, found, rooflines)
+    if out is not None:
+        write_document(result.to_json(), Path(out) / JSON)
+        write_reports(Path(out), formats, of="fits")
+    return result
 
 
 def device_of(source: str | Path | Profile, threads: int | None, progress: Progress) -> tuple[Profile, Roofline | None]:

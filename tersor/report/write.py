@@ -21,14 +21,15 @@ from tersor.report.flat import csv_of
 from tersor.report.html import render
 from tersor.report.markdown import document_markdown, run_markdown
 from tersor.report.page import Document, Section
+from tersor.report.roofline import Fits, fits_document, fits_sections, parse_fits
 from tersor.report.schema import Summary, parse_summary
 from tersor.report.speed import benchmark_document, benchmark_sections
 
 Parsed = TypeVar("Parsed")
 CARD = "card.md"
 FORMATS = ("html", "md", "json", "csv")
-Of = Literal["run", "evaluation", "benchmark"]
-_NAMES = {"run": "report", "evaluation": "evaluation", "benchmark": "benchmark"}  # of what is written
+Of = Literal["run", "evaluation", "benchmark", "fits"]
+_NAMES = {"run": "report", "evaluation": "evaluation", "benchmark": "benchmark", "fits": "fits"}  # of what is written
 
 
 def write_report(folder: Path) -> Path:
@@ -54,14 +55,14 @@ def write_reports(folder: Path, formats: Sequence[str] = ("html",), of: Of | Non
     if of is None:
         raise ArtifactError(
             "there are no numbers to report", where=str(folder),
-            got="neither summary.json, evaluation.json nor benchmark.json",
+            got="none of summary.json, evaluation.json, benchmark.json, fits.json",
             expected="the folder of a finished run, of an evaluation or of a benchmark",
             do=f"Finish the run first: tersor resume {folder}; or name where tersor evaluate wrote (-o)",
         )  # fmt: skip
     numbers = "summary.json" if of == "run" else f"{of}.json"
     if of == "run" and (folder / "model").is_dir():
         _write(folder / "model" / CARD, model_card(found))
-    made = {"run": _run, "evaluation": _evaluation, "benchmark": _benchmark}[of](found, folder)
+    made = {"run": _run, "evaluation": _evaluation, "benchmark": _benchmark, "fits": _fits}[of](found, folder)
     return tuple(
         folder / numbers if kind == "json" else _write(folder / f"{_NAMES[of]}.{kind}", made[kind]())
         for kind in dict.fromkeys(formats)
@@ -91,6 +92,7 @@ class Found:
     records: Sequence[Record] = ()
     evaluation: Evaluation | None = None
     benchmark: Benchmark | None = None
+    fits: Fits | None = None
 
     @classmethod
     def read(cls, folder: Path) -> Found:
@@ -98,19 +100,23 @@ class Found:
         summary = _read(folder / "summary.json", parse_summary, f"Rebuild it: tersor resume {folder}")
         evaluation = _read(folder / "evaluation.json", parse_evaluation, "Evaluate again: tersor evaluate")
         benchmark = _read(folder / "benchmark.json", parse_benchmark, "Measure again: tersor benchmark")
+        fits = _read(folder / "fits.json", parse_fits, "Ask again: tersor fits")
         records = _read_records(folder / "records.jsonl") if summary is not None else ()
-        return cls(summary, records, evaluation, benchmark)
+        return cls(summary, records, evaluation, benchmark, fits)
 
     @property
     def first(self) -> Of | None:
         """What a report of the folder is about; None where there is nothing."""
-        present: dict[Of, object] = {"run": self.summary, "evaluation": self.evaluation, "benchmark": self.benchmark}
+        present: dict[Of, object] = {
+            "run": self.summary, "evaluation": self.evaluation, "benchmark": self.benchmark, "fits": self.fits
+        }  # fmt: skip
         return next((of for of, numbers in present.items() if numbers is not None), None)
 
     @property
     def measured(self) -> tuple[Section, ...]:
         """What else was measured of the models than their behaviour."""
-        return () if self.benchmark is None else benchmark_sections(self.benchmark)
+        speed = () if self.benchmark is None else benchmark_sections(self.benchmark)
+        return (*speed, *(() if self.fits is None else fits_sections(self.fits)))
 
     @cached_property
     def behaviour(self) -> tuple[Section, ...]:
@@ -127,8 +133,8 @@ class Found:
 
     def to_json(self) -> dict[str, Any]:
         """All that lies there, each under its name."""
-        parts = {"summary": self.summary, "evaluation": self.evaluation, "benchmark": self.benchmark}
-        return {name: part.to_json() for name, part in parts.items() if part is not None}
+        parts = {"summary": self.summary, "evaluation": self.evaluation, "benchmark": self.benchmark, "fits": self.fits}
+        return {name: part.model_dump(mode="json", by_alias=True) for name, part in parts.items() if part is not None}
 
 
 Made = Mapping[str, Callable[[], str]]
@@ -156,7 +162,13 @@ def _evaluation(found: Found, folder: Path) -> Made:
 
 def _benchmark(found: Found, folder: Path) -> Made:
     assert found.benchmark is not None, f"{folder} holds it"
-    return _document(benchmark_document(found.benchmark), found.benchmark.to_json())
+    more = () if found.fits is None else fits_sections(found.fits)
+    return _document(benchmark_document(found.benchmark, more), found.benchmark.to_json())
+
+
+def _fits(found: Found, folder: Path) -> Made:
+    assert found.fits is not None, f"{folder} holds it"
+    return _document(fits_document(found.fits), found.fits.model_dump(mode="json"))
 
 
 def _document(page: Document, data: Mapping[str, Any]) -> Made:

@@ -82,12 +82,25 @@ def onnx_file(file):
     return path
 
 
+def test_an_unknown_format_is_refused_before_anything_is_measured(file, tmp_path, capsys):
+    assert main(["evaluate", "task", f"{file}:no_model", "--data", f"{file}:task", "--format", "html,pdf"]) == 2
+    assert "unknown format" in capsys.readouterr().err
+    assert main(["report", str(tmp_path)]) == 2 and "there are no numbers to report" in capsys.readouterr().err
+
+
 def test_the_command_prints_what_it_writes_and_says_how_it_went(file, tmp_path, capsys):
     out = tmp_path / "out"
     code = main(["evaluate", "task", f"{file}:worse", "--data", f"{file}:grouped", "-o", str(out), *QUICK])
     shown = capsys.readouterr().out
     found = json.loads((out / "evaluation.json").read_text())
     assert code == 0 and found["gate"]["status"] == "nothing asked"
+    assert "</html>" in (out / "evaluation.html").read_text() and f"{out / 'evaluation.html'}" in shown.replace(
+        "\n", ""
+    )
+    assert main(["report", str(out), "--format", "md,csv"]) == 0 and (out / "evaluation.md").read_text().startswith(
+        "# "
+    )
+    assert "quality/drop" in (out / "evaluation.csv").read_text() and capsys.readouterr()
     for words in (
         "accuracy",
         "calibration error",

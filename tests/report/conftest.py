@@ -12,6 +12,7 @@ from tersor.core.measurement import Measurement
 from tersor.core.record import Record
 from tersor.measure.behaviour import schema as parts
 from tersor.measure.behaviour.schema import Evaluation
+from tersor.measure.benchmark_schema import Benchmark, BenchmarkModel, Comparison, Outliers, Timing
 from tersor.report.html import render
 
 INTEGERS = {
@@ -324,6 +325,78 @@ def build_evaluation(name="cat", **changes):
 def evaluation() -> Callable[..., Evaluation]:
     """Makes an evaluation with every part in it: of the name of its classes, groups and models, and what changes."""
     return build_evaluation
+
+
+def build_benchmark(energy: float | None = None) -> Benchmark:
+    """Two models at two batch sizes: a clear difference at 1, noise at 32."""
+
+    def timing(model: str, batch: int, value: float) -> Timing:
+        times = {"p50_ms": 1.0, "mean_ms": 1.2, "p95_ms": 1.5, "p99_ms": 2.0}
+        return Timing(
+            model=model, batch=batch, threads=1, throughput=Measurement(1000 * batch / value, "samples/s"),
+            energy=None if energy is None else Measurement(energy, "J"),
+            outliers=Outliers(count=10, share=0.1, slowest_ms=(90.0, 80.0)), steady=1.0, sittings_ms=(value,) * 5,
+            percentiles_ms=tuple(value * (0.8 + at / 100) for at in range(101)),
+            **{n: Measurement(value * by, "ms", 0.9 * value * by, 1.1 * value * by, 100) for n, by in times.items()},
+        )  # fmt: skip
+
+    def comparison(batch: int, speed: Measurement, verdict: str, sentence: str) -> Comparison:
+        return Comparison(
+            base="big", model="small", batch=batch, threads=1, speedup=speed, p=0.01, verdict=verdict, sentence=sentence
+        )
+
+    return Benchmark(
+        tersor="0.1.0", inputs="samples of animals",
+        models=tuple(
+            BenchmarkModel(
+                name=name, backend="ONNX Runtime", precision="as stored", size_bytes=Measurement(size, "bytes")
+            )
+            for name, size in (("big", 4e6), ("small", 1e6))
+        ),
+        timings=tuple(timing(m, b, v * b) for m, v in (("big", 8.0), ("small", 4.0)) for b in (1, 32)),
+        comparisons=(
+            comparison(1, Measurement(2.0, "×", 1.8, 2.2), "faster", "faster by 2.0× (1.8–2.2)"),
+            comparison(32, Measurement(2.0, "×", 0.8, 4.0), "too noisy to tell", "too noisy to tell"),
+        ),
+        notes=("the machine is noisy",),
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def benchmark_numbers() -> Callable[..., Benchmark]:
+    """Makes a benchmark; ``energy``: Joules a sample, where they were measured."""
+    return build_benchmark
+
+
+@pytest.fixture
+def fits_numbers() -> dict[str, Any]:
+    """What fits.json says of a model that does not fit on one device."""
+
+    def layer(path: str, intensity: float, bound: str, share: float) -> dict[str, Any]:
+        return {
+            "path": path, "operator": "Conv", "macs": 1e6, "intensity": intensity, "ridge": 20.0, "bound": bound,
+            "ms": 3 * share, "share": share, "advice": "fewer channels",
+        }  # fmt: skip
+
+    row = {
+        "numbers": "as it is", "weights": Measurement(4e6, "bytes").to_json(), "fits": False, "memory_bound": 0.25,
+        "activations": Measurement(1e6, "bytes").to_json(), "latency": Measurement(3.0, "ms").to_json(),
+        "reason": "2.0× its memory",
+    }  # fmt: skip
+    device = {
+        "profile": "chip", "title": "Small chip (one core)", "fits": [row], "cautions": ["clocks fall"], "notes": [],
+        "ways": [{"numbers": "int8", "keep_channels": 0.5, "weight_sparsity": 0.75}],
+        "layers": [layer("fc", 2.0, "memory", 0.25), layer("conv", 100.0, "compute", 0.75)],
+    }  # fmt: skip
+    speed = Measurement(1e9, "bytes/s").to_json()
+    roof = {
+        "peaks": {"fp32": Measurement(2e10, "operations/s").to_json()},
+        "bandwidths": [{"working_set_bytes": None, **speed}],
+    }
+    return {
+        "schema": 1, "tersor": "0.1.0", "model": "net", "batch": 1, "devices": [device], "rooflines": {"chip": roof},
+        "totals": {"macs": Measurement(2e6, "MACs").to_json()},
+    }  # fmt: skip
 
 
 @pytest.fixture

@@ -11,6 +11,8 @@ import pytest
 from tersor.core.record import Record
 from tersor.report.evaluation import evaluation_document
 from tersor.report.html import render
+from tersor.report.roofline import fits_sections, parse_fits
+from tersor.report.speed import benchmark_document
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no chromium, chromium-browser or google-chrome on PATH")
@@ -103,6 +105,13 @@ def test_an_evaluation_stands_in_a_browser_with_its_pictures(tmp_path, evaluatio
         assert seen[width]["errors"] == [], "a picture that cannot be decoded is an error too"
         assert seen[width]["scroll"] <= width, "no sideways scrolling"
         assert len(seen[width]["drawn"]) == 8 and all(plot["beyond"] == 0 for plot in seen[width]["drawn"])
+
+
+def test_a_benchmark_with_rooflines_stands_in_a_browser(tmp_path, benchmark_numbers, fits_numbers):
+    page = benchmark_document(benchmark_numbers(), fits_sections(parse_fits(fits_numbers))).html()
+    seen = look(tmp_path, page, (375,))[375]
+    assert seen["errors"] == [] and seen["scroll"] <= 375
+    assert len(seen["drawn"]) == 3 and all(plot["beyond"] == 0 for plot in seen["drawn"])
 
 
 def test_an_unfinished_run_stands_in_a_browser(tmp_path, summary):
