@@ -54,6 +54,7 @@ NETWORKS: Mapping[str, tuple[Callable[..., nn.Module], tuple[Any, ...], Callable
     "BERT-small, 128 tokens": (_bert_small, (), _tokens),
     "ViT-tiny": (_vit_tiny, (), _images),
 }
+OF_LINEAR_LAYERS = ("BERT-small, 128 tokens", "ViT-tiny")
 
 
 def network_task(name: str) -> Task:

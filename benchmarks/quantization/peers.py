@@ -58,6 +58,19 @@ def onnxruntime_static(file: Path, to: Path, data: Iterable[tuple[Tensor, ...]])
     return to
 
 
+def onnxruntime_dynamic(file: Path, to: Path) -> Path:
+    """onnxruntime's own dynamic quantisation of an fp32 file with a scale per channel: linear layers and embeddings."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    with tempfile.TemporaryDirectory() as folder, _quiet():
+        ready = Path(folder) / "ready.onnx"
+        quant_pre_process(str(file), str(ready), skip_symbolic_shape=True)
+        quantize_dynamic(str(ready), str(to), per_channel=True, weight_type=QuantType.QInt8,
+                         op_types_to_quantize=["Gather", "MatMul", "Gemm"])  # fmt: skip
+    return to
+
+
 def torchao_weights(model: nn.Module, bits: int, group_size: int | None) -> nn.Module:
     """torchao's weight-only quantisation of linear layers: groups of inputs, or a scale per output where None."""
     from torchao.quantization import IntxWeightOnlyConfig, quantize_

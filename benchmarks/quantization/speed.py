@@ -1,4 +1,4 @@
-"""Latency and bytes of usual architectures: fp32, Tersor's int8 and onnxruntime's own, in turns."""
+"""Latency and bytes of usual architectures: fp32, bf16, Tersor's int8 and onnxruntime's own, in turns."""
 
 from __future__ import annotations
 
@@ -6,18 +6,26 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from torch import nn
+
 from benchmarks.claims import Claim
-from benchmarks.quantization.networks import CALIBRATION, network_task
-from benchmarks.quantization.peers import calibration_inputs, onnxruntime_static
+from benchmarks.quantization.networks import CALIBRATION, OF_LINEAR_LAYERS, network_task
+from benchmarks.quantization.peers import calibration_inputs, onnxruntime_dynamic, onnxruntime_static
 from benchmarks.tables import table
 from tersor.core.measurement import Measurement
+from tersor.core.place import ByType
 from tersor.core.step import Context, Pipeline
+from tersor.core.task import Task
+from tersor.export.half import store_file_half
 from tersor.export.onnx import export_onnx
 from tersor.measure.latency import compare_latency
+from tersor.quantize.dynamic import QuantizeDynamically
 from tersor.quantize.fold import FoldBatchNorm
 from tersor.quantize.quantize import Quantize
+from tersor.quantize.weight_only import QuantizeWeights
 
-FP32, OURS, PEER = "fp32", "int8", "int8, onnxruntime's quantize_static"
+FP32, BF16, OURS, PEER = "fp32", "bf16, computed in fp32", "int8", "int8, onnxruntime's quantize_static"
+DYNAMIC, DYNAMIC_PEER = "int8, dynamic", "int8, onnxruntime's quantize_dynamic"
 FASTER, SMALLER = 2.3, 3.8
 
 
@@ -34,17 +42,21 @@ class Timed:
 
 
 def timed(name: str, folder: Path, seconds: float, batch: int = 1) -> list[Timed]:
-    """Make the three files of a network and time them in turns."""
+    """Make a network's files and time them in turns; those of dynamic int8 where it has no convolutions to speak of."""
     task = network_task(name)
     assert task.example_inputs is not None
     folder.mkdir(parents=True, exist_ok=True)
     stem = name.split(",")[0].lower().replace(" ", "-")
-    files = {kind: folder / f"{stem}-{number}.onnx" for number, kind in enumerate((FP32, OURS, PEER))}
+    kinds = [FP32, BF16, OURS, PEER, *([DYNAMIC, DYNAMIC_PEER] if name in OF_LINEAR_LAYERS else [])]
+    files = {kind: folder / f"{stem}-{number}.onnx" for number, kind in enumerate(kinds)}
     export_onnx(task.model, task.example_inputs, files[FP32], output_of=task.output)
-    data = calibration_inputs(task, CALIBRATION)
-    made = Pipeline((FoldBatchNorm(), Quantize(learn=False))).run(task.model, task, Context()).model
-    export_onnx(made, task.example_inputs, files[OURS], output_of=task.output)
-    onnxruntime_static(files[FP32], files[PEER], data)
+    store_file_half(files[FP32], files[BF16])
+    tables = (QuantizeWeights(where=ByType("Embedding")),) if _has_tables(task) else ()
+    _export(task, Pipeline((FoldBatchNorm(), Quantize(learn=False), *tables)), files[OURS])
+    onnxruntime_static(files[FP32], files[PEER], calibration_inputs(task, CALIBRATION))
+    if DYNAMIC in files:
+        _export(task, Pipeline((QuantizeDynamically(), QuantizeWeights())), files[DYNAMIC])
+        onnxruntime_dynamic(files[FP32], files[DYNAMIC_PEER])
     found = compare_latency(files, task.example_inputs, batch_sizes=(batch,), seconds=seconds)
     return [
         Timed(
@@ -53,6 +65,16 @@ def timed(name: str, folder: Path, seconds: float, batch: int = 1) -> list[Timed
         )
         for kind, path in files.items()
     ]  # fmt: skip
+
+
+def _has_tables(task: Task) -> bool:
+    """Whether the network looks embeddings up, which are quantised alone."""
+    return any(isinstance(module, nn.Embedding) for module in task.model.modules())
+
+
+def _export(task: Task, steps: Pipeline, to: Path) -> None:
+    assert task.example_inputs is not None
+    export_onnx(steps.run(task.model, task, Context()).model, task.example_inputs, to, output_of=task.output)
 
 
 def claims(rows: Sequence[Timed]) -> list[Claim]:
