@@ -10,7 +10,7 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 DEMO := runs/demo
 
 
-.PHONY: demo test bench bench-distill bench-quant bench-structured bench-sparsity bench-weights-file zoo lint format clean
+.PHONY: demo test bench bench-distill bench-evidence bench-quant bench-structured bench-sparsity bench-weights-file zoo lint format clean
 
 demo: $(READY)
 	@if [ -e $(DEMO) ]; then \
@@ -67,6 +67,12 @@ bench-distill: $(READY)
 # and neural-compressor. Speed wants a quiet machine. Less: make bench-quant QUANT="--parts speed"
 bench-quant: $(ZOO) $(PEERS)
 	$(BIN)/python -m benchmarks.quant $(QUANT)
+
+# Evidence: whether intervals hold and tests do not cry wolf, by simulation; whether benchmarks tell models apart (that
+# wants a quiet machine, and ten minutes). Both resume where they were stopped. Less: make bench-evidence LATENCY="--runs 10"
+bench-evidence: $(READY)
+	$(BIN)/python -m benchmarks.evidence $(EVIDENCE)
+	$(BIN)/python -m benchmarks.evidence_latency $(LATENCY)
 
 # Prunes a generated weights file of 4 GiB: peak memory and time. Minutes, and 8 GiB of disk while it runs.
 bench-weights-file: $(READY)
