@@ -69,10 +69,10 @@ bench-quant: $(ZOO) $(PEERS)
 	$(BIN)/python -m benchmarks.quant $(QUANT)
 
 # Evidence: whether intervals hold and tests do not cry wolf, by simulation; whether benchmarks tell models apart (that
-# wants a quiet machine, and ten minutes). Both resume where they were stopped. Less: make bench-evidence LATENCY="--runs 10"
+# wants a quiet machine, and ten minutes). Both resume where they were stopped. Less: make bench-evidence VERDICTS="--runs 10"
 bench-evidence: $(READY)
 	$(BIN)/python -m benchmarks.evidence $(EVIDENCE)
-	$(BIN)/python -m benchmarks.evidence_latency $(LATENCY)
+	$(BIN)/python -m benchmarks.evidence_latency $(VERDICTS)
 
 # Prunes a generated weights file of 4 GiB: peak memory and time. Minutes, and 8 GiB of disk while it runs.
 bench-weights-file: $(READY)
