@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from numpy.random import Generator
 from scipy import stats
 
+from benchmarks.coverage.settings import DRAWS
 from tersor.tensor.fairness import group_losses
 from tersor.tensor.statistics import compare_pairs, mcnemar
 
@@ -25,25 +27,40 @@ class Alarm:
     draws: int
 
 
+# (samples, share on which exactly one of the two is right)
+DIFFERING = ((100, 0.05), (100, 0.2), (300, 0.03), (1000, 0.02), (1000, 0.1))
+
+
 def alarms() -> list[Alarm]:
-    """The tests' false alarms, the worst of several numbers of samples that differ or pairs."""
-    exact, middle = (max(_mcnemar(n)[which] for n in (5, 10, 20, 50, 100, 200)) for which in (0, 1))
+    """The tests' false alarms; of McNemar's the most of several settings."""
+    exact, middle = (max(rates) for rates in zip(*(_mcnemar(*setting) for setting in DIFFERING), strict=True))
     return [
-        Alarm("McNemar, exact, 5 to 200 samples that differ", "statistics.mcnemar", exact, 0),
-        Alarm("McNemar, mid-p, 5 to 200 samples that differ", "statistics.mcnemar", middle, 0),
-        _drawn("a thing timed against itself, 9 pairs", "statistics.compare_pairs", _timed, 2000),
-        _drawn("any of 4 groups named, after Holm", "fairness.group_losses", _named, 300),
+        Alarm("McNemar, exact, 100 to 1000 samples", "statistics.mcnemar", exact, 0),
+        Alarm("McNemar, mid-p, 100 to 1000 samples", "statistics.mcnemar", middle, 0),
+        _drawn("a thing timed against itself, 9 pairs", "statistics.compare_pairs", _timed, DRAWS),
+        _drawn("any of 4 groups named, after Holm", "fairness.group_losses", _named, 500),
     ]
 
 
-def _mcnemar(differing: int) -> tuple[float, float]:
-    """How often either p is at most 5 % when so many samples differ."""
-    splits = np.arange(differing + 1)
-    chance = stats.binom.pmf(splits, differing, 0.5)
-    found = [mcnemar([1] * k + [0] * (differing - k), [0] * k + [1] * (differing - k)) for k in splits]
-    return tuple(
-        float(sum(chance[[p <= LEVEL for p in ps]])) for ps in ([f.p for f in found], [f.p_mid for f in found])
-    )
+def _mcnemar(n: int, share: float) -> tuple[float, float]:
+    """How often either p is at most 5 % where a sample differs with chance ``share``."""
+    chance = stats.binom.pmf(np.arange(n + 1), n, share)
+    likely = np.flatnonzero(chance > 1e-6).tolist()
+    rates = np.array([_of_differing(count) for count in likely])
+    exact, middle = (chance[likely] @ rates).tolist()
+    return exact, middle
+
+
+@cache
+def _of_differing(count: int) -> tuple[float, float]:
+    """The same when so many samples differ."""
+    chance, sums = stats.binom.pmf(np.arange(count + 1), count, 0.5), [0.0, 0.0]
+    for one in range(count // 2 + 1):
+        found = mcnemar(np.arange(count) < one, np.arange(count) >= one) if count else None
+        both = chance[one] + (chance[count - one] if count - one != one else 0)
+        for which, p in enumerate((found.p, found.p_mid) if found else (1.0, 1.0)):
+            sums[which] += float(both) if p <= LEVEL else 0.0
+    return sums[0], sums[1]
 
 
 def _drawn(test: str, source: str, draw: Callable[[Generator], bool], draws: int) -> Alarm:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from benchmarks.coverage.settings import Draw, Ends, Family, Setting, ends
+from benchmarks.coverage.settings import DRAWS, Draw, Ends, Family, Setting, ends
 from tersor.tensor.calibration import BINS, Kind, ece_increase, ece_interval, mce
 
 Array = NDArray[np.float64]
@@ -42,7 +42,7 @@ def families() -> list[Family]:
     errors = [
         Family(
             f"Calibration error, {said}", "calibration.ece_interval",
-            tuple(Setting(f"{c}, {a}, n {n}", _ece(c, a, n, kind)) for c, a, n in combined), 1500,
+            tuple(Setting(f"{c}, {a}, n {n}", _ece(c, a, n, kind)) for c, a, n in combined), DRAWS,
         )
         for kind, said in kinds
     ]  # fmt: skip
@@ -51,15 +51,17 @@ def families() -> list[Family]:
         Family(
             "Rise of the calibration error", "calibration.ece_increase",
             tuple(Setting(f"{c}, {said}, n {n}", _increase(c, before, after, n)) for c in ("sure", "less sure")
-                  for said, before, after in RISES for n in (500, 2000)), 1000,
+                  for said, before, after in RISES for n in (500, 2000)), DRAWS,
         ),
         Family(
             "Largest calibration error", "calibration.mce",
-            tuple(Setting(f"{c}, {a}, n {n}", _mce(c, a, n)) for c, a, n in combined), 1000,
+            tuple(Setting(f"spread, {a}, n {n}", _mce("spread", a, n)) for a in ACCURACIES for n in ENOUGH),
+            DRAWS,
         ),
     ]  # fmt: skip
 
 
+ENOUGH = (500, 2000, 10_000)  # samples for the largest error of any bin
 RISES = (
     ("both calibrated", 1.0, 1.0),
     ("T 1 to T 1.5", 1.0, 1.5),

@@ -11,7 +11,8 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 from scipy import stats
 
-from benchmarks.coverage.settings import Coverage, Ends, Family, Setting, ends
+from benchmarks.coverage.settings import DRAWS, Ends, Family, Setting, ends
+from tersor.measure.behaviour.confidence import auroc
 from tersor.tensor.statistics import (
     bootstrap_interval,
     mean_interval,
@@ -32,29 +33,39 @@ VALUES: dict[str, tuple[Callable[[Generator, int], Array], float]] = {
     "a tenth not zero, normal": (lambda random, n: (random.random(n) < 0.1) * random.normal(0.5, 1, n), 0.05),
 }
 FEWEST = {"a tenth not zero, normal": 100}  # so that ten values differ from the commonest
-QUANTILES = ((0.5, (6, 9, 15, 20, 50, 100, 1000)), (0.95, (100, 200, 1000)), (0.99, (500, 2000)))
+SIZES = (50, 100, 500, 2000)  # sizes of test sets
+QUANTILES = ((0.5, (9, 20, 100)), (0.95, (100, 1000)), (0.99, (500,)))
+CONTINUOUS: dict[str, tuple[Callable[[Generator, int], Array], Callable[[float], float]]] = {
+    "normal": (lambda random, n: random.normal(0, 1, n), lambda q: float(stats.norm.ppf(q))),
+    "log-normal": (lambda random, n: random.lognormal(0, 1, n), lambda q: float(stats.lognorm.ppf(q, 1))),
+}
 
 
 def families() -> list[Family]:
     """Every interval of means, quantiles and other metrics."""
-    sizes = (20, 50, 100, 500)
-    means = tuple(_mean(name, n) for name in VALUES for n in sizes if n >= FEWEST.get(name, 0))
+    means = tuple(_mean(name, n) for name in VALUES for n in SIZES if n >= FEWEST.get(name, 0))
     return [
-        Family("A mean", "statistics.mean_interval", means, 4000),
+        Family("A mean", "statistics.mean_interval", means, DRAWS),
         Family(
             "Paired difference, real values", "statistics.paired_difference",
-            tuple(_paired_losses(n) for n in sizes), 4000,
+            tuple(_paired_losses(n) for n in SIZES), DRAWS,
         ),
         Family(
-            "A quantile", "statistics.quantile_interval", tuple(_quantile(q, n) for q, ns in QUANTILES for n in ns), 0
+            "A quantile", "statistics.quantile_interval",
+            tuple(_quantile(q, n, name) for q, ns in QUANTILES for n in ns for name in CONTINUOUS), DRAWS,
         ),
         Family(
             "Ratio of medians", "statistics.ratio_interval",
-            tuple(_ratio(n, factor) for n in (9, 20) for factor in (1, 1.1)), 2000,
+            tuple(_ratio(n, factor) for n in (9, 20) for factor in (1, 1.1)), DRAWS,
         ),
         Family(
             "Any metric, by the bootstrap", "statistics.bootstrap_interval",
-            tuple(_metric(name, n) for name in METRICS for n in (100, 300)), 800,
+            tuple(_metric(name, n) for name in METRICS for n in (100, 300)), DRAWS,
+        ),
+        Family(
+            "AUROC, and its drop", "measure.behaviour.confidence.auroc",
+            (*(_auroc(area, *sizes) for area in (0.7, 0.9, 0.97) for sizes in ((200, 200), (1000, 500))),
+             *(_auroc_drop(area, less, 300) for area, less in ((0.8, 0.0), (0.9, 0.02), (0.97, 0.01)))), DRAWS,
         ),
     ]  # fmt: skip
 
@@ -74,14 +85,13 @@ def _paired_losses(n: int) -> Setting:
     return Setting(f"losses, n {n}", draw)
 
 
-def _quantile(q: float, n: int) -> Setting:
-    def exact() -> Coverage:
-        low, high = quantile_interval(np.arange(1.0, n + 1), q)  # ranks: any continuous distribution gives the same
-        below = float(stats.binom.cdf(low - 1, n, q)) if math.isfinite(low) else 0.0
-        above = float(stats.binom.sf(high - 1, n, q)) if math.isfinite(high) else 0.0
-        return Coverage(below, 1 - below - above, above, 0)
+def _quantile(q: float, n: int, name: str) -> Setting:
+    draw, quantile = CONTINUOUS[name]
 
-    return Setting(f"{q:g}, n {n}", exact=exact)
+    def of(random: Generator) -> tuple[Ends, float]:
+        return quantile_interval(draw(random, n), q), quantile(q)
+
+    return Setting(f"{q:g}, {name}, n {n}", of)
 
 
 def _ratio(n: int, factor: float) -> Setting:
@@ -139,6 +149,33 @@ METRICS: dict[str, tuple[Callable[[Array, Array], Any], Callable[[Generator, int
     "correlation 0.71": (correlation, _together, math.sqrt(0.5)),
     "loss per token, by sequence": (lambda a, b: a.sum(-1) / b.sum(-1), _tokens, 1.0),
 }  # fmt: skip
+
+
+def _auroc(area: float, inside: int, away: int) -> Setting:
+    """Normal scores whose means lie as far apart as makes this area."""
+    apart = math.sqrt(2) * float(stats.norm.ppf(area))
+
+    def draw(random: Generator) -> tuple[Ends, float]:
+        found = auroc([(random.normal(apart, 1, inside), random.normal(0, 1, away))])
+        assert found.low is not None and found.high is not None
+        return (found.low, found.high), area
+
+    return Setting(f"{area:g}, n {inside} and {away}", draw)
+
+
+def _auroc_drop(area: float, less: float, n: int) -> Setting:
+    """Two models' scores of the same samples, correlated 0.8, the second's area ``less`` smaller."""
+    aparts = [math.sqrt(2) * float(stats.norm.ppf(each)) for each in (area, area - less)]
+
+    def draw(random: Generator) -> tuple[Ends, float]:
+        shared = random.normal(0, math.sqrt(0.8), (2, n))
+        pairs = [(shared[0] + random.normal(apart, math.sqrt(0.2), n), shared[1] + random.normal(0, math.sqrt(0.2), n))
+                 for apart in aparts]  # fmt: skip
+        found = auroc(pairs)
+        assert found.low is not None and found.high is not None
+        return (found.low, found.high), less
+
+    return Setting(f"drop of {less:g} from {area:g}, n {n} and {n}", draw)
 
 
 def _metric(name: str, n: int) -> Setting:

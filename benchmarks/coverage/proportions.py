@@ -8,8 +8,8 @@ import numpy as np
 from numpy.random import Generator
 from scipy import stats
 
-from benchmarks.coverage.settings import Coverage, Draw, Ends, Family, Setting, ends
-from tersor.tensor.fairness import group_losses
+from benchmarks.coverage.settings import DRAWS, Coverage, Draw, Ends, Family, Setting, ends
+from tersor.tensor.fairness import excess
 from tersor.tensor.proportions import (
     difference_of,
     largest_difference,
@@ -19,20 +19,43 @@ from tersor.tensor.proportions import (
 )
 from tersor.tensor.statistics import Estimate, paired_difference, wilson_intervals
 
+Rates = tuple[float, ...]
+Members = tuple[int, ...]
+# Settings are what a user meets: test sets of 100 to 10,000, groups of 50 and more, accuracies of 50 % to 99.5 %,
+# differences of 0 to 5 points between two models.
 RATES = (0.5, 0.7, 0.8, 0.9, 0.95, 0.97, 0.98, 0.99, 0.995)
-SIZES = (20, 50, 100, 200, 500, 1000, 10_000)
-TWO = ((0.9, 0.9, 100, 60), (0.9, 0.8, 200, 200), (0.97, 0.93, 300, 100), (0.3, 0.1, 80, 80), (0.5, 0.5, 50, 500))
-SEVERAL = (
-    (0.5,) * 2,
-    (0.2, 0.6),
-    (0.5, 0.5, 0.7),
-    (0.9, 0.95, 0.97, 0.99),
-    (0.5,) * 6,
-    (0.1, 0.2, 0.3, 0.3, 0.3, 0.35),
-)
-MEMBERS = (150, 60, 200, 90, 120, 80)
+SIZES = (50, 100, 200, 500, 1000, 2000, 10_000)
 # Accuracy of the original, and the shares that it alone and that the other alone has right.
-PAIRED = ((0.9, 0.03, 0.03), (0.9, 0.05, 0.01), (0.7, 0.1, 0.05), (0.97, 0.02, 0.01), (0.7, 0.03, 0.02))
+PAIRED = (
+    (0.6, 0.08, 0.06), (0.7, 0.1, 0.05), (0.7, 0.03, 0.02), (0.9, 0.03, 0.03), (0.9, 0.05, 0.01), (0.97, 0.02, 0.01),
+)  # fmt: skip
+PAIRS = (100, 300, 1000, 5000)
+# (p, q, n, m): two groups of n and m.
+TWO = (
+    (0.5, 0.5, 50, 500), (0.3, 0.1, 80, 80), (0.9, 0.9, 100, 60), (0.8, 0.7, 60, 60), (0.9, 0.8, 200, 200),
+    (0.97, 0.93, 300, 100), (0.95, 0.95, 1000, 300), (0.85, 0.8, 1000, 3000), (0.99, 0.97, 500, 1000),
+)  # fmt: skip
+SEVERAL: tuple[tuple[tuple[float, ...], tuple[int, ...]], ...] = (
+    ((0.5, 0.5), (150, 60)),
+    ((0.2, 0.6), (150, 60)),
+    ((0.9, 0.87), (1000, 500)),
+    ((0.5, 0.5, 0.7), (150, 60, 200)),
+    ((0.7, 0.75, 0.72), (150, 60, 200)),
+    ((0.95, 0.97, 0.96), (1000, 2000, 3000)),
+    ((0.95, 0.9, 0.97), (5000, 50, 50)),
+    ((0.9, 0.95, 0.97, 0.99), (150, 60, 200, 90)),
+    ((0.5,) * 6, (150, 60, 200, 90, 120, 80)),
+    ((0.1, 0.2, 0.3, 0.3, 0.3, 0.35), (150, 60, 200, 90, 120, 80)),
+)
+# (accuracy of the original, size of each group, share of what was right that each loses)
+LOSSES: tuple[tuple[float, tuple[int, ...], tuple[float, ...]], ...] = (
+    (0.9, (200, 200), (0.05, 0.05)),
+    (0.9, (200, 400, 300), (0.15, 0.05, 0.05)),
+    (0.9, (100, 800), (0.1, 0.03)),
+    (0.8, (500, 500, 1000), (0.04, 0.02, 0.02)),
+    (0.95, (1000, 4000), (0.02, 0.01)),
+    (0.7, (60, 300), (0.1, 0.1)),
+)
 
 
 def families() -> list[Family]:
@@ -41,14 +64,14 @@ def families() -> list[Family]:
         Family("A proportion", "statistics.wilson", tuple(_one(n, p) for n in SIZES for p in RATES), 0),
         Family(
             "Paired difference, zeros and ones", "statistics.paired_difference",
-            tuple(_paired(n, *shares) for n in (100, 300, 1000, 5000) for shares in PAIRED), 4000,
+            tuple(_paired(n, *shares) for n in PAIRS for shares in PAIRED), DRAWS,
         ),
-        Family("Difference of two groups", "proportions.difference_of", _two(difference_of, lambda p, q: p - q), 4000),
-        Family("Ratio of two groups", "proportions.ratio_of", _two(ratio_of, lambda p, q: p / q), 4000),
-        Family("Largest difference of groups", "proportions.largest_difference", _several(_gap), 1500),
-        Family("Smallest ratio of groups", "proportions.smallest_ratio", _several(_ratio), 1500),
-        Family("Equalised odds", "proportions.largest_of_differences", _several(_odds), 1000),
-        Family("What a group loses more than others", "fairness.group_losses", _losses(), 500),
+        Family("Difference of two groups", "proportions.difference_of", _two(difference_of, lambda p, q: p - q), DRAWS),
+        Family("Ratio of two groups", "proportions.ratio_of", _two(ratio_of, lambda p, q: p / q), DRAWS),
+        Family("Largest difference of groups", "proportions.largest_difference", _several(_gap), DRAWS),
+        Family("Smallest ratio of groups", "proportions.smallest_ratio", _several(_ratio), DRAWS),
+        Family("Equalised odds", "proportions.largest_of_differences", _several(_odds), DRAWS),
+        Family("What a group loses more than others", "fairness.group_losses", _losses(), DRAWS),
     ]  # fmt: skip
 
 
@@ -94,23 +117,23 @@ def _two(interval: Callable[..., Estimate], truth: Callable[[float, float], floa
     return tuple(Setting(f"{p:g} of {n}, {q:g} of {m}", of(p, q, n, m)) for p, q, n, m in TWO)
 
 
-def _several(draw_of: Callable[[tuple[float, ...]], Draw]) -> tuple[Setting, ...]:
-    return tuple(Setting("groups of " + ", ".join(f"{rate:g}" for rate in rates), draw_of(rates)) for rates in SEVERAL)
+def _several(draw_of: Callable[[Rates, Members], Draw]) -> tuple[Setting, ...]:
+    def said(rates: Rates, members: Members) -> str:
+        return ", ".join(f"{rate:g} of {n}" for rate, n in zip(rates, members, strict=True))
+
+    return tuple(Setting(said(*groups), draw_of(*groups)) for groups in SEVERAL)
 
 
-def _gap(rates: tuple[float, ...]) -> Draw:
-    members = MEMBERS[: len(rates)]
+def _gap(rates: Rates, members: Members) -> Draw:
     return lambda random: (ends(largest_difference(random.binomial(members, rates), members)), float(np.ptp(rates)))
 
 
-def _ratio(rates: tuple[float, ...]) -> Draw:
-    members = MEMBERS[: len(rates)]
+def _ratio(rates: Rates, members: Members) -> Draw:
     return lambda random: (ends(smallest_ratio(random.binomial(members, rates), members)), min(rates) / max(rates))
 
 
-def _odds(rates: tuple[float, ...]) -> Draw:
+def _odds(rates: Rates, members: Members) -> Draw:
     """True positive rates as given; false positive rates of 0.1 but for the first group's 0.2."""
-    members = MEMBERS[: len(rates)]
     false = [0.2] + [0.1] * (len(rates) - 1)
 
     def draw(random: Generator) -> tuple[Ends, float]:
@@ -121,18 +144,18 @@ def _odds(rates: tuple[float, ...]) -> Draw:
 
 
 def _losses() -> tuple[Setting, ...]:
-    def of(sizes: tuple[int, ...], losses: tuple[float, ...]) -> Draw:
-        truth = 0.9 * losses[0] - 0.9 * float(np.average(losses[1:], weights=sizes[1:]))
+    def of(accuracy: float, sizes: Members, losses: Rates) -> Draw:
+        truth = accuracy * (losses[0] - float(np.average(losses[1:], weights=sizes[1:])))
 
         def draw(random: Generator) -> tuple[Ends, float]:
-            original = (random.random(sum(sizes)) < 0.9).astype(float)
+            original = (random.random(sum(sizes)) < accuracy).astype(float)
             compressed = original * (random.random(sum(sizes)) >= np.repeat(losses, sizes))
-            groups = np.repeat([str(number) for number in range(len(sizes))], sizes)
-            return ends(group_losses(original, compressed, groups)[0].excess), truth
+            first = np.arange(sum(sizes)) < sizes[0]
+            return ends(excess(original, compressed, first, ~first)), truth
 
         return draw
 
-    chosen = (((200, 200), (0.05, 0.05)), ((200, 400, 300), (0.15, 0.05, 0.05)), ((100, 800), (0.1, 0.03)))
     return tuple(
-        Setting(f"{sizes[0]} of {sum(sizes)}, {losses[0]:g} lost there", of(sizes, losses)) for sizes, losses in chosen
+        Setting(f"{sizes[0]} of {sum(sizes)}, {losses[0]:g} of {accuracy:g} lost there", of(accuracy, sizes, losses))
+        for accuracy, sizes, losses in LOSSES
     )

@@ -12,6 +12,7 @@ from tersor.tensor.statistics import Estimate
 
 Ends = tuple[float, float]
 Draw = Callable[[Generator], tuple[Ends, float]]
+DRAWS = 4000  # of each setting: coverage of 95 % is then known to ±0.7 points
 _ROUNDING = 1e-12
 
 

@@ -17,6 +17,8 @@ Array = NDArray[np.float64]
 Kind = Literal["width", "mass"]
 BINS = 15
 HOTTEST = 100.0  # temperatures are looked for between this and its inverse
+FEWEST_IN_BIN = 20  # samples below which nothing is said of the largest error of any bin
+_MCE_SHIFT = 0.75
 _STEPS = 100  # true errors that are tried
 _SMALLEST = float(np.finfo(np.float64).eps)  # the probability below which a log likelihood is cut off
 
@@ -152,17 +154,25 @@ def _models(found: _Bins) -> tuple[Array, Array, Array]:
     In proportion to what was found less a standard error; else to what was found, or a standard error where that is
     more (what was found may be zero).
     """
-    shrunk = (found.count * found.accuracy + 2) / (found.count + 4)  # Agresti and Coull: never without noise
-    noise, gap = np.sqrt(shrunk * (1 - shrunk) / (found.count + 4)), np.abs(found.gap)
+    noise, gap = _noise(found), np.abs(found.gap)
     few, many = np.maximum(gap - noise, 0), np.maximum(gap, noise)
     top = found.error + 5 * math.sqrt(float(found.weight**2 @ noise**2)) + 5 / float(found.count.sum())
+    spread = _off(found, many, top * float(many.max()) / float(found.weight @ many))
+    if not few.any():
+        return spread, spread, spread
+    return _off(found, few, top * float(few.max()) / float(found.weight @ few)), spread, spread
 
-    def of(off: Array) -> Array:
-        scales = np.linspace(0, top / float(found.weight @ off), _STEPS)
-        return np.clip(found.confidence - scales[:, None] * np.copysign(off, found.gap), 0, 1)
 
-    spread = of(many)
-    return of(few) if few.any() else spread, spread, spread
+def _noise(found: _Bins) -> Array:
+    """Standard errors of the bins' accuracies."""
+    shrunk = (found.count * found.accuracy + 2) / (found.count + 4)  # Agresti and Coull: never without noise
+    return np.sqrt(shrunk * (1 - shrunk) / (found.count + 4))
+
+
+def _off(found: _Bins, off: Array, most: float) -> Array:
+    """True accuracies [scales, bins] of models whose bins are off in proportion to ``off``, by up to ``most``."""
+    scales = np.linspace(0, most / max(float(off.max()), 1e-9), _STEPS)
+    return np.clip(found.confidence - scales[:, None] * np.copysign(off, found.gap), 0, 1)
 
 
 def _shown(found: _Bins, accuracy: Array, quantile: float) -> Array:
@@ -212,17 +222,39 @@ def mce(
 ) -> Estimate:
     """Maximum calibration error max_b |accuracy_b − confidence_b| of the bins that have samples, with its interval.
 
-    Source: Naeini et al. 2015. From Wilson's intervals of the bins: the upper end is the largest of any bin, the lower
-    end the largest of any bin at a level corrected for their number (Bonferroni). A bin of few samples bounds little,
-    and the interval says so.
+    Source: Naeini et al. 2015. The interval is by test inversion as in ``ece_interval``, on the binomial distributions
+    of the bins themselves. Bins that are off alike show a larger error than one alone: for the lower end bins count as
+    off by ``_MCE_SHIFT`` standard errors more than found, up to the largest, for the upper end by as much less.
+
+    A bin of few samples may be off by anything: where one has fewer than ``FEWEST_IN_BIN`` the ends are infinite, which
+    says that there are not enough data to tell.
     """
     found = _bins(confidence, correct, bins, kind)
-    right = np.rint(found.accuracy * found.count)
-    low, high = wilson_intervals(right, found.count, level)
-    farthest = np.maximum(np.abs(low - found.confidence), np.abs(high - found.confidence))
-    low, high = wilson_intervals(right, found.count, 1 - (1 - level) / len(right))
-    nearest = np.maximum(0, np.maximum(low - found.confidence, found.confidence - high))
-    return Estimate(float(np.abs(found.gap).max()), float(nearest.max()), float(farthest.max()))
+    gap = np.abs(found.gap)
+    value, noise, ends = float(gap.max()), _noise(found), []
+    if found.count.min() < FEWEST_IN_BIN:
+        return Estimate(value, -math.inf, math.inf)
+    z = float(special.ndtri((1 + level) / 2))
+    for shift, at in ((_MCE_SHIFT, -z), (-_MCE_SHIFT, z)):
+        off = np.clip(gap + shift * noise, 0, value)
+        off[gap.argmax()] = max(value, float(noise[gap.argmax()]))
+        models = _off(found, off, 2 * value + 5 * float(noise.max()))
+        surprise = np.maximum.accumulate(-special.ndtri(np.clip(_chance_of_largest(found, models), 1e-12, 1 - 1e-12)))
+        ends.append(float(np.interp(at, surprise, np.abs(found.confidence - models).max(axis=1))))
+    return Estimate(value, min(ends[0], value), max(ends[1], value))
+
+
+def _chance_of_largest(found: _Bins, accuracy: Array) -> Array:
+    """How likely models of true ``accuracy`` [scales, bins] show no larger error in any bin, half of ties counted."""
+    n, value = found.count, float(np.abs(found.gap).max())
+
+    def within(gap: float) -> Array:
+        most = np.clip(np.floor(n * (found.confidence + gap)), 0, n)
+        least = np.clip(np.ceil(n * (found.confidence - gap)), 0, n + 1)
+        under = np.where(least > 0, special.bdtr(np.maximum(least - 1, 0), n, accuracy), 0.0)
+        return np.asarray(np.maximum(special.bdtr(most, n, accuracy) - under, 0).prod(axis=1))
+
+    return (within(value - 1e-9) + within(value + 1e-9)) / 2
 
 
 def brier(probabilities: ArrayLike, targets: ArrayLike) -> Array:

@@ -109,7 +109,7 @@ def group_losses(original: ArrayLike, compressed: ArrayLike, groups: ArrayLike) 
     members = {name: names == name for name in sorted({str(name) for name in names if name is not None})}
     _check_several(members)
     known = np.array([name is not None for name in names])
-    found = [(name, here, _excess(x, y, here, known & ~here)) for name, here in members.items()]
+    found = [(name, here, excess(x, y, here, known & ~here)) for name, here in members.items()]
     p = [_level_of_zero(x, y, here, known & ~here) for _, here, _ in found]
     return tuple(
         GroupLoss(name, int(here.sum()), paired_difference(x[here], y[here]), excess, level, float(adjusted))
@@ -117,10 +117,10 @@ def group_losses(original: ArrayLike, compressed: ArrayLike, groups: ArrayLike) 
     )
 
 
-def _excess(
+def excess(
     x: Array, y: Array, here: NDArray[np.bool_], others: NDArray[np.bool_], confidence: float = 0.95
 ) -> Estimate:
-    """The drop here minus that of the others."""
+    """mean(x − y) of rows ``here`` minus that of the ``others``: ``paired_difference`` of each, put together."""
     one, other = (paired_difference(x[rows], y[rows], confidence) for rows in (here, others))
     return mover(one, other)
 
@@ -130,7 +130,7 @@ def _level_of_zero(x: Array, y: Array, here: NDArray[np.bool_], others: NDArray[
     low, high = np.log(_SMALLEST_P), 0.0
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
-        found = _excess(x, y, here, others, 1 - float(np.exp(middle)))
+        found = excess(x, y, here, others, 1 - float(np.exp(middle)))
         low, high = (middle, high) if found.low <= 0 <= found.high else (low, middle)
     return float(np.exp(high))
 

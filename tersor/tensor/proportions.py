@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from itertools import combinations
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy import special
 
 from tersor.tensor.statistics import Estimate, wilson_intervals
 
 Array = NDArray[np.float64]
+Pair = tuple[float, float]
+Apart = Callable[[Array, Array], Array]
+_SCALES = 16  # true gaps that are tried
+_CLOSEST = 1e-6  # proportions nearer than this to one another, to zero or to one count as there
+_NODES = np.linspace(-4, 4, 33)  # of integrals over a normal distribution
+_WEIGHTS = np.exp(-(_NODES**2) / 2) / np.exp(-(_NODES**2) / 2).sum()
 
 
 def mover(one: Estimate, other: Estimate, correlation: float = 0.0) -> Estimate:
@@ -32,7 +40,7 @@ def mover(one: Estimate, other: Estimate, correlation: float = 0.0) -> Estimate:
     return Estimate(value, low, value + apart(one.high - one.value, other.value - other.low))
 
 
-def difference_of(successes: tuple[int, int], totals: tuple[int, int], confidence: float = 0.95) -> Estimate:
+def difference_of(successes: Pair, totals: Pair, confidence: float = 0.95) -> Estimate:
     """The first proportion minus the second, of separate samples (Newcombe 1998, method 10).
 
     >>> [round(value, 4) for value in difference_of((56, 48), (70, 80))]
@@ -41,7 +49,7 @@ def difference_of(successes: tuple[int, int], totals: tuple[int, int], confidenc
     return mover(*_proportions(successes, totals, confidence))
 
 
-def ratio_of(successes: tuple[int, int], totals: tuple[int, int], confidence: float = 0.95) -> Estimate:
+def ratio_of(successes: Pair, totals: Pair, confidence: float = 0.95) -> Estimate:
     """The first proportion over the second, of separate samples; NaN of 0 to ∞ where both are zero.
 
     MOVER of a ratio (Donner and Zou 2012, "Closed-form confidence intervals for functions of the normal mean and
@@ -70,56 +78,130 @@ def _ratio_end(p: float, q: float, p_end: float, q_end: float, sign: int) -> flo
 def largest_difference(successes: ArrayLike, totals: ArrayLike, confidence: float = 0.95) -> Estimate:
     """Largest minus smallest of several groups' proportions; ``successes`` and ``totals`` [groups], two or more.
 
-    The upper end is the largest of any pair's (``difference_of``): the pair that truly lies farthest apart is among
-    them, so it needs no correction. The lower end is the largest at a level corrected for the number of pairs
-    (Bonferroni), and never below zero: that some groups lie apart in the sample is no surprise where there are many.
+    Two groups: ``difference_of`` without its sign, never below zero. More lie apart by chance, the more the more there
+    are; the interval is of the true gaps for which what was found is no surprise (``_inverted``), and reaches at least
+    as far as any pair's limit at 85 % (where groups differ in size, others than found may lie farthest apart).
     """
     x, n = _groups(successes, totals)
-    p = x / n
-    pairs = _pairs_downwards(p)
-    return Estimate(float(np.ptp(p)), *_of_pairs(x, n, pairs, len(pairs), confidence))
+    if len(x) > 2:
+        return largest_of_differences([(x, n)], confidence)
+    ((value, low, high),) = _pairwise(difference_of, x, n, confidence)
+    return Estimate(-value, max(0.0, -high), max(high, -low))
 
 
 def largest_of_differences(tables: list[tuple[ArrayLike, ArrayLike]], confidence: float = 0.95) -> Estimate:
     """The largest of several ``largest_difference``, each of (successes, totals): equalised odds takes two."""
     groups = [_groups(*table) for table in tables]
-    count = sum(len(x) * (len(x) - 1) // 2 for x, _ in groups)
-    ends = [_of_pairs(x, n, _pairs_downwards(x / n), count, confidence) for x, n in groups]
     value = max(float(np.ptp(x / n)) for x, n in groups)
-    return Estimate(value, max(low for low, _ in ends), max(high for _, high in ends))
-
-
-def _pairs_downwards(p: Array) -> list[tuple[int, int]]:
-    return list(combinations(np.argsort(-p, kind="stable").tolist(), 2))
-
-
-def _of_pairs(x: Array, n: Array, pairs: list[tuple[int, int]], count: int, confidence: float) -> tuple[float, float]:
-    """(low, high) of the largest |difference|, pairs with the larger proportion first."""
-    wide = _many(x, n, 1 - (1 - confidence) / count)
-    plain = _many(x, n, confidence)
-    low = max(mover(wide[a], wide[b]).low for a, b in pairs)
-    return max(0.0, low), max(max(abs(end) for end in mover(plain[a], plain[b])[1:]) for a, b in pairs)
+    found = _inverted(groups, value, lambda largest, smallest: largest - smallest, lambda at: at - value, confidence)
+    pairs = [pair for table in groups for pair in _pairwise(difference_of, *table, 1 - 3 * (1 - confidence))]
+    return Estimate(value, found.low, max(found.high, *(max(pair.high, -pair.low) for pair in pairs)))
 
 
 def smallest_ratio(successes: ArrayLike, totals: ArrayLike, confidence: float = 0.95) -> Estimate:
     """Smallest over largest of several groups' proportions, in [0, 1]; NaN of 0 to 1 where all are zero.
 
-    Ends as for ``largest_difference``: the smallest of any pair's, and the smallest at a level corrected for the pairs.
+    Two groups: ``ratio_of``, at most one. More: as ``largest_difference``.
     """
     x, n = _groups(successes, totals)
-    p = x / n
-    pairs = _pairs_downwards(p)
+    if not x.any():
+        return Estimate(math.nan, 0.0, 1.0)
+    if len(x) == 2:
+        (found,) = _pairwise(ratio_of, x, n, confidence)
+        return Estimate(found.value, _smaller(found), min(found.high, 1.0))
+    value = float((x / n).min() / (x / n).max())
+    found = _inverted([(x, n)], value, lambda largest, smallest: smallest / largest, lambda at: at * value, confidence)
+    pairs = _pairwise(ratio_of, x, n, 1 - 3 * (1 - confidence))
+    return Estimate(value, min(found.low, *(_smaller(pair) for pair in pairs)), found.high)
 
-    def ratios(level: float) -> list[Estimate]:
-        return [ratio_of((int(x[b]), int(x[a])), (int(n[b]), int(n[a])), level) for a, b in pairs]
 
-    low = min(min(found.low, 1 / found.high if found.high > 0 else 1.0) for found in ratios(confidence))
-    high = min(found.high for found in ratios(1 - (1 - confidence) / len(pairs)))
-    value = float(p.min() / p.max()) if p.max() > 0 else math.nan
-    return Estimate(value, min(low, 1.0), min(high, 1.0))
+def _smaller(ratio: Estimate) -> float:
+    """The lower end of a ratio or of its inverse."""
+    return min(ratio.low, 1 / ratio.high if ratio.high > 0 else 1.0)
 
 
-def _proportions(successes: tuple[int, int], totals: tuple[int, int], confidence: float) -> tuple[Estimate, Estimate]:
+def _pairwise(of: Callable[[Pair, Pair, float], Estimate], x: Array, n: Array, confidence: float) -> list[Estimate]:
+    """``of`` every two groups, the one with the smaller proportion first."""
+    order = np.argsort(x / n, kind="stable").tolist()
+    return [of((x[a], x[b]), (n[a], n[b]), confidence) for a, b in combinations(order, 2)]
+
+
+def _inverted(
+    tables: list[tuple[Array, Array]], value: float, apart: Apart, least: Callable[[Array], Array], confidence: float
+) -> Estimate:
+    """How far apart groups truly lie, by test inversion: where what was found is at either end of the level.
+
+    Tried are proportions that lie apart much as those found, but s times as far, s from 0 (all the same) upwards.
+    Groups that share an extreme look farther apart than they are, so that for the nearest gap the groups in between
+    count as half a standard error nearer to the extremes than found, for the farthest as nearer to the middle.
+    ``apart``: of the largest and smallest proportion; ``least``: the smallest proportion that lies no farther apart
+    from a given largest one than was found.
+    """
+    z, ends = float(special.ndtri((1 + confidence) / 2)), []
+    for outwards, at in ((0.5, -z), (-0.5, 1.1 * z)):
+        paths = _scaled(tables, outwards)
+        truths = np.array([apart(p.max(axis=1), p.min(axis=1)) for p in paths])
+        truth = truths.max(axis=0) if truths[0, -1] > truths[0, 0] else truths.min(axis=0)
+        chance = np.prod([_chance(p, n, least) for p, (_, n) in zip(paths, tables, strict=True)], axis=0)
+        surprise = np.maximum.accumulate(-special.ndtri(np.clip(chance, 1e-12, 1 - 1e-12)))
+        ends.append(float(np.interp(at, surprise, truth)))
+    return Estimate(value, min(*ends, value), max(*ends, value))
+
+
+def _scaled(tables: list[tuple[Array, Array]], outwards: float) -> list[Array]:
+    """Proportions [scales, groups] of each table, from all the same to some standard errors farther apart than found.
+
+    Groups in between lie ``outwards`` standard errors nearer to the extremes.
+    """
+    found = [((x + 0.5) / (n + 1), n) for x, n in tables]  # never 0 or 1
+    shapes = [_shape(p, n, outwards) for p, n in found]
+    farthest = max(float(np.ptp(shape)) for shape in shapes)
+    if farthest < _CLOSEST:  # all the same: one group against the others
+        shapes = [np.where(np.arange(len(shape)) == 0, shape + _CLOSEST, shape) for shape in shapes]
+        farthest = _CLOSEST
+    noise = max(float(_noise(p, n).max()) for p, n in found)
+    scales = np.linspace(0, 1 + 9 * noise / farthest, _SCALES)[:, None]
+    same = [np.average(p, weights=n) for p, n in found]
+    return [
+        np.clip(p + scales * (shape - p), _CLOSEST, 1 - _CLOSEST) for p, shape in zip(same, shapes, strict=True)
+    ]  # fmt: skip
+
+
+def _shape(p: Array, n: Array, outwards: float) -> Array:
+    """Proportions, of which those in between the extremes are moved outwards by so many standard errors."""
+    middle, reach = (p.max() + p.min()) / 2, float(np.ptp(p)) / 2
+    away = p - middle
+    extreme = np.where(away > 0, np.argmax(p), np.argmin(p))
+    error = np.hypot(_noise(p, n), _noise(p, n)[extreme])
+    moved = np.sign(away) * np.clip(np.abs(away) + outwards * error, 0, reach)
+    return np.where((p == p.max()) | (p == p.min()), p, middle + moved)
+
+
+def _noise(p: Array, n: Array) -> Array:
+    return np.sqrt(p * (1 - p) / n)
+
+
+def _chance(p: Array, n: Array, least: Callable[[Array], Array]) -> Array:
+    """How likely groups [scales, groups] are found no farther apart than was, [scales].
+
+    Σ_i ∫ f_i(x) Π_{j≠i} (F_j(x) − F_j(least(x))) dx over the group i that is the largest; F: the binomial's normal
+    approximation with its skewness (Cornish and Fisher 1938).
+    """
+    q = np.clip(p, 0.5 / (n + 1), 1 - 0.5 / (n + 1))
+    deviation = np.sqrt(q * (1 - q) / n)
+    bend = (1 - 2 * q) / (6 * deviation * n)
+    largest = p[..., None] + deviation[..., None] * (_NODES + bend[..., None] * (_NODES**2 - 1))
+
+    def below(x: Array) -> Array:
+        w = np.clip((x[:, :, None] - p[:, None, :, None]) / deviation[:, None, :, None], -_NODES[-1], _NODES[-1])
+        return np.asarray(special.ndtr(w - bend[:, None, :, None] * (w**2 - 1)))
+
+    between = np.clip(below(largest) - below(least(largest)), 0, 1)
+    between[:, range(p.shape[1]), range(p.shape[1])] = 1
+    return np.minimum((between.prod(axis=2) * _WEIGHTS).sum(axis=(1, 2)), 1)
+
+
+def _proportions(successes: Pair, totals: Pair, confidence: float) -> tuple[Estimate, Estimate]:
     one, other = _many(*_groups(successes, totals), confidence)
     return one, other
 

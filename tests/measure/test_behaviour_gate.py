@@ -231,12 +231,12 @@ def test_auroc_of_confidence_is_scikit_learns_and_its_interval_holds_it():
 
 
 def test_delongs_interval_covers_what_it_should():
-    from tersor.measure.behaviour.confidence import _auroc
+    from tersor.measure.behaviour.confidence import auroc
 
     random, hits = np.random.default_rng(4), 0
     truth = 0.7602  # of normals one deviation apart: Φ(1/√2)
     for _ in range(400):
-        found = _auroc([(random.normal(1, 1, 80), random.normal(0, 1, 60))])
+        found = auroc([(random.normal(1, 1, 80), random.normal(0, 1, 60))])
         hits += found.low <= truth <= found.high
     assert hits / 400 >= 0.92
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import brier_score_loss, log_loss
 
@@ -122,23 +123,44 @@ def test_ece_increase_needs_the_same_samples():
         ece_increase(sample(0), sample(0, 300))
 
 
-def test_mce_of_a_bin_with_one_sample_says_how_little_it_knows():
+def test_mce_says_nothing_where_a_bin_has_too_few_samples():
     confidence, correct = np.array([0.5] * 200 + [0.95]), np.array([1, 0] * 100 + [0])
-    found = mce(confidence, correct)
-    assert found.value == pytest.approx(0.95) and found.low < 0.3 and found.high == pytest.approx(0.95)
+    assert mce(confidence, correct) == (pytest.approx(0.95), -math.inf, math.inf)
 
 
-def test_mce_covers_the_largest_error_of_bins():
-    hits = 0
-    for seed in range(200):
-        confidence, correct = sample(seed, 500, 2.0)
-        truth = 1 / (1 + (1 / confidence - 1) ** 0.5)
+@pytest.mark.parametrize("right", [64, 75])
+def test_mce_of_one_bin_is_the_binomial_interval_of_its_accuracy(right):
+    found = mce([0.6] * 100, [1] * right + [0] * (100 - right))
+
+    def apart(gap):  # of models surer than they should be, mid-p; the other side of the bin is as far
+        chances = stats.binom.pmf(np.arange(101), 100, 0.6 + gap)
+        distance = np.abs(np.arange(101) - 60)
+        return chances[distance < right - 60].sum() + chances[distance == right - 60].sum() / 2
+
+    assert found.value == pytest.approx((right - 60) / 100)
+    assert apart(found.high) == pytest.approx(0.025, abs=0.005)
+    assert (
+        found.low == pytest.approx(0, abs=1e-9) if right < 70 else apart(found.low) == pytest.approx(0.975, abs=0.005)
+    )
+
+
+def test_mce_of_bins_that_are_all_right_still_leaves_room_for_an_error():
+    found = mce([0.6] * 100, [1] * 60 + [0] * 40)
+    assert found.value == pytest.approx(0) and 0.03 < found.high < 0.12
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_mce_covers_the_largest_error_of_bins(temperature):
+    random, hits = np.random.default_rng(5), 0
+    for _ in range(300):
+        confidence = random.uniform(0.2, 1, 1000)
+        truth = 1 / (1 + (1 / confidence - 1) ** (1 / temperature))
         number = np.searchsorted(np.linspace(0, 1, 16)[1:-1], confidence)
         count = np.bincount(number)
         gaps = np.abs(np.bincount(number, confidence - truth))[count > 0] / count[count > 0]
-        found = mce(confidence, correct)
+        found = mce(confidence, random.random(1000) < truth)
         hits += found.low <= gaps.max() <= found.high
-    assert hits >= 0.92 * 200
+    assert hits >= 0.92 * 300
 
 
 def test_brier_and_nll_are_scikit_learns():

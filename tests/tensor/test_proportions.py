@@ -79,10 +79,32 @@ def test_gaps_of_several_groups_cover_the_truth(rates):
     assert np.all(hits >= 0.915 * 200)
 
 
-def test_the_largest_of_several_gaps_is_corrected_for_all_of_them():
-    table = ([80, 50], [100, 100])
-    alone, both = largest_difference(*table), largest_of_differences([table, ([50, 50], [100, 100])])
-    assert both.value == alone.value and both.low < alone.low and both.high == alone.high
+def test_the_two_of_six_groups_that_lie_farthest_apart_are_no_surprise():
+    right, totals = [68, 60, 60, 61, 59, 52], [100] * 6
+    assert difference_of((68, 52), (100, 100)).low > 0.01
+    assert largest_difference(right, totals).low == 0 and smallest_ratio(right, totals).high == 1
+    apart = largest_difference([80, 60, 60, 61, 59, 40], totals)
+    assert 0.2 < apart.low < 0.3
+
+
+def test_the_lower_end_is_where_so_large_a_gap_is_found_once_in_forty():
+    # All groups alike but for one: drawn from the binomial itself, with what was found as the shape.
+    random, found = np.random.default_rng(0), largest_difference([140, 100, 100, 100], [200] * 4)
+    farther = np.ptp(random.binomial(200, [0.5 + found.low, 0.5, 0.5, 0.5], (20_000, 4)) / 200, axis=1) >= 0.2 - 1e-9
+    assert 0.01 <= farther.mean() <= 0.04
+
+
+def test_a_small_group_may_lie_as_far_away_as_it_does_alone():
+    found = largest_difference([4750, 47, 47], [5000, 50, 50])
+    assert found.high >= difference_of((47, 47), (50, 50), 0.85).high
+
+
+def test_the_largest_of_several_tables_is_at_least_that_of_each():
+    table = ([80, 50, 60], [100, 100, 100])
+    alone, both = largest_difference(*table), largest_of_differences([table, ([50, 50, 52], [100, 100, 100])])
+    assert both.value == alone.value and both.low <= alone.low + 1e-3 and both.high >= alone.high - 1e-3
+    vague = largest_of_differences([table, ([5, 5, 5], [10, 10, 10])])  # in which 0.3 is no surprise
+    assert vague.value == alone.value and vague.low == 0 < alone.low
 
 
 def test_nobody_selected_anywhere_has_no_ratio():

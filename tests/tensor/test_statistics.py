@@ -157,15 +157,41 @@ def test_the_median_is_bounded_from_six_values_on(n, known):
     assert math.isfinite(low) is known and math.isfinite(high) is known
 
 
-def test_quantile_interval_of_nine_values_drops_one_at_each_end():
-    assert quantile_interval([9, 1, 8, 2, 7, 3, 6, 4, 5], 0.5) == (2, 8)
+def order_statistics(n, q):
+    """The ranks of the interval without interpolation: naive, by adding binomial terms."""
+    terms = [math.comb(n, k) * q**k * (1 - q) ** (n - k) for k in range(n + 1)]
+    low = max(r for r in range(n + 1) if sum(terms[:r]) <= 0.025)
+    return low, min(r for r in range(1, n + 1) if sum(terms[r:]) <= 0.025)
+
+
+@pytest.mark.parametrize(("n", "q"), [(9, 0.5), (20, 0.5), (101, 0.5), (100, 0.95)])
+def test_quantile_interval_lies_within_a_rank_of_order_statistics(n, q):
+    low, high = quantile_interval(np.random.default_rng(0).permutation(np.arange(1, n + 1)), q)
+    first, last = order_statistics(n, q)
+    assert first <= low < first + 1 and last - 1 < high <= last
+
+
+def test_quantile_interval_of_the_median_is_hettmansperger_and_sheathers():
+    # 1986, section 2: with I = (γ_r − γ) / (γ_r − γ_{r+1}), weight (n − r) I / (r + (n − 2r) I) of the next value.
+    n, r = 20, 6
+    below = stats.binom.cdf([r - 1, r], n, 0.5)
+    part = (0.025 - below[0]) / (below[1] - below[0])
+    weight = (n - r) * part / (r + (n - 2 * r) * part)
+    assert quantile_interval(np.arange(1, n + 1), 0.5) == pytest.approx((r + weight, n + 1 - r - weight))
 
 
 @pytest.mark.parametrize(("q", "n"), [(0.5, 9), (0.5, 40), (0.95, 200)])
-def test_quantile_interval_covers_the_quantile(q, n):
-    first, last = quantile_interval(np.arange(1, n + 1), q)  # ranks, since values and ranks are the same here
-    below = stats.binom.cdf([first - 1, last - 1], n, q)  # the quantile lies between them where so many are below it
-    assert 0.95 <= below[1] - below[0] <= 0.98
+@pytest.mark.parametrize("name", ["normal", "exponential"])
+def test_quantile_interval_covers_the_quantile(q, n, name):
+    random, truth = np.random.default_rng(0), {"normal": stats.norm, "exponential": stats.expon}[name].ppf(q)
+    ends = [quantile_interval(getattr(random, name)(size=n), q) for _ in range(1500)]
+    assert 0.935 <= np.mean([low <= truth <= high for low, high in ends]) <= 0.965
+
+
+@pytest.mark.parametrize("q", [0, 1, math.nan])
+def test_quantiles_outside_the_values_are_refused(q):
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        quantile_interval([1.0, 2.0], q)
 
 
 @pytest.mark.parametrize(

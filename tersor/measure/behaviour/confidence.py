@@ -6,6 +6,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import special
 
 from tersor.core.measurement import Measurement
 from tersor.measure.behaviour.collect import Answers, Collected
@@ -14,7 +15,7 @@ from tersor.measure.behaviour.schema import Bins, Calibration, ModelCalibration
 from tersor.measure.behaviour.scores import Scores
 from tersor.measure.quality import MEAN
 from tersor.tensor import calibration as maths
-from tersor.tensor.statistics import mean_interval
+from tersor.tensor.statistics import mean_interval, wilson
 
 Floats = NDArray[np.float64]
 VALIDATION = 5000  # samples of validation that a temperature is fitted on
@@ -128,27 +129,35 @@ def outside(found: Collected, elsewhere: Collected) -> dict[str, Measurement]:
         said[f"{name}_confidence"] = mean_of(away.confidence, elsewhere, "probability")
         said[f"{name}_confidence_inside"] = mean_of(inside.confidence, found, "probability")
         pairs.append((inside.confidence, away.confidence))
-        said[f"{name}_auroc"] = _auroc([pairs[-1]])
-    said["auroc_drop"] = _auroc(pairs)
+        said[f"{name}_auroc"] = auroc([pairs[-1]])
+    said["auroc_drop"] = auroc(pairs)
     return said
 
 
-def _auroc(pairs: list[tuple[Floats, Floats]]) -> Measurement:
+def auroc(pairs: list[tuple[Floats, Floats]]) -> Measurement:
     """AUROC of a pair (inside, away) of confidences; of two pairs on the same samples, the first's minus the second's.
 
     Source: DeLong et al. 1988, "Comparing the areas under two or more correlated receiver operating characteristic
-    curves", whose variance is that of the placements.
+    curves", whose variance is that of the placements; one area's interval is that of its logit (Qin and Hotilovac 2008,
+    "Comparison of non-parametric confidence intervals for the area under the ROC curve", section 2.2), and Wilson's of
+    the smaller sample where the two are told apart without an error.
     """
     signs = (1.0, -1.0)
     placed = [_placements(*pair) for pair in pairs]
     inside = np.sum([sign * each[0] for sign, each in zip(signs, placed, strict=False)], axis=0)
     away = np.sum([sign * each[1] for sign, each in zip(signs, placed, strict=False)], axis=0)
-    value, n = float(inside.mean()), len(inside) + len(away)
-    if min(len(inside), len(away)) < 2:
+    value, n, fewer = float(inside.mean()), len(inside) + len(away), min(len(inside), len(away))
+    if fewer < 2:
         return Measurement(value, "AUROC", n=n, conditions={"interval": "none: one sample"})
     reach = _NORMAL * float(np.sqrt(inside.var(ddof=1) / len(inside) + away.var(ddof=1) / len(away)))
-    lowest = 0.0 if len(pairs) == 1 else -1.0
-    return Measurement.of((value, max(value - reach, lowest), min(value + reach, 1.0)), "AUROC", n, interval="DeLong")
+    if len(pairs) == 2:
+        ends = max(value - reach, -1.0), min(value + reach, 1.0)
+    elif 0 < value < 1:
+        logit, spread = special.logit(value), reach / (value * (1 - value))
+        ends = float(special.expit(logit - spread)), float(special.expit(logit + spread))
+    else:
+        ends = wilson(round(value * fewer), fewer)
+    return Measurement.of((value, *ends), "AUROC", n, interval="DeLong")
 
 
 def _placements(inside: Floats, away: Floats) -> tuple[Floats, Floats]:
