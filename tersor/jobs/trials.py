@@ -81,6 +81,7 @@ def measured_lines(lines: Sequence[Line], trials: Sequence[Trial], task: str) ->
             recipe = _RECIPES[best.family]
             what = f"tersor compress {task} --recipe {recipe} -o RUN"
             why = "trains what was lost back" if recipe == "fast" else "calibrates, equalises and corrects; no training"
+            why += _more(known, best)
             found["then"] = Line("then", what, why, "measured")
     return tuple(found.values())
 
@@ -88,6 +89,15 @@ def measured_lines(lines: Sequence[Line], trials: Sequence[Trial], task: str) ->
 def _winner(known: Mapping[str, Trial]) -> Trial | None:
     best = next(iter(known.values()))
     return best if best.verdict.startswith("faster") else None
+
+
+def _more(known: Mapping[str, Trial], best: Trial) -> str:
+    """What a repair by training would buy beyond the best that needs none; empty where that is little."""
+    others = [trial for trial in known.values() if trial.verdict == "faster, needs repair"]
+    fastest = max(others, key=lambda trial: trial.speedup.value, default=best)
+    if best.verdict != "faster" or fastest.speedup.value < WORTH * best.speedup.value:
+        return ""
+    return f". Where training may repair it: {fastest.name}, {fastest.speedup.value:.2f}× as fast (--recipe fast)"
 
 
 def _first(known: Mapping[str, Trial]) -> Line:
