@@ -60,7 +60,7 @@ def families() -> list[Family]:
         ),
         Family(
             "Any metric, by the bootstrap", "statistics.bootstrap_interval",
-            tuple(_metric(name, n) for name in METRICS for n in (100, 300)), DRAWS,
+            tuple(_metric(name, n) for name in METRICS for n in (100, 300)), DRAWS // 2,
         ),
         Family(
             "AUROC, and its drop", "measure.behaviour.confidence.auroc",
@@ -104,7 +104,7 @@ def _ratio(n: int, factor: float) -> Setting:
 
 def auc(labels: Array, scores: Array) -> Any:
     """Area under the curve of rows [..., n] without ties."""
-    order = np.argsort(scores, axis=-1)
+    order = np.argsort(scores, axis=-1, kind="stable")
     ranks = (np.take_along_axis(labels, order, -1) * np.arange(1, labels.shape[-1] + 1)).sum(-1)
     positives = labels.sum(-1)
     with np.errstate(invalid="ignore"):
@@ -131,6 +131,17 @@ def _classes(share: float, apart: float) -> Callable[[Generator, int], tuple[Arr
     return rows
 
 
+def _ranked(share: float, apart: float) -> Callable[[Generator, int], tuple[Array, Array]]:
+    """The same with the scores' ranks, which are as good to an area and ten times as fast to sort."""
+    rows = _classes(share, apart)
+
+    def ranks(random: Generator, n: int) -> tuple[Array, Array]:
+        labels, scores = rows(random, n)
+        return labels, np.argsort(np.argsort(scores)).astype(np.int16)
+
+    return ranks
+
+
 def _together(random: Generator, n: int) -> tuple[Array, Array]:
     a = random.normal(0, 1, n)
     return a, a + random.normal(0, 1, n)
@@ -143,8 +154,8 @@ def _tokens(random: Generator, n: int) -> tuple[Array, Array]:
 
 _RIGHT = float(stats.norm.cdf(1))  # of either class, where means lie 2 apart
 METRICS: dict[str, tuple[Callable[[Array, Array], Any], Callable[[Generator, int], tuple[Array, Array]], float]] = {
-    "AUC 0.80": (auc, _classes(0.5, 1.2), float(stats.norm.cdf(1.2 / math.sqrt(2)))),
-    "AUC 0.94, 30 % positive": (auc, _classes(0.3, 2.2), float(stats.norm.cdf(2.2 / math.sqrt(2)))),
+    "AUC 0.80": (auc, _ranked(0.5, 1.2), float(stats.norm.cdf(1.2 / math.sqrt(2)))),
+    "AUC 0.94, 30 % positive": (auc, _ranked(0.3, 2.2), float(stats.norm.cdf(2.2 / math.sqrt(2)))),
     "F1, 30 % positive": (f1, _classes(0.3, 2.0), 0.6 * _RIGHT / (0.3 * _RIGHT + 0.7 * (1 - _RIGHT) + 0.3)),
     "correlation 0.71": (correlation, _together, math.sqrt(0.5)),
     "loss per token, by sequence": (lambda a, b: a.sum(-1) / b.sum(-1), _tokens, 1.0),

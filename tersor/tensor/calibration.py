@@ -100,8 +100,12 @@ class _Bins:
 
 
 def _bins(confidence: ArrayLike, correct: ArrayLike, bins: int, kind: Kind) -> _Bins:
-    found = reliability(confidence, correct, bins, kind)
-    return _Bins(found.count, found.confidence, found.accuracy)
+    c, y = _checked(confidence, correct, bins)
+    number = _binned(c, bins, kind)[1]
+    count = np.bincount(number)
+    some = count > 0
+    sums = [np.bincount(number, values)[some] for values in (c, y)]
+    return _Bins(count[some], sums[0] / count[some], sums[1] / count[some])
 
 
 def _debiased(found: _Bins) -> float:
@@ -139,17 +143,15 @@ def ece_interval(
 
 def _inverted(found: _Bins, level: float) -> Estimate:
     """The true error for which what was found is the median, and those for which it is at either end of the level."""
-    ends = []
-    for models, quantile in zip(_models(found), ((1 + level) / 2, 0.5, (1 - level) / 2), strict=True):
-        truths = np.abs(found.confidence - models) @ found.weight
-        shown = np.maximum.accumulate(_shown(found, models, quantile))
-        ends.append(float(np.interp(found.error, shown, truths)))
-    low, middle, high = ends
+    few, many = _models(found)
+    z = float(special.ndtri((1 + level) / 2))
+    (low,) = _truths(found, few, [z])
+    middle, high = _truths(found, many, [0.0, -z])
     return Estimate(middle, min(low, middle), max(high, found.error))
 
 
-def _models(found: _Bins) -> tuple[Array, Array, Array]:
-    """True accuracies [scales, bins] of models that are off ever more, for the lower end, the middle and the upper end.
+def _models(found: _Bins) -> tuple[Array, Array]:
+    """True accuracies [scales, bins] of models that are off ever more, for the lower end and for the rest.
 
     In proportion to what was found less a standard error; else to what was found, or a standard error where that is
     more (what was found may be zero).
@@ -159,8 +161,8 @@ def _models(found: _Bins) -> tuple[Array, Array, Array]:
     top = found.error + 5 * math.sqrt(float(found.weight**2 @ noise**2)) + 5 / float(found.count.sum())
     spread = _off(found, many, top * float(many.max()) / float(found.weight @ many))
     if not few.any():
-        return spread, spread, spread
-    return _off(found, few, top * float(few.max()) / float(found.weight @ few)), spread, spread
+        return spread, spread
+    return _off(found, few, top * float(few.max()) / float(found.weight @ few)), spread
 
 
 def _noise(found: _Bins) -> Array:
@@ -175,16 +177,17 @@ def _off(found: _Bins, off: Array, most: float) -> Array:
     return np.clip(found.confidence - scales[:, None] * np.copysign(off, found.gap), 0, 1)
 
 
-def _shown(found: _Bins, accuracy: Array, quantile: float) -> Array:
-    """That quantile of the errors [scales] that models of true ``accuracy`` [scales, bins] show."""
+def _truths(found: _Bins, accuracy: Array, quantiles: list[float]) -> list[float]:
+    """The true errors for which what was found is at these normal quantiles of what models [scales, bins] show."""
     gap, weight = found.confidence - accuracy, found.weight
     mean, variance, third = _folded(gap, np.sqrt(accuracy * (1 - accuracy) / found.count))
+    truth = np.abs(gap) @ weight
     # How many samples fall in each bin varies as well.
-    spread = np.maximum(gap**2 @ weight - (np.abs(gap) @ weight) ** 2, 0) / float(found.count.sum())
+    spread = np.maximum(gap**2 @ weight - truth**2, 0) / float(found.count.sum())
     deviation = np.sqrt(variance @ weight**2 + spread)
     skewness = third @ weight**3 / np.maximum(deviation, 1e-100) ** 3
-    z = float(special.ndtri(quantile))
-    return np.asarray(mean @ weight + deviation * (z + (z**2 - 1) * skewness / 6))
+    shown = [mean @ weight + deviation * (z + (z**2 - 1) * skewness / 6) for z in quantiles]
+    return [float(np.interp(found.error, np.maximum.accumulate(each), truth)) for each in shown]
 
 
 def ece_increase(
@@ -238,7 +241,7 @@ def mce(
     for shift, at in ((_MCE_SHIFT, -z), (-_MCE_SHIFT, z)):
         off = np.clip(gap + shift * noise, 0, value)
         off[gap.argmax()] = max(value, float(noise[gap.argmax()]))
-        models = _off(found, off, 2 * value + 5 * float(noise.max()))
+        models = _off(found, off, 2 * value + 5 * float(noise.max()))[::4]
         surprise = np.maximum.accumulate(-special.ndtri(np.clip(_chance_of_largest(found, models), 1e-12, 1 - 1e-12)))
         ends.append(float(np.interp(at, surprise, np.abs(found.confidence - models).max(axis=1))))
     return Estimate(value, min(ends[0], value), max(ends[1], value))

@@ -55,7 +55,10 @@ def ratio_of(successes: Pair, totals: Pair, confidence: float = 0.95) -> Estimat
     MOVER of a ratio (Donner and Zou 2012, "Closed-form confidence intervals for functions of the normal mean and
     standard deviation", section 2.2) with Wilson's intervals: limits of the ratio are where p₁ − r p₂ may be zero.
     """
-    one, other = _proportions(successes, totals, confidence)
+    return _ratio(*_proportions(successes, totals, confidence))
+
+
+def _ratio(one: Estimate, other: Estimate) -> Estimate:
     if other.value == 0:
         value, high = math.nan if one.value == 0 else math.inf, math.inf
     else:
@@ -85,7 +88,7 @@ def largest_difference(successes: ArrayLike, totals: ArrayLike, confidence: floa
     x, n = _groups(successes, totals)
     if len(x) > 2:
         return largest_of_differences([(x, n)], confidence)
-    ((value, low, high),) = _pairwise(difference_of, x, n, confidence)
+    ((value, low, high),) = _pairwise(mover, x, n, confidence)
     return Estimate(-value, max(0.0, -high), max(high, -low))
 
 
@@ -94,7 +97,7 @@ def largest_of_differences(tables: list[tuple[ArrayLike, ArrayLike]], confidence
     groups = [_groups(*table) for table in tables]
     value = max(float(np.ptp(x / n)) for x, n in groups)
     found = _inverted(groups, value, lambda largest, smallest: largest - smallest, lambda at: at - value, confidence)
-    pairs = [pair for table in groups for pair in _pairwise(difference_of, *table, 1 - 3 * (1 - confidence))]
+    pairs = [pair for table in groups for pair in _pairwise(mover, *table, 1 - 3 * (1 - confidence))]
     return Estimate(value, found.low, max(found.high, *(max(pair.high, -pair.low) for pair in pairs)))
 
 
@@ -107,11 +110,11 @@ def smallest_ratio(successes: ArrayLike, totals: ArrayLike, confidence: float = 
     if not x.any():
         return Estimate(math.nan, 0.0, 1.0)
     if len(x) == 2:
-        (found,) = _pairwise(ratio_of, x, n, confidence)
+        (found,) = _pairwise(_ratio, x, n, confidence)
         return Estimate(found.value, _smaller(found), min(found.high, 1.0))
     value = float((x / n).min() / (x / n).max())
     found = _inverted([(x, n)], value, lambda largest, smallest: smallest / largest, lambda at: at * value, confidence)
-    pairs = _pairwise(ratio_of, x, n, 1 - 3 * (1 - confidence))
+    pairs = _pairwise(_ratio, x, n, 1 - 3 * (1 - confidence))
     return Estimate(value, min(found.low, *(_smaller(pair) for pair in pairs)), found.high)
 
 
@@ -120,10 +123,9 @@ def _smaller(ratio: Estimate) -> float:
     return min(ratio.low, 1 / ratio.high if ratio.high > 0 else 1.0)
 
 
-def _pairwise(of: Callable[[Pair, Pair, float], Estimate], x: Array, n: Array, confidence: float) -> list[Estimate]:
-    """``of`` every two groups, the one with the smaller proportion first."""
-    order = np.argsort(x / n, kind="stable").tolist()
-    return [of((x[a], x[b]), (n[a], n[b]), confidence) for a, b in combinations(order, 2)]
+def _pairwise(of: Callable[[Estimate, Estimate], Estimate], x: Array, n: Array, confidence: float) -> list[Estimate]:
+    """``of`` every two groups' proportions, the smaller one first."""
+    return [of(*pair) for pair in combinations(sorted(_many(x, n, confidence)), 2)]
 
 
 def _inverted(

@@ -127,7 +127,8 @@ def _bca(x: Array, statistic: Callable[..., Any], found: Array, z: Array) -> Arr
     known = found[np.isfinite(found)]
     below = (np.count_nonzero(known < value) + np.count_nonzero(known <= value)) / 2
     bias = float(special.ndtri((below + 0.5) / (len(known) + 1)))
-    left_out = np.array([statistic(np.delete(x, at), axis=0) for at in range(n)], np.float64)
+    others = np.arange(n - 1) + (np.arange(n - 1) >= np.arange(n)[:, None])
+    left_out = np.asarray(statistic(x[others], axis=-1), np.float64)
     pull = np.nanmean(left_out) - left_out
     spread = float(np.nansum(pull**2)) ** 1.5
     acceleration = float(np.nansum(pull**3)) / (6 * spread) if spread > 0 else 0.0
