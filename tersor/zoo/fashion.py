@@ -56,7 +56,7 @@ def fashion(
     Data: Xiao, Rasul and Vollgraf 2017 (arXiv 1708.07747).
     """
     training = replace(TRAINING, epochs=epochs)
-    images, targets, test_images, test_targets = _load(data)
+    images, targets, test_images, test_targets = fashion_images(data)
     train, validation = _split(targets)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -80,7 +80,7 @@ def fashion(
     )
 
 
-def _load(data: Path | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def fashion_images(data: Path | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Training images and targets, test images and targets; images of mean 0 and deviation 1."""
     folders = [data] if data else _usual_folders()
     train_images, train_labels, test_images, test_labels = (read_idx(_find(name, folders)) for name in FILES)

@@ -185,12 +185,15 @@ def judge(measured: Measurement, limit: float, *, at_most: bool) -> Status:
 
 
 def samples_to_tell(measured: Measurement, limit: float) -> int | None:
-    """About how many samples would settle it: an interval's width falls with the root of their number."""
+    """About how many samples would settle it (two digits, upwards): an interval falls with the root of their number."""
     if measured.n is None or measured.low is None or measured.high is None or measured.value == limit:
         return None
     reach = (measured.high if measured.value < limit else measured.low) - measured.value
-    needed = measured.n * (reach / (limit - measured.value)) ** 2
-    return round(needed) if needed < 1e9 else None
+    needed = max(1.0, measured.n * (reach / (limit - measured.value)) ** 2)
+    if needed >= 1e9:
+        return None
+    step = 10 ** max(0, math.floor(math.log10(needed)) - 1)
+    return math.ceil(needed / step) * step
 
 
 def _verdict(checks: Sequence[Check]) -> tuple[Status | Literal["nothing asked"], str]:

@@ -19,7 +19,7 @@ from tersor.report.behaviour.words import (
     row_of,
 )
 from tersor.report.forest import forest
-from tersor.report.format import MISSING, bare_of, both_of, human, p_of, shorten, value_of
+from tersor.report.format import MISSING, bare_of, both_of, human, p_of, shorten, turned, value_of
 from tersor.report.page import Section, Table
 from tersor.report.plots import Plot
 from tersor.report.svg import ACCENT, AFTER, GRID, INK, inline, new_figure, settings
@@ -79,8 +79,11 @@ def confusion_section(found: Evaluation) -> Section | None:
 
 
 def _change(found: Evaluation) -> str:
-    words = loss_words(found).removeprefix(metric_of(found)).strip()
-    return words.replace("fell by ", "−").replace("rose by ", "+").replace("changed by ", "")
+    """The metric's own change with its sign: what was lost, turned where more is better."""
+    assert found.quality is not None
+    drop = found.quality.drop
+    change = turned(drop) if found.data.higher_is_better else drop
+    return f"{'+' if change.value > 0 else ''}{both_of(change)}"
 
 
 def _loss(found: Evaluation) -> str:

@@ -18,9 +18,9 @@ from tersor.report.svg import AFTER, BEFORE, inline, new_figure, quiet_axis, set
 
 _MEANING = (
     "Models meet worse inputs than test data. Both were given the same {n:,} samples, corrupted in the same way at "
-    "rising severity, and moved on purpose within a small budget, each in the direction that hurts most. What counts "
-    "is whether the compressed model breaks sooner than the original. {scale}."
+    "rising severity{attacked}. What counts is whether the compressed model breaks sooner than the original. {scale}."
 )
+_ATTACKED = ", and moved on purpose within a small budget, each in the direction that hurts most"
 _WORDS = {"fgsm": "FGSM", "pgd": "PGD"}
 _PANELS = 14  # that are drawn; the rest is in the table
 
@@ -30,7 +30,7 @@ def robustness_section(found: Evaluation) -> Section | None:
     tried = found.robustness
     if tried is None:
         return None
-    meaning = _MEANING.format(n=tried.samples, scale=capital(tried.scale))
+    meaning = _MEANING.format(n=tried.samples, attacked=_ATTACKED if tried.attacks else "", scale=capital(tried.scale))
     plots = (_corruptions(found, tried), _attacks(found, tried))
     tables = (_table(found, tried, corrupted=True), _table(found, tried, corrupted=False))
     return Section(
