@@ -84,8 +84,9 @@ def least_loss(
     try:
         picked = least_loss_choice(list(table.values()), losses, budget)
     except ValueError as error:
+        about = "" if costs is not None else ", in bytes of these layers' weights and scales"
         raise InputError(
-            "the budget cannot be met with these widths", where="least_loss", got=str(error),
+            "the budget cannot be met with these widths", where="least_loss", got=f"{error}{about}",
             do="Measure fewer bits, or allow more",
         ) from error  # fmt: skip
     chosen = {name: row[number] for (name, row), number in zip(options.items(), picked, strict=True)}

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from torch import nn
 
 from tersor.core.apply import apply
+from tersor.core.check_fields import check_fields
 from tersor.core.edit import Quantizer
 from tersor.core.errors import InputError
 from tersor.core.place import Place, TensorPlace, stored_at
@@ -76,6 +77,7 @@ class BitProbe:
     seconds: float | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         expect_effort("BitProbe", self.samples, self.seconds)
         if not self.bits or not all(type(bits) is int and 2 <= bits <= 8 for bits in self.bits):
             raise InputError("impossible widths", where="BitProbe.bits", got=self.bits, expected="within 2 … 8")

@@ -12,6 +12,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.utils import parametrize
 
 from tersor.core.apply import apply
+from tersor.core.check_fields import check_fields
 from tersor.core.edit import Edit, Quantizer, Write
 from tersor.core.errors import InputError
 from tersor.core.fake_quantize import FakeQuantize
@@ -71,6 +72,7 @@ class AdaRound(Method):
     rows: int = 1024
 
     def __post_init__(self) -> None:
+        check_fields(self)
         expect_weight_bits(self.scheme, "AdaRound.scheme")
         for name in ("steps", "batches", "rows"):
             if (got := getattr(self, name)) < 1:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tersor.core.apply import apply
+from tersor.core.check_fields import check_fields
 from tersor.core.edit import Write
 from tersor.core.errors import InputError
 from tersor.core.place import Everything, Selector, TensorPlace, module_at, select
@@ -62,6 +63,7 @@ class ScaleByActivations(Method):
     where: Selector = field(default_factory=Everything)
 
     def __post_init__(self) -> None:
+        check_fields(self)
         expect_weight_bits(self.scheme, "ScaleByActivations.scheme")
         for name in ("steps", "batches", "rows"):
             if (got := getattr(self, name)) < 1:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from tersor.core.check_fields import check_fields
 from tersor.core.edit import Precision
 from tersor.core.errors import InputError
 from tersor.core.place import Everything, Selector
@@ -41,6 +42,7 @@ class Cast(Method):
     where: Selector = field(default_factory=Everything)
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.dtype not in get_args(Half):
             raise InputError("unknown type", where="Cast.dtype", got=self.dtype, expected=get_args(Half))
 

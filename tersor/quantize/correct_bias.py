@@ -12,6 +12,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
 
 from tersor.core.apply import apply
+from tersor.core.check_fields import check_fields
 from tersor.core.edit import Write
 from tersor.core.errors import InputError
 from tersor.core.place import Everything, Selector, TensorPlace, aliases, module_at, select
@@ -55,6 +56,7 @@ class CorrectBias(Method):
     batches: int = 8
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.batches < 1:
             raise InputError("too few", where="CorrectBias.batches", got=self.batches, expected="1 or more")
 

@@ -9,6 +9,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
+from tersor.core.check_fields import check_fields
 from tersor.core.edit import Write
 from tersor.core.errors import InputError
 from tersor.core.place import Everything, Selector, TensorPlace, select
@@ -50,6 +51,7 @@ class Equalize(Method):
     sweeps: int = 40
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.sweeps < 1:
             raise InputError("too few", where="Equalize.sweeps", got=self.sweeps, expected="1 or more")
 

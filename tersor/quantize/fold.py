@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from tersor.core.check_fields import check_fields
 from tersor.core.edit import Edit, Swap, Write
 from tersor.core.place import Everything, Selector, aliases, select, tensor_at
 from tersor.core.plan import Plan, Skip
@@ -38,6 +39,9 @@ class FoldBatchNorm(Method):
     """
 
     where: Selector = field(default_factory=Everything)
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def plan(self, model: nn.Module, task: Task) -> Plan:
         """One Write for the weight, one for the bias and one Swap per norm. A norm that cannot be folded is skipped."""

@@ -7,6 +7,7 @@ from typing import final
 
 from torch import nn
 
+from tersor.core.check_fields import check_fields
 from tersor.core.errors import InputError
 from tersor.core.plan import Plan
 from tersor.core.task import Task
@@ -32,6 +33,7 @@ class FreezeScales(Companion):
     start: float = 0.5
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not 0 <= self.start < 1:
             raise InputError("out of range", where="FreezeScales.start", got=self.start, expected="0 ≤ start < 1")
 

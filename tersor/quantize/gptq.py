@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tersor.core.apply import apply
+from tersor.core.check_fields import check_fields
 from tersor.core.edit import Quantizer, Write
 from tersor.core.errors import InputError
 from tersor.core.masked import standing_mask
@@ -63,6 +64,7 @@ class GPTQ(Method):
     where: Selector = field(default_factory=Everything)
 
     def __post_init__(self) -> None:
+        check_fields(self)
         expect_weight_bits(self.scheme, "GPTQ.scheme")
         for name in ("batches", "rows"):
             if (got := getattr(self, name)) < 1:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tersor.core.attached import attach, attached, detach
+from tersor.core.check_fields import check_fields
 from tersor.core.errors import InputError
 from tersor.core.fake_quantize import FakeQuantize
 from tersor.core.masked import standing_mask
@@ -52,6 +53,7 @@ class FreezeOscillation(Companion):
     most_bits: int = 4
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not 0 < self.momentum < 1:
             raise InputError(
                 "out of range", where="FreezeOscillation.momentum", got=self.momentum, expected="0 < momentum < 1"

@@ -33,6 +33,7 @@ LIGHT = POOLS | {"add", "cat", "leaky_relu", "mul", "sigmoid"}
 PRODUCTS = {"matmul": 2, "bmm": 2, "scaled_dot_product_attention": 3}
 # "conv2d_3.input": what that call's module is given, a value that cannot be intercepted where it is made.
 INPUT = ".input"
+NO_KERNEL = "no integer kernel: "  # how the reason of such a skip begins
 SOFTMAX = ".softmax"  # "scaled_dot_product_attention_1.softmax": what softmax gives within that call
 
 
@@ -337,7 +338,7 @@ def float_calls(flow: Flow, points: Points) -> list[Skip]:
     skips = []
     for call in flow.graph.calls:
         passing = call.operator in PASS | MOVE
-        floating = call.dtype is not None and call.dtype.is_floating_point
+        floating = call.dtype is None or call.dtype.is_floating_point  # None: several results, as recurrent layers have
         if call.name in integer or passing or not floating or call.name not in flow.active:
             continue
         if call.operator in WEIGHTED:
@@ -347,6 +348,6 @@ def float_calls(flow: Flow, points: Points) -> list[Skip]:
         elif call.operator in LIGHT and flow.operands(call):
             reason = "stays float: an operand of it is not quantised"
         else:
-            reason = f"no integer kernel: {call.operator}"
+            reason = f"{NO_KERNEL}{call.operator}"
         skips.append(Skip(str(call.place), reason))
     return skips

@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 import torch
 from torch import nn
 
+from tersor.core.check_fields import check_fields
 from tersor.core.edit import Quantizer
 from tersor.core.errors import InputError
 from tersor.core.place import ActivationPlace, Everything, Selector, TensorPlace, nearest_names, select, tensor_at
@@ -20,7 +21,7 @@ from tersor.observe.reach import unreachable
 from tersor.observe.watch import Statistics, watch
 from tersor.quantize.fold import QUANTISED, foldable
 from tersor.quantize.outliers import outliers
-from tersor.quantize.points import PRODUCTS, Flow, Points, decide, float_calls, upper_bound
+from tersor.quantize.points import INPUT, NO_KERNEL, PRODUCTS, Flow, Points, decide, float_calls, upper_bound
 from tersor.quantize.ranges import MeanSquaredError, MinMax, Range
 from tersor.quantize.schemes import Int
 from tersor.quantize.weight_only import expect_weight_bits, quantizer, rows_of
@@ -78,6 +79,7 @@ class Quantize(Method):
     per_layer: Mapping[str, Int | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.activations.granularity != "per_tensor":
             raise InputError(
                 "activations have one scale each", where="Quantize.activations", got=str(self.activations),
@@ -114,13 +116,13 @@ class Quantize(Method):
         points, statistics, missed = self._observed(model, task, flow, weighted, products)
         skips += [Skip(str(place), reason) for place, reason in missed.items()]
         kept = {call.name for call in points.weighted}
-        lost = [call.place for call in weighted if call.name not in kept]
-        skips += [
-            Skip(str(place), "stays float: its activation or its result cannot be intercepted, or is constant")
-            for place in lost
-        ]
-        named = {skip.place for skip in skips}
-        skips += [skip for skip in float_calls(flow, points) if skip.place not in named]
+        lost = [call for call in weighted if call.name not in kept and call.place not in missed]
+        skips += [_lost(flow, call, missed) for call in lost]
+        said = {skip.place: skip.reason for skip in skips}
+        floating = {skip.place: skip.reason for skip in float_calls(flow, points)}
+        kernelless = {place: reason for place, reason in floating.items() if reason.startswith(NO_KERNEL)}
+        skips = [Skip(s.place, "; ".join(filter(None, (kernelless.get(s.place), s.reason)))) for s in skips]
+        skips += [Skip(place, reason) for place, reason in floating.items() if place not in said]
         edits, lines = self._quantizers(model, flow, points, statistics)
         weights = [place for edit in edits for place in edit.places if isinstance(place, TensorPlace)]
         remarks = self._remarks([str(place) for place in weights if is_quantized(model, place)])
@@ -160,7 +162,7 @@ class Quantize(Method):
             stays = "stays float" if place is None or not is_quantized(model, place) else "its activations stay float"
             return f"{stays}: per_layer says so"
         if call.operator in TRANSPOSED:
-            return f"no integer kernel: {call.operator}"
+            return f"{NO_KERNEL}{call.operator}"
         if place is None:
             return "stays float: its weight is computed, not a parameter"
         if flow.origin(call.args[0]) not in flow.active:
@@ -295,6 +297,14 @@ def _matches(pattern: str, module: str) -> bool:
     return any(pattern == name or fnmatchcase(name, pattern) for name in (module, f"{module}.weight"))
 
 
+def _lost(flow: Flow, call: Call, missed: Mapping[ActivationPlace, str]) -> Skip:
+    """Why a call that has an integer kernel stays float: what stands in the way, and where."""
+    names = [flow.source(call.args[0]), call.name + INPUT, flow.result(call)[0]]
+    found = [(place, missed[place]) for name in names if (place := flow.place(name)) in missed]
+    because = "; ".join(f"{place} {reason}" for place, reason in dict(found).items())
+    return Skip(str(call.place), f"stays float: {because or 'its activation or its result bears no quantiser'}")
+
+
 def _constant(flow: Flow, points: Points, statistics: Observed) -> dict[ActivationPlace, str]:
     """place → why it tells no range, where all values of those that share a quantiser are the same."""
     found: dict[ActivationPlace, str] = {}
@@ -302,7 +312,9 @@ def _constant(flow: Flow, points: Points, statistics: Observed) -> dict[Activati
         seen = [statistics[flow.place(name)] for name in group]
         low = min(each.low for each in seen)
         if low == max(each.high for each in seen):
-            reason = f"constant over the calibration batches ({low:g} in every one of {seen[0].calls} calls): no range"
+            reason = (
+                f"is constant over the calibration batches ({low:g} in every one of {seen[0].calls} calls): no range"
+            )
             found |= {each.place: reason for each in seen}
     return found
 

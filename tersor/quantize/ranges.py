@@ -12,6 +12,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from tersor.core.check_fields import check_fields
 from tersor.core.errors import InputError
 from tersor.observe.watch import Statistics
 from tersor.quantize.schemes import Int
@@ -67,6 +68,7 @@ class MovingAverage(Range):
     momentum: float = 0.9
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not 0 <= self.momentum < 1:
             raise InputError(
                 "impossible average", where="MovingAverage.momentum", got=self.momentum, expected="at least 0, below 1"
@@ -96,6 +98,7 @@ class Percentile(Range):
     percent: float = 99.99
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not 50 < self.percent <= 100:
             raise InputError(
                 "impossible share", where="Percentile.percent", got=self.percent, expected="above 50, at most 100"
@@ -131,6 +134,7 @@ class MeanSquaredError(Range):
     smallest: float = 0.3
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.steps < 2 or not 0 < self.smallest < 1:
             raise InputError(
                 "impossible search", where="MeanSquaredError", got=repr(self), expected="steps >= 2, 0 < smallest < 1"
@@ -172,6 +176,7 @@ class Entropy(Range):
     candidates: int = 96
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.bins < 16 or self.candidates < 2:
             raise InputError(
                 "impossible search", where="Entropy", got=repr(self), expected="bins >= 16, candidates >= 2"

@@ -8,6 +8,7 @@ from typing import final
 
 from torch import Tensor, nn
 
+from tersor.core.check_fields import check_fields
 from tersor.core.edit import Swap
 from tersor.core.errors import InputError
 from tersor.core.place import Everything, Selector, select
@@ -42,6 +43,7 @@ class ReplaceReLU6(Method):
     where: Selector = field(default_factory=Everything)
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not 0 <= self.most <= 1:
             raise InputError("no share", where="ReplaceReLU6.most", got=self.most, expected="from 0 to 1")
         if self.batches < 1:

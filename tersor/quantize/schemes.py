@@ -41,6 +41,8 @@ class Int:
             )
         if self.indivisible not in ("skip", "refuse"):
             raise InputError("unknown policy", where="Int.indivisible", got=self.indivisible, expected="skip or refuse")
+        if type(self.symmetric) is not bool:
+            raise InputError("neither true nor false", where="Int.symmetric", got=repr(self.symmetric))
         if self.group_size is None:
             return
         if type(self.group_size) is not int or self.group_size < 2 or self.granularity == "per_tensor":

@@ -9,6 +9,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from tersor.core.check_fields import check_fields
 from tersor.core.errors import InputError
 from tersor.quantize.standing import weight_quantizers
 from tersor.train.objective import Forward, Objective
@@ -30,6 +31,7 @@ class ScaleSpread(Objective):
     strength: float = 0.1
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not 0 <= self.strength < math.inf:
             raise InputError("must be a number from 0 on", where="ScaleSpread.strength", got=self.strength)
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
 
+from tersor.core.check_fields import check_fields
 from tersor.core.edit import Quantizer
 from tersor.core.errors import InputError
 from tersor.core.fake_quantize import FakeQuantize
@@ -51,6 +52,7 @@ class QuantizeWeights(Method):
     where: Selector = field(default_factory=Everything)
 
     def __post_init__(self) -> None:
+        check_fields(self)
         expect_weight_bits(self.scheme, "QuantizeWeights.scheme")
 
     def plan(self, model: nn.Module, task: Task) -> Plan:

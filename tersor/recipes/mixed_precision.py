@@ -7,6 +7,7 @@ from typing import final
 
 from torch import nn
 
+from tersor.core.check_fields import check_fields
 from tersor.core.errors import InputError
 from tersor.core.plan import Plan, Skip
 from tersor.core.step import Method
@@ -41,6 +42,7 @@ class MixedPrecision(Method):
     samples: int = 1024
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not 0 <= self.max_drop < float("inf"):
             raise InputError("must be 0 or more", where="MixedPrecision.max_drop", got=self.max_drop)
         if self.max_size is not None and not 0 < self.max_size < float("inf"):
@@ -65,7 +67,10 @@ class MixedPrecision(Method):
     def _budgets(self, found: BitSensitivity, task: Task) -> BitBudgets:
         if self.max_size is not None:
             whole = sum(layer.float_bytes for layer in found.layers) if self.max_size <= 1 else 1
-            return least_loss(found, self.max_size * whole)
+            try:
+                return least_loss(found, self.max_size * whole)
+            except InputError as error:
+                raise error.at("MixedPrecision.max_size") from error
         return fewest_bits(found, drop=in_own_unit(task, self.max_drop))
 
 

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tersor.core.check_fields import check_fields
 from tersor.core.errors import InputError
 from tersor.core.plan import Skip
 from tersor.core.progress import Progress
@@ -39,6 +40,7 @@ class QuantizeFile:
     where: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.dtype is not None and self.dtype not in NARROW:
             raise InputError("unknown type", where="dtype", got=repr(self.dtype), expected=" or ".join(NARROW))
         schemes = self.scheme if isinstance(self.scheme, Mapping) else {"scheme": self.scheme}
