@@ -73,7 +73,7 @@ def test_files_that_do_not_belong_together_are_said(folder):
 
 @pytest.mark.skipif(not any(path.is_dir() for path in home._usual_folders()), reason="Fashion-MNIST is not here")
 def test_the_real_files_are_split_evenly_and_standardised():
-    images, targets, test_images, test_targets = home._load(None)
+    images, targets, test_images, test_targets = home.fashion_images()
     train, validation = home._split(targets)
     assert (len(train), len(validation), len(test_images)) == (55_000, 5_000, 10_000)
     assert torch.bincount(targets[validation]).tolist() == [500] * 10
