@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tersor.core.errors import InputError
+from tersor.core.errors import InputError, user_code
 from tersor.core.intercept import intercept_at
 from tersor.core.loading import batches_of
 from tersor.core.place import ActivationPlace
@@ -134,8 +134,9 @@ def watch(
     ran = 0
     with torch.random.fork_rng(devices=[]):
         for batch in (progress or Progress()).track(_first(task.calibration, batches), "calibrating", batches):
-            args, kwargs = task.inputs(batch)
-            watcher.run(*args, **kwargs)
+            with user_code("the model does not run on this batch", where=f"task.calibration, batch {ran}"):
+                args, kwargs = task.inputs(batch)
+                watcher.run(*args, **kwargs)
             ran += 1
     if ran == 0:
         raise InputError("the loader is empty", where="task.calibration", got="no batch", expected="at least one batch")

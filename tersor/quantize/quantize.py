@@ -24,7 +24,7 @@ from tersor.quantize.outliers import outliers
 from tersor.quantize.points import INPUT, NO_KERNEL, PRODUCTS, Flow, Points, decide, float_calls, upper_bound
 from tersor.quantize.ranges import MeanSquaredError, MinMax, Range
 from tersor.quantize.schemes import Int
-from tersor.quantize.weight_only import expect_weight_bits, quantizer, rows_of
+from tersor.quantize.weight_only import expect_finite_weight, expect_weight_bits, quantizer, rows_of
 from tersor.quantize.weight_steps import expect_float_activations, kept, unfit, widened
 from tersor.quantize.weights import (
     TRANSPOSED,
@@ -101,13 +101,16 @@ class Quantize(Method):
         """One Quantizer for every weight and for every group of activations that share a grid.
 
         Raises InputError where activations are quantised already, batch norms ought to be folded first, the model does
-        not compute in float32, calibration shows a NaN or has no data, and where a name of ``per_layer`` matches no
-        layer, or one whose weights are quantised already. What is constant over the calibration batches (a dead ReLU)
-        tells no range: it is a skip, and the layers around it stay float. An activation with outliers is said in its
-        line, with the range that helps.
+        not compute in float32, a parameter or calibration is not finite, there is no calibration data, and where a name
+        of ``per_layer`` matches no layer, or one whose weights are quantised already. What is constant over the
+        calibration batches (a dead ReLU) tells no range: it is a skip, and the layers around it stay float. An
+        activation with outliers is said in its line, with the range that helps.
         """
         assert task.example_inputs is not None, "a completed task has example inputs"
         expect_float_activations(model)
+        for name, parameter in model.named_parameters():
+            module, _, tensor = name.rpartition(".")
+            expect_finite_weight(TensorPlace(module, tensor), parameter)
         graph = trace(model, task.example_inputs)
         _expect_folded(model, graph)
         flow = Flow(graph)

@@ -18,6 +18,8 @@ from tersor.observe.watch import Statistics
 from tersor.quantize.schemes import Int
 from tersor.tensor.affine import choose_parameters, dequantize, quantize
 
+_MOST = 2**16  # of what a search goes through for each row of values
+
 
 class Range(ABC):
     """Chooses, for each row of values, the interval that the integers cover; what lies outside is clipped."""
@@ -135,10 +137,11 @@ class MeanSquaredError(Range):
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if self.steps < 2 or not 0 < self.smallest < 1:
+        if not 2 <= self.steps <= _MOST or not 0 < self.smallest < 1:
             raise InputError(
-                "impossible search", where="MeanSquaredError", got=repr(self), expected="steps >= 2, 0 < smallest < 1"
-            )
+                "impossible search", where="MeanSquaredError", got=repr(self),
+                expected=f"steps from 2 to {_MOST:,}, 0 < smallest < 1",
+            )  # fmt: skip
 
     def bounds(self, values: Tensor, scheme: Int) -> tuple[Tensor, Tensor]:
         """``values`` [rows, n] → (low [rows], high [rows])."""
@@ -177,10 +180,11 @@ class Entropy(Range):
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if self.bins < 16 or self.candidates < 2:
+        if not 16 <= self.bins <= _MOST or not 2 <= self.candidates <= _MOST:
             raise InputError(
-                "impossible search", where="Entropy", got=repr(self), expected="bins >= 16, candidates >= 2"
-            )
+                "impossible search", where="Entropy", got=repr(self),
+                expected=f"bins from 16 and candidates from 2, to {_MOST:,}",
+            )  # fmt: skip
 
     def bounds(self, values: Tensor, scheme: Int) -> tuple[Tensor, Tensor]:
         """``values`` [rows, n] → (low [rows], high [rows])."""

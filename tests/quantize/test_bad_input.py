@@ -1,5 +1,7 @@
 """What users bring that cannot be quantised, on models that are not the project's: what is said, and where."""
 
+import dataclasses
+
 import pytest
 import torch
 from torch import nn
@@ -82,6 +84,24 @@ def test_a_layer_that_stays_float_says_which_place_is_why():
     assert skips["fc:linear[0]"].startswith(f"stays float: {constant}")
     assert skips["up"] == "no integer kernel: conv_transpose2d"
     assert "conv.weight" in places and "fc.weight" not in places
+
+
+def test_a_parameter_that_is_not_finite_is_named_and_not_the_data_blamed():
+    for path, tensor in (("fc", "weight"), ("conv", "bias")):
+        model = Forked()
+        with torch.no_grad():
+            model.get_submodule(path).get_parameter(tensor).view(-1)[0] = float("nan")
+        task = task_of(Forked(), torch.randn(16, 3, 8, 8), torch.randn(16, 5))
+        with pytest.raises(InputError, match=rf"{path}.{tensor}: a weight that is not finite.*the network is broken"):
+            Quantize().plan(model, task)
+
+
+def test_a_calibration_batch_that_the_model_does_not_take_is_named():
+    task = task_of(Forked(), torch.randn(16, 3, 8, 8), torch.randn(16, 5))
+    grey = (torch.randn(4, 1, 8, 8), torch.randn(4, 5), torch.zeros(4, dtype=torch.long))
+    broken = dataclasses.replace(task, calibration=[task.calibration[0], grey])
+    with pytest.raises(InputError, match=r"task.calibration, batch 1: the model does not run.*3 channels, but got 1"):
+        Quantize().plan(task.model, broken)
 
 
 @pytest.mark.parametrize(
