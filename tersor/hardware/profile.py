@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib.resources import files
@@ -12,6 +13,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from tersor.core.errors import InputError
+from tersor.core.place import nearest_names
 
 Kind = Literal[
     "phone", "microcontroller", "single-board computer", "laptop", "server CPU", "NVIDIA GPU", "NPU", "this machine"
@@ -20,10 +22,23 @@ Precision = Literal["fp32", "fp16", "bf16", "int8"]
 Basis = Literal["specification", "derived", "measured", "assumed"]
 When = Literal["always", "float", "int8", "depthwise", "attention", "memory-bound", "small layers", "many weights"]
 FLOATS: tuple[Precision, ...] = ("fp16", "bf16", "fp32")  # the first that a device has is its fastest
+LARGEST_FILE = 100_000  # bytes; the profiles that come along have 2,000
 
 
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_yes_for_a_number(cls, data: Any) -> Any:
+        listed = (
+            [value if isinstance(value, (list, tuple)) else [value] for value in data.values()]
+            if isinstance(data, Mapping)
+            else []
+        )
+        if any(isinstance(value, bool) for values in listed for value in values):
+            raise ValueError("numbers and words; yes, no, true and false are neither here")
+        return data
 
 
 class Figure(_Part):
@@ -32,7 +47,7 @@ class Figure(_Part):
     ``basis``: from a specification, derived from one (cores × clock × operations per cycle), measured, or assumed.
     """
 
-    value: float = Field(gt=0)
+    value: float = Field(gt=1e-6, lt=1e24)
     basis: Basis
     source: str = Field(min_length=8)
 
@@ -55,6 +70,8 @@ class Sparsity(_Part):
     def _both(self) -> Sparsity:
         if (self.pattern == "none") != (self.speedup is None):
             raise ValueError("speedup belongs to a pattern, and to every pattern")
+        if self.pattern != "none" and int(self.pattern.split(":")[0]) >= int(self.pattern.split(":")[1]):
+            raise ValueError("a pattern n:m keeps n of m values, fewer than all")
         return self
 
 
@@ -100,6 +117,8 @@ class Profile(_Part):
     def _near_is_nearer(self) -> Profile:
         if self.near is not None and self.near.bandwidth.value <= self.bandwidth.value:
             raise ValueError("near memory is faster than memory")
+        if self.near is not None and self.near.memory.value >= self.memory.value:
+            raise ValueError("near memory is smaller than memory")
         return self
 
     @model_validator(mode="after")
@@ -137,29 +156,45 @@ def read_profile(source: str | Path | Mapping[str, Any]) -> Profile:
     if isinstance(source, Mapping):
         return _checked(dict(source), "profile")
     name = str(source)
-    if name.endswith((".yaml", ".yml")):
-        return _parsed(_text(Path(name)), name)
     for profile in profiles():
         if name in (profile.name, *profile.aliases):
             return profile
+    if name.lower().endswith((".yaml", ".yml")) or Path(name).is_file():
+        return _parsed(_text(Path(name)), name)
     known = ", ".join(profile.name for profile in profiles())
+    names = ["this", *(each for profile in profiles() for each in (profile.name, *profile.aliases))]
     raise InputError(
         "no such profile", where="--on", got=repr(name), expected=f"this, a YAML file, or one of {known}",
-        do="tersor profiles lists them; one printed is where to start your own",
+        do=f"{nearest_names(name.lower(), names)}. tersor profiles lists them; one printed is where to start your own",
     )  # fmt: skip
 
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
+        with path.open(encoding="utf-8") as file:
+            text = file.read(LARGEST_FILE + 1)
+    except (OSError, ValueError) as error:  # a UnicodeDecodeError is a ValueError, as is a null byte in a path
         raise InputError("the profile cannot be read", where=str(path), got=error) from error
+    if len(text) > LARGEST_FILE:
+        raise InputError("too large for a profile", where=str(path), expected=f"at most {LARGEST_FILE} characters")
+    return text
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that stands twice, of which YAML silently takes the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        twice = next((key for number, key in enumerate(keys) if key in keys[:number]), None)
+        if twice is not None:
+            raise yaml.constructor.ConstructorError(None, None, f"{twice!r} stands twice", node.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 def _parsed(text: str, where: str) -> Profile:
     try:
-        data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        data = _Loader(text).get_single_data()
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a ValueError: dates such as 2020-99-99
         raise InputError("not YAML", where=where, got=" ".join(str(error).split())[:160]) from error
     if not isinstance(data, dict):
         raise InputError("not a profile", where=where, got=type(data).__name__, expected="a mapping: name, kind, …")
@@ -174,10 +209,20 @@ def _checked(data: dict[str, Any], where: str) -> Profile:
         at = ".".join(map(str, first["loc"]))
         raise InputError(
             "the profile cannot be used", where=f"{where}, {at}" if at else where,
-            got=repr(first.get("input"))[:80] if first["type"] != "missing" else "nothing",
-            expected=first["msg"].removeprefix("Value error, "),
+            got="nothing" if first["type"] == "missing" else reprlib.repr(first.get("input"))[:80],
+            expected=_expected(first["type"], first["msg"], at),
             do=f"{error.error_count()} in all; tersor profiles phone prints one that is right",
         ) from error  # fmt: skip
+
+
+def _expected(kind: str, message: str, at: str) -> str:
+    if kind == "missing":
+        return "a value: the field is required"
+    if kind == "extra_forbidden":
+        parts = (Profile, Figure, Near, Sparsity, Alignment, Caution)
+        known = dict.fromkeys(name for part in parts for name in part.model_fields)
+        return f"no field of this name. {nearest_names(at.rpartition('.')[2], known)}"
+    return message.removeprefix("Value error, ")
 
 
 def to_yaml(profile: Profile) -> str:

@@ -46,6 +46,13 @@ def test_your_own_file_is_read(tmp_path):
     assert isinstance(found, Profile) and found.name == "mine"
 
 
+FIGURE = {"value": 2, "basis": "assumed", "source": "made up for a test"}
+BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(  # ten to the tenth, once it is spelt out
+    f"{name}: &{name} [{', '.join([f'*{before}'] * 10)}]\n"
+    for before, name in zip("abcdefghi", "bcdefghij", strict=True)
+)
+
+
 def change(path, value):
     def made():
         data = data_of()
@@ -66,15 +73,27 @@ def change(path, value):
     "text, said",
     [
         (change("memory.value", -1), ["memory.value", "-1", "greater than 0"]),
+        (change("memory.value", True), ["memory", "true and false"]),
+        (change("weight_bits", [True]), ["true and false"]),
+        (change("bandwidth.value", 1e-300), ["bandwidth.value", "greater than"]),
+        (change("bandwidth.value", 1e300), ["bandwidth.value", "less than"]),
         (change("memory.source", None), ["memory.source", "required"]),
         (change("compute.int3", {"value": 1}), ["compute", "int3"]),
-        (change("colour", "red"), ["colour"]),
+        (change("colour", "red"), ["colour", "no field of this name"]),
+        (change("memroy", {"value": 3}), ["memroy", "Nearest names: memory"]),
         (change("kind", "toaster"), ["kind", "toaster"]),
         (change("activation_bits", []), ["int8 stands both"]),
         (change("sparsity.pattern", "2:4"), ["speedup belongs"]),
+        (change("sparsity", {"pattern": "4:2", "speedup": FIGURE, "source": "made up for a test"}), ["fewer than all"]),
+        (change("near", {"memory": {**FIGURE, "value": 1e15}, "bandwidth": {**FIGURE, "value": 1e15}}), ["smaller"]),
         (change("weight_bits", [64]), ["1 to 16 bits"]),
         (lambda: "- a list", ["not a profile", "list"]),
         (lambda: "name: [", ["not YAML"]),
+        (lambda: "name: mine\nname: other", ["not YAML", "'name' stands twice"]),
+        (lambda: "when: 2020-99-99", ["not YAML"]),
+        (lambda: "a: " + "[" * 2000, ["not YAML"]),
+        (lambda: "# " + "x" * 100_000, ["too large"]),
+        (lambda: f"{BOMB}{change('kind', 'K')().replace('kind: K', 'kind: *j')}", ["kind", "[[[", "'phone'"]),
     ],
 )
 def test_a_file_that_is_wrong_is_refused_by_its_place(tmp_path, text, said):
@@ -89,5 +108,7 @@ def test_a_file_that_is_wrong_is_refused_by_its_place(tmp_path, text, said):
 def test_a_name_that_is_none_and_a_file_that_is_missing_are_told():
     with pytest.raises(InputError, match="no such profile.*'fridge'.*phone"):
         read_profile("fridge")
+    with pytest.raises(InputError, match="Nearest names: raspberry-pi"):
+        read_profile("Rasberry-Pi")
     with pytest.raises(InputError, match="cannot be read"):
         read_profile("nowhere.yaml")
