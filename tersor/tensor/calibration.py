@@ -133,7 +133,7 @@ def ece_interval(
     the true errors for which what was found is no surprise (test inversion; Carpenter 1999, "Test inversion bootstrap
     confidence intervals"), among models whose bins are off by s times what was found, for s from 0 (calibrated)
     upwards. Errors in few bins leave more room for noise in the others than errors in all do: for the lower end a bin
-    counts as off by a standard error less than it was found. What such a model would show follows from three moments of
+    counts as off by 1.25 standard errors less than found. What such a model would show follows from three moments of
     its bins' folded normal gaps (Cornish and Fisher 1938). The upper end is never below what was found.
     """
     found = _bins(confidence, correct, bins, kind)
@@ -153,11 +153,11 @@ def _inverted(found: _Bins, level: float) -> Estimate:
 def _models(found: _Bins) -> tuple[Array, Array]:
     """True accuracies [scales, bins] of models that are off ever more, for the lower end and for the rest.
 
-    In proportion to what was found less a standard error; else to what was found, or a standard error where that is
+    In proportion to what was found less 1.25 standard errors; else to what was found, or a standard error where that is
     more (what was found may be zero).
     """
     noise, gap = _noise(found), np.abs(found.gap)
-    few, many = np.maximum(gap - noise, 0), np.maximum(gap, noise)
+    few, many = np.maximum(gap - 1.25 * noise, 0), np.maximum(gap, noise)
     top = found.error + 5 * math.sqrt(float(found.weight**2 @ noise**2)) + 5 / float(found.count.sum())
     spread = _off(found, many, top * float(many.max()) / float(found.weight @ many))
     if not few.any():
