@@ -16,6 +16,7 @@ from tersor.core.edit import Attribute, Cut, Edit, Mask, Precision, Quantizer, S
 from tersor.core.errors import InputError
 from tersor.core.eval_mode import eval_mode
 from tersor.core.fake_quantize import FakeQuantize
+from tersor.core.gated import Gated
 from tersor.core.integer_bias import rounded_bias
 from tersor.core.intercept import intercept_at, welcome
 from tersor.core.masked import Masked, standing_mask
@@ -28,7 +29,7 @@ from tersor.core.widened import HALVES, is_narrow, narrow
 
 # Swap builds from these and nothing else, so that an artifact cannot name arbitrary code.
 CONSTRUCTORS: dict[str, Callable[..., nn.Module]] = {
-    "Identity": nn.Identity, "ReLU": nn.ReLU, "Removed": Removed, "Scattered": Scattered,
+    "Gated": Gated, "Identity": nn.Identity, "ReLU": nn.ReLU, "Removed": Removed, "Scattered": Scattered,
 }  # fmt: skip
 
 

@@ -18,6 +18,7 @@ from tersor.export.few_bits import (
     products_of_few_bits,
     weights_of_float_layers,
 )
+from tersor.export.gates import requantized_gates
 from tersor.export.integers import (
     fold_weight_quantizers,
     integer_biases,
@@ -51,6 +52,7 @@ def ship(model: ModelProto, inputs: Sequence[str] = ()) -> ModelProto:
     linears_to_gemm(model)
     integer_biases(model)
     weights_of_float_layers(model)
+    requantized_gates(model)
     keep_float(model)
     mean_to_pool(model)
     strip(model)

@@ -28,7 +28,9 @@ MOVE = {
 MULTIPLE = {"chunk", "split", "split_with_sizes", "unbind"}  # give several tensors; ``getitem`` takes one
 # Integer kernels that take quantised operands and give a quantised result.
 POOLS = {"adaptive_avg_pool2d", "avg_pool2d", "mean"}
-LIGHT = POOLS | {"add", "cat", "leaky_relu", "mul", "sigmoid"}
+LIGHT = POOLS | {"add", "cat", "hardsigmoid", "leaky_relu", "mul", "sigmoid"}
+# x · gate(x): the operator → its gate. As modules they are split (``gates.py``).
+MADE_OF = {"hardswish": "hardsigmoid", "silu": "sigmoid"}
 # Products of activations, and how many of their arguments are factors.
 PRODUCTS = {"matmul": 2, "bmm": 2, "scaled_dot_product_attention": 3}
 # "conv2d_3.input": what that call's module is given, a value that cannot be intercepted where it is made.
@@ -239,14 +241,20 @@ def _is_spatial(call: Call, graph: Graph) -> bool:
     return axes is not None and {axis % 4 for axis in axes} == {2, 3}
 
 
-def decide(flow: Flow, weighted: Iterable[Call], barred: Container[str] = (), products: Iterable[Call] = ()) -> Points:
+def decide(
+    flow: Flow,
+    weighted: Iterable[Call],
+    barred: Container[str] = (),
+    products: Iterable[Call] = (),
+    light: Container[str] = LIGHT,
+) -> Points:
     """Place the quantisers for ``weighted`` (the convolution and linear calls meant), ``products`` (the products of
     activations meant) and what lies between them.
 
     A weighted call's activation and its result are quantised; of a product the factors; an addition, elementwise
     product, concatenation or pooling is where all its operands are. ``barred``: values that cannot be intercepted; what
-    needs them stays float. The result of a linear layer on three and more axes stays float where no integer kernel
-    reads it: ONNX Runtime's products give floats at no cost.
+    needs them stays float. ``light``: the operators that may run in integers beside. The result of a linear layer on
+    three and more axes stays float where no integer kernel reads it: ONNX Runtime's products give floats at no cost.
     """
     points = Points()
     for call in weighted:
@@ -254,7 +262,7 @@ def decide(flow: Flow, weighted: Iterable[Call], barred: Container[str] = (), pr
     for call in products:
         _place_product(flow, call, points, barred)
     for call in flow.graph.calls:
-        if call.operator in LIGHT:
+        if call.operator in light:
             _consider(flow, call, points, barred)
     _drop_unread_results(flow, points)
     order = {name: i for i, name in enumerate([*flow.graph.inputs, *flow.calls])}

@@ -20,6 +20,7 @@ from tersor.graph.trace import Call, Graph, trace
 from tersor.observe.reach import unreachable
 from tersor.observe.watch import Statistics, watch
 from tersor.quantize.fold import QUANTISED, foldable
+from tersor.quantize.gates import gate_quantizer, split_gates
 from tersor.quantize.outliers import outliers
 from tersor.quantize.points import INPUT, NO_KERNEL, PRODUCTS, Flow, Points, decide, float_calls, upper_bound
 from tersor.quantize.ranges import MeanSquaredError, MinMax, Range
@@ -46,7 +47,8 @@ class Quantize(Method):
     Quantised are: the weight, the activation and the result of every convolution and linear layer that ``where`` means
     (a sole following ReLU or clamp from zero is absorbed into the result's quantiser), the factors of the products of
     activations in the modules that ``where`` means (attention's), and additions, elementwise products, concatenations
-    and spatial pooling between them. Operators without an integer kernel stay float and are skips.
+    and spatial pooling between them. Operators without an integer kernel stay float and are skips; the modules nn.SiLU
+    and nn.Hardswish become ``Gated``, x · gate(x), whose two operators have kernels.
 
     Biases are rounded to the steps on which integer kernels add them; training moves them off: ``RoundBiases``.
 
@@ -98,7 +100,8 @@ class Quantize(Method):
             )
 
     def plan(self, model: nn.Module, task: Task) -> Plan:
-        """One Quantizer for every weight and for every group of activations that share a grid.
+        """One Quantizer for every weight and for every group of activations that share a grid, and before them one Swap
+        for each SiLU and hard swish that is split.
 
         Raises InputError where activations are quantised already, batch norms ought to be folded first, the model does
         not compute in float32, a parameter or calibration is not finite, there is no calibration data, and where a name
@@ -116,6 +119,13 @@ class Quantize(Method):
         flow = Flow(graph)
         weighted, skips = self._weighted(model, graph, flow)
         products = self._products(model, graph)
+        model, gates, whole = split_gates(model, task, flow, weighted, products)
+        if gates:
+            graph = trace(model, task.example_inputs)
+            flow = Flow(graph)
+            weighted, skips = self._weighted(model, graph, flow)
+            products = self._products(model, graph)
+        skips += whole
         points, statistics, missed = self._observed(model, task, flow, weighted, products)
         skips += [Skip(str(place), reason) for place, reason in missed.items()]
         kept = {call.name for call in points.weighted}
@@ -129,7 +139,8 @@ class Quantize(Method):
         edits, lines = self._quantizers(model, flow, points, statistics)
         weights = [place for edit in edits for place in edit.places if isinstance(place, TensorPlace)]
         remarks = self._remarks([str(place) for place in weights if is_quantized(model, place)])
-        return Plan("Quantize", tuple(edits), tuple(skips), (*remarks, *lines))
+        lines = [*((swap.module, f"x · {swap.arguments['gate']}(x)") for swap in gates), *lines]
+        return Plan("Quantize", (*gates, *edits), tuple(skips), (*remarks, *lines))
 
     def _remarks(self, standing: list[str]) -> list[tuple[str, str]]:
         """What holds for the whole model and its file. ``standing``: the weights that keep the grid they had."""
@@ -237,7 +248,8 @@ class Quantize(Method):
         for group in points.groups():
             bounds = [upper_bound(flow.calls[name]) for name in group if name in points.absorbed]
             bound = min((bound for bound in bounds if bound is not None), default=None)
-            edit = self._activation([statistics[places[name]] for name in group], bound)
+            gate = gate_quantizer(flow, group, tuple(places[name] for name in group), self.activations)
+            edit = gate or self._activation([statistics[places[name]] for name in group], bound)
             activations |= dict.fromkeys(group, edit)
         weights: dict[TensorPlace, Quantizer] = {}
         sources: dict[TensorPlace, str] = {}

@@ -170,8 +170,8 @@ def test_a_concatenation_shares_one_quantiser_with_what_it_alone_reads():
 def test_operators_without_an_integer_kernel_are_named():
     _, _, plan = quantized(Gated)
     reasons = {skip.place: skip.reason for skip in plan.skips}
-    assert reasons["<model>:hardswish[0]"] == "no integer kernel: hardswish"
-    assert reasons["<model>:hardsigmoid[0]"] == "no integer kernel: hardsigmoid"
+    assert reasons["<model>:hardswish[0]"].startswith("no integer kernel: hardswish; called as a function")
+    assert "<model>:hardsigmoid[0]" not in reasons
     assert "stays float" in reasons["<model>:mul[0]"]
 
 
