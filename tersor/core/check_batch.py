@@ -73,6 +73,8 @@ def _check_finite(value: Tensor, where: str) -> None:
 
 def check_outputs(outputs: Tensor, length: int, where: str) -> None:
     """Raise VerificationError for outputs that are not finite, InputError where there are not ``length`` rows."""
+    if length == 0:
+        raise InputError("the batch holds no sample", where=where, do="Leave empty batches out of the loader")
     if outputs.ndim == 0 or outputs.shape[0] != length:
         raise InputError(
             "the model's output is not one row per sample", where=where, got=f"shape {list(outputs.shape)}",
@@ -103,9 +105,7 @@ def check_targets(task: Task, shape: torch.Size, targets: Tensor, where: str) ->
     if not predicts_classes(shape, targets) or (task.loss is not None and task.metric is not ACCURACY):
         return
     classes = shape[-1]
-    wrong = (targets < 0) | (targets >= classes)
-    if targets.ndim > 1:
-        wrong &= targets != IGNORED
+    wrong = out_of_range(targets, classes)
     if bool(wrong.any()):
         position = wrong.nonzero()[0].tolist()
         raise InputError(
@@ -114,6 +114,12 @@ def check_targets(task: Task, shape: torch.Size, targets: Tensor, where: str) ->
             expected=f"0 to {classes - 1}: the model has {classes} outputs",
             do="Number the classes from 0, or give the model one output per class",
         )  # fmt: skip
+
+
+def out_of_range(targets: Tensor, classes: int) -> Tensor:
+    """Which integer targets are no index of so many classes; −100 is allowed in sequences."""
+    wrong = (targets < 0) | (targets >= classes)
+    return wrong & (targets != IGNORED) if targets.ndim > 1 else wrong
 
 
 def metric_values(task: Task, outputs: Tensor, targets: Tensor, where: str) -> Tensor:

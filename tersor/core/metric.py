@@ -24,6 +24,8 @@ class Metric:
 
 
 def _correct(outputs: Tensor, targets: Tensor) -> Tensor:
+    if outputs.shape[:-1] != targets.shape:  # labels instead of scores would otherwise be compared by their position
+        raise ValueError("accuracy needs a score for each class, [n, classes], of each target [n]")
     return (outputs.argmax(dim=-1) == targets).float()
 
 

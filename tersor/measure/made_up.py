@@ -40,10 +40,12 @@ def made_up_inputs(path: Path, seed: int = 0) -> tuple[Tensor, ...]:
 def _made_up(value: ValueInfoProto, path: Path, generator: torch.Generator) -> Tensor:
     where, kind = f"{path}, input {value.name}", value.type.tensor_type.elem_type
     shape = [size if size is not None or number else 1 for number, size in enumerate(_shape(value))]
-    if any(size is None for size in shape):
+    known = value.type.tensor_type.HasField("shape")
+    if not known or any(size is None for size in shape):
         raise InputError(
             "the file leaves a size free that is not the batch", where=where,
-            got=[size if size is not None else "free" for size in shape], expected="numbers after the first dimension",
+            got=[size if size is not None else "free" for size in shape] if known else "no shape",
+            expected="numbers after the first dimension",
             do="Say what the models are given: --data task.py",
         )  # fmt: skip
     sizes = [size for size in shape if size is not None]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -10,7 +10,7 @@ from typing import Any, final
 
 import onnx
 import torch
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 from torch import Tensor, nn
 
 from tersor.core.errors import ArtifactError, InputError
@@ -108,7 +108,7 @@ def check_onnx(path: Path) -> None:
         raise _damaged(path, str(error)) from error
     if not proto.graph.node and not proto.graph.output:
         raise _damaged(path, "no graph")
-    for tensor in _tensors(proto.graph):
+    for tensor in _tensors(proto):
         _expect_inside(path, tensor)
     own = {(function.domain, function.name) for function in proto.functions}
     nodes = [*_nodes(proto.graph.node), *(node for function in proto.functions for node in _nodes(function.node))]
@@ -142,13 +142,16 @@ def _nodes(nodes: Any) -> Iterator[onnx.NodeProto]:
                 yield from _nodes(graph.node)
 
 
-def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
-    yield from graph.initializer
-    for node in graph.node:
-        for attribute in node.attribute:
-            yield from (*attribute.tensors, *([attribute.t] if attribute.HasField("t") else []))
-            for inner in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
-                yield from _tensors(inner)
+def _tensors(message: Message) -> Iterator[onnx.TensorProto]:
+    """Every tensor in a message, wherever ONNX allows for one: graphs, functions, attributes, sparse weights."""
+    for field, value in message.ListFields():
+        if field.message_type is None:
+            continue
+        for part in value if isinstance(value, Iterable) else (value,):
+            if isinstance(part, onnx.TensorProto):
+                yield part
+            else:
+                yield from _tensors(part)
 
 
 def _expect_inside(path: Path, tensor: onnx.TensorProto) -> None:
@@ -175,8 +178,14 @@ def outputs_of(model: Callable[..., Any], task: Task, batch: Batch, change: Chan
     if change is not None:
         args, kwargs = change(args, kwargs)
     if not isinstance(model, OnnxRunnable):
-        return task.output(model(*args, **kwargs))
+        own = tuple(map(_copied, args)), {name: _copied(value) for name, value in kwargs.items()}
+        return task.output(model(*own[0], **own[1]))
     return model.output(task, *in_order(model.input_names, args, kwargs, str(model.path)))
+
+
+def _copied(value: Any) -> Any:
+    """A tensor of its own: a model may write into its inputs, which the next one is given too."""
+    return value.clone() if isinstance(value, Tensor) else value
 
 
 def on_device(batch: Batch, device: torch.device) -> Batch:

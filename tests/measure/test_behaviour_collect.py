@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import pytest
@@ -10,12 +12,14 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from tersor.core.errors import ArtifactError, InputError, VerificationError
+from tersor.core.metric import Metric
 from tersor.core.task import Task
 from tersor.measure.behaviour.agreement import agreement, order_warning
 from tersor.measure.behaviour.collect import collect, kind_of
 from tersor.measure.behaviour.data import EvaluationData, Pixels
 from tersor.measure.behaviour.flips import flips
 from tersor.measure.behaviour.scores import are_probabilities, reduce_scores
+from tersor.measure.made_up import made_up_inputs
 from tersor.measure.runnable import Runnable, check_onnx, open_onnx
 
 torch.manual_seed(0)
@@ -156,6 +160,10 @@ def test_agreement_is_what_a_naive_count_says():
         assert measured.low <= measured.value <= measured.high, name
 
 
+def test_of_few_classes_no_best_five_are_compared():
+    assert not {"top_3", "top_5"} & set(agreement(collect(*pair(net(0, 3), net(1, 3)), data([(X, Y % 3)]))))
+
+
 def test_flips_are_counted_and_the_worst_are_shown():
     found = collect(*pair(), data(), shown=2)
     said = flips(found, data())
@@ -216,6 +224,9 @@ def test_groups_are_read_with_the_samples_and_missing_ones_are_none():
         (net(0), net(1), [], InputError, "empty|no batch"),
         (net(0), nn.Linear(9, 6), None, InputError, "other: .*does not run"),
         (net(0), net(1), [(X, Y + 3)], InputError, "out of range"),
+        (lambda x: net(0)(x).argmax(1), lambda x: net(1)(x).argmax(1), None, InputError, "a score for each class"),
+        (net(0), net(1), iter([(X, Y)]), InputError, "only once"),
+        (net(0), net(1), [(X, Y), (X[:0], Y[:0])], InputError, "batch 1: the batch holds no sample"),
     ],
 )
 def test_pairs_that_cannot_be_compared_are_input_errors(one, other, loader, error, words):
@@ -226,6 +237,36 @@ def test_pairs_that_cannot_be_compared_are_input_errors(one, other, loader, erro
 def test_groups_of_another_length_are_refused():
     with pytest.raises(InputError, match="another number of samples"):
         collect(*pair(), data(groups_of=lambda batch: {"sex": ["f"]}))
+
+
+def test_a_model_that_writes_into_its_inputs_does_not_change_what_the_other_is_given():
+    class Centred(nn.Module):
+        def forward(self, x):
+            return net(0)(x.sub_(1.0))
+
+    batches = [(X.clone(), Y)]
+    found = collect(*pair(Centred(), Centred()), EvaluationData(batches))
+    assert found.divergence.max() == 0 and torch.equal(batches[0][0], X)
+
+
+def test_integers_that_are_no_indices_go_to_a_metric_of_the_users_own():
+    levels = Metric(
+        "error", lambda outputs, targets: (outputs.mean(1) - targets).abs(), higher_is_better=False, unit=""
+    )
+    task = Task(net(), test=[(X, Y + 3)], loss=lambda model, batch: model(batch[0]).sum(), metric=levels)
+    found = collect(*pair(), EvaluationData(task))
+    assert found.kind == "numbers"
+    np.testing.assert_allclose(found.original.values, (net(0)(X).mean(1) - Y - 3).abs().detach(), rtol=1e-6)
+    with pytest.raises(InputError, match="no class indices"):
+        collect(*pair(), EvaluationData(replace(task, test=[(X, Y), (X, Y + 3)])))
+
+
+def test_texts_without_any_target_are_refused():
+    task = Task(
+        net(), test=[(X[:, None], torch.full((50, 1), -100))], metric=Metric("zero", lambda o, t: o[:, 0, 0] * 0)
+    )
+    with pytest.raises(InputError, match="-100 at every position"):
+        collect(*pair(), EvaluationData(task))
 
 
 def test_a_limit_cuts_both_models_alike():
@@ -270,6 +311,35 @@ def test_a_file_that_reads_outside_its_folder_is_refused(tmp_path, location):
     write(tmp_path / "m.onnx", [helper.make_node("Add", ["x", "w"], ["y"])], [weight])
     with pytest.raises(ArtifactError, match="outside its own folder"):
         check_onnx(tmp_path / "m.onnx")
+
+
+def test_weights_of_functions_and_sparse_ones_are_looked_at_too(tmp_path):
+    weight = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[8], data_location=TensorProto.EXTERNAL)
+    weight.external_data.add(key="location", value="../secret")
+    hidden = [helper.make_node("Constant", [], ["w"], value=weight), helper.make_node("Add", ["a", "w"], ["b"])]
+    function = helper.make_function("own", "F", ["a"], ["b"], hidden, [helper.make_opsetid("", 20)])
+    write(tmp_path / "m.onnx", [helper.make_node("F", ["x"], ["y"], domain="own")], opsets=(("", 20), ("own", 1)))
+    model = onnx.load(tmp_path / "m.onnx")
+    model.functions.append(function)
+    (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(ArtifactError, match="outside its own folder"):
+        check_onnx(tmp_path / "m.onnx")
+    write(tmp_path / "s.onnx", [helper.make_node("Add", ["x", "w"], ["y"])])
+    model = onnx.load(tmp_path / "s.onnx")
+    model.graph.sparse_initializer.add(dims=[8]).values.CopyFrom(weight)
+    (tmp_path / "s.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(ArtifactError, match="outside its own folder"):
+        check_onnx(tmp_path / "s.onnx")
+
+
+def test_a_file_that_declares_no_shape_runs(tmp_path):
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in "xy")
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", [x], [y])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), tmp_path / "m.onnx")
+    found = collect(open_onnx(tmp_path / "m.onnx", threads=1), Runnable("same", torch.relu), data())
+    assert found.n == 50 and found.divergence.max() == 0
+    with pytest.raises(InputError, match="no shape"):
+        made_up_inputs(tmp_path / "m.onnx")
 
 
 @pytest.mark.parametrize("content", [b"", b"not a model", bytes(range(256)) * 4])

@@ -80,6 +80,8 @@ def test_perplexity_and_root_mean_squared_error_are_what_they_are_called():
     loss = torch.nn.functional.cross_entropy(logits.double().flatten(0, 1), targets.flatten())
     said = quality(found, data).more["original_perplexity"]
     assert said.value == pytest.approx(float(loss.exp()), rel=1e-6) and said.low < said.value < said.high
+    found = collect(Runnable("one", answers(1e9 * logits)), Runnable("other", answers(logits)), data)
+    assert quality(found, data).more["original_perplexity"].value == pytest.approx(np.exp(200))
     numbers = torch.randn(30, 1)
     found, data = compared(numbers + 0.5, numbers - 2, numbers)
     said = quality(found, data)

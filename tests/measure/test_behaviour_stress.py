@@ -212,6 +212,43 @@ def test_too_little_time_takes_fewer_samples_and_says_so():
     assert found.samples == 50 and "80 samples would take" in skipped[0].why
 
 
+def test_a_model_that_breaks_under_noise_leaves_out_that_corruption_alone():
+    class Brittle(nn.Module):
+        def forward(self, x):
+            return trained_once(x) / (x.abs().amax(dim=1, keepdim=True) <= float(X.abs().max())).float()
+
+    trained_once, pair = trained(), (Runnable("a", trained()), Runnable("b", Brittle()))
+    found, skipped = robustness(*pair, data(), collect(*pair, data()), Stress(80, (1, 5), (), 0))
+    assert [each.what for each in skipped if "not finite" in each.why] == ["noise 1", "noise 5"]
+    assert {each.name for each in found.corruptions} == {"dropped_values"}
+
+
+class Shuffled:
+    def __init__(self):
+        self.passes = 0
+
+    def __iter__(self):
+        self.passes += 1
+        order = np.random.default_rng(self.passes).permutation(len(X))
+        yield X[order], Y[order]
+
+
+def test_a_loader_of_another_order_and_a_model_of_other_answers_each_time_are_seen():
+    class Random(nn.Module):
+        def forward(self, x):
+            return model(x) * torch.randn(8, generator=own)
+
+    torch.manual_seed(3)
+    model, own, short = nn.Linear(8, 8), torch.Generator(), Stress(80, (1,), (), 0)
+    one, other = Runnable("a", model), Runnable("b", nn.Linear(8, 8))
+    shuffled = EvaluationData(Shuffled())
+    found, skipped = robustness(one, other, shuffled, collect(one, other, shuffled), short)
+    assert found is None and "other samples each time" in skipped[0].why
+    random = Runnable("c", Random())
+    found, skipped = robustness(one, random, data(), collect(one, random, data()), short)
+    assert found is None and "c says something else" in skipped[0].why
+
+
 def test_tokens_cannot_be_corrupted():
     table = nn.Embedding(9, 4)
     model = nn.Sequential(table, nn.Flatten(), nn.Linear(12, 3))

@@ -20,11 +20,11 @@ _MOST_CLASSES = 2000  # of which an order is looked for
 def agreement(found: Collected) -> dict[str, Measurement]:
     """How alike the answers are, name → measurement. Of class scores:
 
-    ``top_1``: rows to which both give the same class; ``top_5`` (or as many as there are): mean share of the k classes
-    that stand among the best k of both; ``divergence``: mean KL(original ‖ compressed) in nats; ``confidence_change``:
-    mean of (compressed − original) highest probability. With targets, ``error_correlation``: φ of being wrong;
-    ``error_consistency``: Cohen's κ of it (Geirhos et al. 2020, arXiv:2006.16736); ``same_error``: of the rows that
-    both get wrong, those with the same class (of more than two).
+    ``top_1``: rows to which both give the same class; ``top_5`` (of more than five classes): mean share of the five
+    that stand among the best five of both; ``divergence``: mean KL(original ‖ compressed) in nats;
+    ``confidence_change``: mean of (compressed − original) highest probability. With targets, ``error_correlation``: φ
+    of being wrong; ``error_consistency``: Cohen's κ of it (Geirhos et al. 2020, arXiv:2006.16736); ``same_error``: of
+    the rows that both get wrong, those with the same class (of more than two).
 
     Of numbers: ``rms_difference`` between the two outputs, and with targets ``error_correlation``: the cosine of their
     errors, Σ e₁e₂ / √(Σ e₁² Σ e₂²).
@@ -38,7 +38,7 @@ def agreement(found: Collected) -> dict[str, Measurement]:
         "divergence": mean_of(found.divergence, found, "nats"),
         "confidence_change": mean_of(other.confidence - one.confidence, found, "probability"),
     }
-    if k > 2:
+    if 2 < k < found.classes:  # of all classes nothing but all would be shared
         shared = (one.top[:, :, None] == other.top[:, None, :]).any(axis=2).mean(axis=1)
         said[f"top_{k}"] = mean_of(shared, found)
     if found.targets is not None:

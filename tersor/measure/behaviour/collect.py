@@ -12,7 +12,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tersor.core.check_batch import IGNORED, check_outputs, check_targets, metric_values, predicts_classes
+from tersor.core.check_batch import (
+    IGNORED,
+    check_outputs,
+    check_targets,
+    metric_values,
+    out_of_range,
+    predicts_classes,
+)
 from tersor.core.errors import InputError, located, user_code
 from tersor.core.loading import batches_of
 from tersor.core.progress import Progress
@@ -213,6 +220,11 @@ class _Reader:
         if wanted is not None and self._kind == "tokens":
             real = wanted != IGNORED
             rows, sample, wanted = [scores[real] for scores in rows], sample[real], wanted[real]
+        if wanted is not None and bool(out_of_range(wanted, count).any()):
+            raise InputError(
+                "the targets are no class indices, and in batches before they were", where="task.test",
+                got=f"{int(wanted.min())} to {int(wanted.max())}", expected=f"0 to {count - 1}",
+            )  # fmt: skip
         part = reduce_scores(rows[0], rows[1], wanted, max(0, _KEPT // count - self._kept), self._probabilities)
         self._kept += len(part.original.logits)
         self._parts.append(part)
@@ -252,6 +264,11 @@ class _Reader:
     def collected(self, seconds: float) -> Collected:
         """All of it, joined."""
         assert self._kind is not None
+        if self._parts and not any(len(part.divergence) for part in self._parts):
+            raise InputError(
+                "there is nothing to evaluate", where="targets", got=f"{IGNORED} at every position of {self.n} samples",
+                expected="at least one position with a target",
+            )  # fmt: skip
         arrays = {name: np.concatenate(parts) for name, parts in self._arrays.items()}
         return Collected(
             self._kind, self._answers("original", arrays), self._answers("compressed", arrays), self.n, self._classes,
@@ -276,6 +293,8 @@ def kind_of(outputs: Tensor, targets: Tensor | None) -> Kind:
         return ("classes" if outputs.ndim == 2 else "tokens") if scores else "numbers"
     if not (scores and predicts_classes(outputs.shape, targets)):
         return "numbers"
+    if bool(out_of_range(targets, outputs.shape[-1]).any()):
+        return "numbers"  # a metric of the user's own makes something of them
     return "classes" if targets.ndim == 1 else "tokens"
 
 

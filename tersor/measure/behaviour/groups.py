@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from tersor.core.errors import InputError
 from tersor.core.measurement import Measurement
 from tersor.measure.behaviour.collect import Answers, Collected
 from tersor.measure.behaviour.data import EvaluationData
@@ -60,6 +61,13 @@ def _fairness(
     positive = data.positive if data.positive is not None else 1 if found.classes == 2 else None
     if found.kind != "classes" or positive is None or found.targets is None:
         return None, None
+    if not 0 <= positive < found.classes:
+        raise InputError(
+            "there is no such class",
+            where="EvaluationData.positive",
+            got=positive,
+            expected=f"0 to {found.classes - 1}",
+        )
     actual = (found.targets == positive)[known].astype(np.int64)
 
     def of(answers: Answers) -> Fairness:

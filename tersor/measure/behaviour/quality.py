@@ -17,6 +17,7 @@ from tersor.tensor.statistics import holm, is_binary, mcnemar, paired_difference
 
 _MOST_CLASSES = 100  # up to which the whole confusion matrices are kept
 _SHIFTS = 12
+_MOST_NATS = 200.0  # beyond, a perplexity says no more; what its interval squares and cubes stays a number
 
 
 def quality(found: Collected, data: EvaluationData) -> Quality | None:
@@ -116,11 +117,15 @@ def _shifts(tables: tuple[NDArray[np.int64], NDArray[np.int64]]) -> tuple[Shift,
     )
 
 
+def _exp(nats: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.exp(np.minimum(nats, _MOST_NATS))
+
+
 def _more(found: Collected) -> dict[str, Measurement]:
     said: dict[str, Measurement] = {}
     for name, answers in (("original", found.original), ("compressed", found.compressed)):
         if found.kind == "tokens" and answers.scores is not None and answers.scores.loss is not None:
-            said[f"{name}_perplexity"] = by_sample(answers.scores.loss, found, "perplexity", np.exp)
+            said[f"{name}_perplexity"] = by_sample(answers.scores.loss, found, "perplexity", _exp)
         elif answers.error is not None:
             said[f"{name}_rmse"] = by_sample(answers.error, found, "output units", np.sqrt)
     return said

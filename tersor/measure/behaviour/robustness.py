@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import final
+from typing import Any, final
 
 import numpy as np
+from numpy.typing import NDArray
 
-from tersor.core.errors import InputError
+from tersor.core.errors import InputError, VerificationError
 from tersor.core.measurement import Measurement
 from tersor.core.progress import Progress
 from tersor.measure.behaviour.attacks import Attacked, Corrupted, Scale
@@ -23,6 +24,7 @@ from tersor.measure.behaviour.scores import Scores
 from tersor.measure.runnable import Runnable
 
 _FEWEST = 50  # samples below which a shorter measurement says nothing
+_MOST_CHANGED = 0.01  # of the answers that may differ at a second pass: sums of floats do not always come out the same
 
 
 @final
@@ -73,11 +75,9 @@ def robustness(
         return collect(original, compressed, data, change=change, limit=samples, progress=progress)
 
     base = run(None)
-    found = [
-        (name, severity, run(Corrupted(name, severity, scale)))
-        for name in (PICTURES if scale.pictures else NUMBERS)
-        for severity in stress.severities
-    ]
+    if (changed := _changed(clean, base)) is not None:
+        return None, (Skipped(what="robustness", why=changed),)
+    found, broken = _corrupted(scale, stress, run)
     attacks, skipped = _attacks((original, compressed), data, scale, stress, run, base)
     corrupted = tuple(_condition(name, severity, each, data) for name, severity, each in found)
     mean = _mean([each for *_, each in found], data) if found else None
@@ -85,7 +85,41 @@ def robustness(
         samples=base.n, scale=scale.said, clean=_condition("clean", 0, base, data), corruptions=corrupted, mean=mean,
         attacks=attacks,
     )  # fmt: skip
-    return result, (*said, *skipped)
+    return result, (*said, *broken, *skipped)
+
+
+def _changed(clean: Collected, base: Collected) -> str | None:
+    """Why a second pass cannot be set beside the first; None where the same samples get the same answers."""
+    one: NDArray[Any]
+    other: NDArray[Any]
+    for before, after in zip(clean.both, base.both, strict=True):
+        if before.values is not None and after.values is not None:
+            one, other = before.values[: base.n], after.values
+        elif before.scores is not None and after.scores is not None:
+            one, other = before.scores.classes[: len(after.scores.classes)], after.scores.classes
+        else:
+            one, other = clean.difference[: base.n], base.difference
+        if len(one) != len(other) or np.mean(~np.isclose(one, other, rtol=1e-3)) > _MOST_CHANGED:
+            return (
+                f"at a second pass over the unchanged data {after.name} says something else: the loader gives other "
+                "samples each time (shuffle=False mends that), or the model has randomness of its own"
+            )
+    return None
+
+
+def _corrupted(
+    scale: Scale, stress: Stress, run: Callable[[Change | None], Collected]
+) -> tuple[list[tuple[str, int, Collected]], list[Skipped]]:
+    """Name, severity and answers for each corruption, and those under which a model gives no finite output."""
+    found: list[tuple[str, int, Collected]] = []
+    broken: list[Skipped] = []
+    for name in PICTURES if scale.pictures else NUMBERS:
+        for severity in stress.severities:
+            try:
+                found.append((name, severity, run(Corrupted(name, severity, scale))))
+            except VerificationError as error:
+                broken.append(Skipped(what=f"{name} {severity}", why=str(error)))
+    return found, broken
 
 
 def _samples(clean: Collected, stress: Stress, scale: Scale) -> tuple[int, tuple[Skipped, ...]]:
@@ -133,7 +167,7 @@ def _attacks(
                 for steps in dict.fromkeys((1, stress.steps)):
                     change = Attacked(model, data.based, scale, budget, steps)
                     found.append(_condition(change.name, budget, run(change), data, model.name))
-        except InputError as error:
+        except (InputError, VerificationError) as error:
             skipped.append(Skipped(what=f"attacks on {model.name} with its own gradients", why=str(error)))
     return tuple(found), tuple(skipped)
 
