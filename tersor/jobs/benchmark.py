@@ -16,8 +16,8 @@ from tersor.core.errors import InputError
 from tersor.core.progress import Progress
 from tersor.core.task import Arguments, Task, first_batch
 from tersor.jobs.contenders import Engines, Field, Model, find
-from tersor.jobs.evaluate import find_data, write_document
-from tersor.measure.behaviour.data import EvaluationData, NoModel
+from tersor.jobs.evaluate import Data, expect_folder, find_data, write_document
+from tersor.measure.behaviour.data import NoModel
 from tersor.measure.behaviour.schema import Skipped
 from tersor.measure.benchmark import Conditions, measure_contenders
 from tersor.measure.benchmark_schema import Benchmark
@@ -34,7 +34,7 @@ SAMPLES = 32  # of the data; larger batches repeat them
 
 def benchmark(
     *models: Model,
-    data: EvaluationData | Task | str | Path | None = None,
+    data: Data | None = None,
     out: str | Path | None = None,
     conditions: Conditions = Conditions(),
     engines: Engines = Engines(),
@@ -55,6 +55,8 @@ def benchmark(
     expect_formats(formats)
     if not models:
         raise InputError("nothing to measure", where="benchmark", got="no model", expected="at least one")
+    if out is not None:
+        expect_folder(Path(out))
     task, name = _data(data, models, progress)
     found = find(models, task, data_named=bool(name))
     files = [each.file for each in found if each.file is not None]
@@ -78,9 +80,7 @@ def benchmark(
     return result
 
 
-def _data(
-    data: EvaluationData | Task | str | Path | None, models: Sequence[Model], progress: Progress
-) -> tuple[Task, str]:
+def _data(data: Data | None, models: Sequence[Model], progress: Progress) -> tuple[Task, str]:
     """The task whose inputs are used, and the name by which another process finds it ("": none)."""
     if data is None:
         data = next((model for model in models if isinstance(model, str) and model in BUILTIN), None)
@@ -88,7 +88,7 @@ def _data(
         return Task(NoModel(), name="no data"), ""
     if isinstance(data, (str, Path)):
         return find_data(data, progress).based, str(data)
-    task = data if isinstance(data, Task) else data.based
+    task = data if isinstance(data, Task) else find_data(data).based
     return task, task.source
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
@@ -13,10 +14,10 @@ from typing import Any
 
 from torch import nn
 
-from tersor.core.errors import ArtifactError, InputError
+from tersor.core.errors import ArtifactError, InputError, located
 from tersor.core.measurement import Measurement
 from tersor.core.progress import Progress
-from tersor.core.task import Task
+from tersor.core.task import Batch, Task
 from tersor.jobs.find_model import find_model
 from tersor.jobs.find_task import find_task, made
 from tersor.measure.behaviour.agreement import agreement, order_warning
@@ -38,12 +39,13 @@ from tersor.zoo import BUILTIN
 JSON = "evaluation.json"
 FEW = 100  # samples below which the result says that it rests on few
 Model = str | Path | nn.Module | Runnable
+Data = EvaluationData | Task | Iterable[Batch] | str | Path
 
 
 def evaluate(
     original: Model,
     compressed: Model,
-    data: EvaluationData | Task | str | Path,
+    data: Data,
     out: str | Path | None = None,
     *,
     limits: Limits = Limits(),
@@ -56,16 +58,19 @@ def evaluate(
     """Compare two models on the same data, and hold the compressed one to ``limits``.
 
     ``original``, ``compressed``: a module, an ONNX file, the folder of a run or an artifact, a function's name, or
-    "task", the data's own model. ``data``: an EvaluationData, a Task, or the name of what gives one. ``stress``: how
-    they are corrupted and attacked (None: not at all). ``shown``: worst samples kept with their inputs. ``limit``: only
-    so many test samples. ``out``: a folder for evaluation.json and its report in ``formats`` (html, md, csv; json: the
-    numbers alone); of a run's folder the report and the model card are written again, with the evaluation in them.
+    "task", the data's own model. ``data``: an EvaluationData, a Task, a loader, or the name of what gives one.
+    ``stress``: how they are corrupted and attacked (None: not at all). ``shown``: worst samples kept with their inputs.
+    ``limit``: only so many test samples. ``out``: a folder for evaluation.json and its report in ``formats`` (html, md,
+    csv; json: the numbers alone); of a run's folder the report and the model card are written again, with the
+    evaluation in them.
 
     Raises InputError for unusable input, outputs of different shapes, and limits on what the data do not tell;
     ArtifactError for damaged files; VerificationError for outputs that are not finite.
     """
     start, progress = time.perf_counter(), progress or Progress()
     expect_formats(formats)
+    if out is not None:
+        expect_folder(Path(out))
     known = find_data(data, progress)
     models = find_model(original, known.based), find_model(compressed, known.based)
     models = _told_apart(*models)
@@ -94,11 +99,11 @@ def evaluate(
     return result
 
 
-def find_data(source: EvaluationData | Task | str | Path, progress: Progress | None = None) -> EvaluationData:
+def find_data(source: Data, progress: Progress | None = None) -> EvaluationData:
     """What ``source`` names: EvaluationData, a Task, a loader; of a file its function ``task`` where none is named."""
     if isinstance(source, EvaluationData):
         return source
-    if isinstance(source, Task):
+    if isinstance(source, Task) or not isinstance(source, (str, Path)):
         return EvaluationData(source)
     name = str(source)
     if name in BUILTIN:
@@ -116,6 +121,14 @@ def find_data(source: EvaluationData | Task | str | Path, progress: Progress | N
     if isinstance(found, Iterable) and not isinstance(found, (str, bytes)):
         return EvaluationData(found)
     raise InputError("the function gave no data", where=where, got=type(found).__name__, expected=expected)
+
+
+def expect_folder(path: Path) -> None:
+    """Raise ArtifactError where ``path`` cannot become a folder to write in: before work is spent on its content."""
+    there = next(each for each in (path, *path.absolute().parents) if each.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        got = "a file" if there.is_file() else "no permission to write"
+        raise ArtifactError("cannot be written", where=str(path), got=f"{got} at {there}", expected="a folder")
 
 
 def write_document(data: Mapping[str, Any], path: Path) -> Path:
@@ -175,7 +188,9 @@ def _outside(
 ) -> dict[str, Measurement]:
     if data.outside is None or found.kind == "numbers":
         return {}
-    return outside(found, collect(*models, data.elsewhere(), limit=limit, progress=progress))
+    with located("EvaluationData.outside"):
+        elsewhere = collect(*models, data.elsewhere(), limit=limit, progress=progress)
+    return outside(found, elsewhere)
 
 
 def _facts(found: Collected, data: EvaluationData) -> DataFacts:

@@ -36,6 +36,11 @@ def find_model(source: str | Path | nn.Module | Runnable, task: Task, *, threads
         return source
     if isinstance(source, nn.Module):
         return Runnable(type(source).__name__, source)
+    if not isinstance(source, (str, Path)):
+        raise InputError(
+            "not a model", where="find_model", got=type(source).__name__, expected=_EXPECTED,
+            do="Name a callable of your own: tersor.measure.runnable.Runnable(name, callable)",
+        )  # fmt: skip
     name, path = str(source), Path(source)
     if name == OWN:
         return Runnable(task.name, _own(task), task.source)

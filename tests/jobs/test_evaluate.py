@@ -1,5 +1,6 @@
 """tersor evaluate: two models of any kind; the same numbers in Python, in the file and in the terminal; exit codes."""
 
+import dataclasses
 import json
 from types import SimpleNamespace
 
@@ -257,6 +258,31 @@ def test_label_maps_that_differ_are_refused_and_those_that_agree_name_the_classe
         evaluate(one, Labelled("dog", "cat"), data, stress=None)
     assert evaluate(one, Labelled("LABEL_0", "LABEL_1"), data, stress=None).data.class_names == ("cat", "dog")
     assert Runnable("plain", nn.Linear(8, 2)).labels is None
+
+
+def test_a_folder_that_cannot_be_one_is_refused_before_anything_is_measured(file, tmp_path, capsys):
+    (tmp_path / "taken").write_text("a file")
+    for out in (tmp_path / "taken", tmp_path / "taken" / "below"):
+        assert main(["evaluate", "task", "absent.onnx", "--data", str(file), "-o", str(out)]) == 2
+        assert "cannot be written" in capsys.readouterr().err
+
+
+def test_a_bare_loader_is_data_and_a_bare_callable_is_no_model(file):
+    batches = find_data(f"{file}:data").based.test
+    assert evaluate(f"{file}:net", f"{file}:worse", batches, stress=None).data.samples == 300
+    with pytest.raises(InputError, match="Runnable"):
+        evaluate(f"{file}:net", lambda x: x, batches, stress=None)
+
+
+def test_an_error_in_data_from_elsewhere_says_whose_it_is(file):
+    data = find_data(f"{file}:grouped")
+    with pytest.raises(InputError, match="EvaluationData.outside"):
+        evaluate("task", "task", dataclasses.replace(data, outside=[{"x": data.outside[0]["x"][:, :5]}]), stress=None)
+
+
+def test_a_favourable_class_that_is_none_is_refused(file):
+    with pytest.raises(InputError, match="EvaluationData.positive.*0 to 1"):
+        evaluate("task", "task", dataclasses.replace(find_data(f"{file}:grouped"), positive=7), stress=None)
 
 
 def test_evaluation_data_say_what_they_lack():
