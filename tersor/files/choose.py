@@ -40,7 +40,7 @@ def choose(
         told = [value for pattern, value in by_name.items() if fnmatchcase(entry.name, pattern)]
         reason = objection(entry, told[0] if told else None)
         if not where and len(entry.shape) < fewest_axes:
-            reason = f"{entry.dtype} {list(entry.shape)} has fewer than two axes (where= would take it)"
+            reason = "fewer than two axes (a pattern of names, where, would take it)"
         elif not told:
             reason = f"no {called} is given for its name"
         if reason:

@@ -17,6 +17,8 @@ _FLOAT_PRODUCTS = {
     "Conv", "FusedConv", "NhwcFusedConv", "ConvTranspose", "Gemm", "FusedGemm", "MatMul", "FusedMatMul",
     "LSTM", "GRU", "RNN",
 }  # fmt: skip
+_WEIGHTS_ALONE = "MatMulNBits"  # integer weights; the graph has no integers between layers
+_CONVERSIONS = {"QuantizeLinear", "DequantizeLinear"}
 
 
 def findings(summary: Summary, records: Sequence[Record] = ()) -> tuple[str, ...]:
@@ -77,10 +79,10 @@ def _macs_and_clock(summary: Summary) -> Iterator[str]:
 
 
 def _integers(summary: Summary) -> Iterator[str]:
-    for before, after in pairwise(summary.stages):
+    for number, (before, after) in enumerate(pairwise(summary.stages)):
         if _runs_integers(before) or not _runs_integers(after):
             continue
-        slow = [text for batch in BATCHES if (text := _no_gain(before, after, batch))]
+        slow = [text for batch in BATCHES if (text := _no_gain(before if number else None, after, batch))]
         floating = _floating(after)
         everything = ", although every convolution and matrix product runs in integers"
         stayed = f"; stayed float: {floating}" if floating else everything
@@ -93,8 +95,15 @@ def _integers(summary: Summary) -> Iterator[str]:
 
 
 def _float_operators(stage: StepSummary) -> str:
-    """What computes in float and is no product, with its count, the most frequent first."""
-    found = {name: n for name, n in _onnx(stage, "float_operators").items() if name not in _FLOAT_PRODUCTS}
+    """What computes in float and is no product, with its count, the most frequent first.
+
+    One conversion each way is that of the model's own input and output.
+    """
+    found = {
+        name: n
+        for name, n in _onnx(stage, "float_operators").items()
+        if name not in _FLOAT_PRODUCTS and not (name in _CONVERSIONS and n == 1)
+    }
     named = [f"{name} ×{n}" for name, n in list(found.items())[:MOST_NAMED]]
     return ", ".join(named) + (f" and {len(found) - MOST_NAMED} more" if len(found) > MOST_NAMED else "")
 
@@ -127,8 +136,9 @@ def _onnx(stage: StepSummary, name: str) -> Mapping[str, object]:
 
 
 def _runs_integers(stage: StepSummary) -> bool:
-    """Whether any product of the step's ONNX graph is computed in integers."""
-    return bool(_onnx(stage, "integer_share").get("integer"))
+    """Whether the step's ONNX graph computes any product in integers, but for those of weights alone."""
+    integer, of_weights = _onnx(stage, "integer_share").get("integer"), _onnx(stage, "operators").get(_WEIGHTS_ALONE)
+    return isinstance(integer, int) and integer > (of_weights if isinstance(of_weights, int) else 0)
 
 
 def _floating(stage: StepSummary) -> str:
@@ -141,15 +151,19 @@ def _floating(stage: StepSummary) -> str:
     return ", ".join(f"{name} ×{n}" for name, n in sorted(operators.items()) if name in _FLOAT_PRODUCTS and n)
 
 
-def _no_gain(before: StepSummary, after: StepSummary, batch: int) -> str:
+def _no_gain(before: StepSummary | None, after: StepSummary, batch: int) -> str:
     """What says that a step did not shorten the latency; empty where it did, or where it was not measured.
+
+    ``before``: None for the original, whose speed is 1 by definition; timed against itself it differs by noise.
 
     Speed-ups are compared, each timed in turns with the original: milliseconds of two sittings are not comparable.
     """
     name = f"speedup_batch_{batch}"
-    old, new = before.measurements.get(name, Measurement(1.0, "×")), after.measurements.get(name)
-    if new is None or new.value > 1.02 * old.value:
+    old, new = None if before is None else before.measurements.get(name), after.measurements.get(name)
+    if new is None or new.value > 1.02 * (1.0 if old is None else old.value):
         return ""
+    if old is None:
+        return f"batch {batch}: {value_of(new)} the original's speed"
     return f"batch {batch}: {value_of(old)} the original's speed before, {value_of(new)} after"
 
 

@@ -65,7 +65,7 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
 def _caption(summary: Summary) -> str:
     drops = [stage.measurements["drop_points"] for stage in summary.stages if "drop_points" in stage.measurements]
     unit = scale_of(0.0, drops[-1].unit).suffix.strip() if drops else "points"
-    return f"[ ]: 95 % interval. lost: {unit}. b1, b32: latency at batch 1 and 32, × the original's speed."
+    return f"[ ]: 95 % interval. lost: {unit}. b1, b32: latency at batch 1 and 32, × the original's speed (in turns)."
 
 
 def _at(row: Row, name: str, *, against: bool = False) -> Measurement | None:
@@ -90,8 +90,8 @@ def _latency(row: Row, batch: int) -> Text:
 
 
 def agreement_line(summary: Mapping[str, Any]) -> str:
-    """How often the int8 file answers as its PyTorch model on the test data, and which share of its outputs is at most
-    one step apart; empty where nothing was quantised."""
+    """How often the quantised file answers as its PyTorch model on the test data, and which share of its outputs is
+    at most one step apart; empty where nothing was quantised."""
     final = parse_summary(summary).final
     found = final.measurements.get("onnx_agreement") if final is not None else None
     if final is None or found is None:
@@ -99,7 +99,7 @@ def agreement_line(summary: Mapping[str, Any]) -> str:
     onnx = final.facts.get("onnx")
     within = onnx.get("within_one_step") if isinstance(onnx, Mapping) else None
     steps = f"; {100 * within:.1f} % of its outputs at most one step apart" if isinstance(within, float) else ""
-    return f"int8 in ONNX Runtime and in PyTorch: same answer for {both_of(found)} of {found.n} test samples{steps}"
+    return f"the ONNX file and its PyTorch model: same answer for {both_of(found)} of {found.n} test samples{steps}"
 
 
 def verdict_line(summary: Mapping[str, Any]) -> Text:

@@ -113,11 +113,13 @@ def _sentence(
     value = f"{100 * metric.value:.1f} %" if percent else f"{metric.value:.4g}"
     fell = (drop.value > 0) == task.metric.higher_is_better
     change = f"{abs(drop.value):.2f} {'points' if percent else drop.unit} {'lower' if fell else 'higher'}"
-    same = abs(drop.value) < 5e-3
+    change += f" than the original's{_around(drop)}"
+    if abs(drop.value) < 5e-3:
+        change = "equal to the original's"
     parts = [
         f"{ratios['size'].value:.1f}× smaller",
         *(_speed(ratios[f"latency_batch_{batch}"], batch) for batch in (1, 32)),
-        f"{task.metric.name.replace('_', ' ')} {value}, {'equal to' if same else change + ' than'} the original's",
+        f"{task.metric.name.replace('_', ' ')} {value}, {change}",
     ]
     sentence = "; ".join(parts) + "."
     if not checked:
@@ -133,6 +135,14 @@ def _sentence(
     return sentence
 
 
+def _around(drop: Measurement) -> str:
+    """The interval of a change, counted in the direction in which it went; empty without one."""
+    if drop.low is None or drop.high is None:
+        return ""
+    low, high = (drop.low, drop.high) if drop.value > 0 else (-drop.high, -drop.low)
+    return f" ({low:.2f} to {high:.2f})".replace("-", "−")
+
+
 def _speed(ratio: Measurement, batch: int) -> str:
     if ratio.low is not None and ratio.high is not None and ratio.low <= 1.0 <= ratio.high:
         return f"no faster at batch {batch} (no difference shown)"
@@ -141,4 +151,5 @@ def _speed(ratio: Measurement, batch: int) -> str:
     if ratio.vague:
         return f"{ends[1]:.1f}× to {ends[2]:.1f}× the speed at batch {batch} (the machine was too noisy to say closer)"
     factor, low, high = ends if ratio.value >= 1 else (1 / ends[0], 1 / ends[2], 1 / ends[1])
-    return f"{factor:.1f}× {word} at batch {batch} ({low:.1f}–{high:.1f})"
+    digits = 1 if factor >= 1.1 else 2  # "1.0× slower" would say nothing
+    return f"{factor:.{digits}f}× {word} at batch {batch} ({low:.{digits}f}–{high:.{digits}f})"

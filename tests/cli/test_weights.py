@@ -29,7 +29,7 @@ def test_a_file_is_pruned_and_the_table_says_how_and_that_it_is_no_smaller(sourc
     assert main(["prune", str(source), "-o", str(out), "--sparsity", "0.9", "--scope", "global"]) == 0
     printed = " ".join(capsys.readouterr().out.split())
     assert "1,440 of 1,600 weights are zero." in printed
-    assert "as large as before" in printed and "skipped b: F32 [4] has fewer than two axes" in printed
+    assert "as large as before" in printed and "skipped b: fewer than two axes" in printed
     assert sum(int((tensor == 0).sum()) for tensor in load_file(out).values()) == 1440
     assert out.stat().st_size == source.stat().st_size
 
@@ -41,7 +41,7 @@ def test_json_holds_what_the_table_says(source, tmp_path, capsys):
     assert {row["name"]: (row["target"], row["zeros"]) for row in told["tensors"]} == {
         "fc1.weight": (0.5, 600), "fc2.weight": (0.8, 320),
     }  # fmt: skip
-    assert told["skips"] == [{"place": "b", "reason": "F32 [4] has fewer than two axes (where= would take it)"}]
+    assert told["skips"] == [{"place": "b", "reason": "fewer than two axes (a pattern of names, where, would take it)"}]
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_a_file_is_quantised_and_written_out_again(source, tmp_path, capsys):
     assert main(["quantize", str(source), "-o", str(packed), *options]) == 0
     printed = " ".join(capsys.readouterr().out.split())
     assert "uint4 groups of 10" in printed and "uint8 groups of 10" in printed and "times less" in printed
-    assert "skipped b: F32 [4] has fewer than two axes (where= would take it); cast to bfloat16" in printed
+    assert "skipped b: fewer than two axes (a pattern of names, where, would take it); cast to bfloat16" in printed
     assert main(["inspect", str(packed)]) == 0
     printed = capsys.readouterr().out
     assert (
@@ -120,6 +120,14 @@ def test_a_file_is_quantised_and_written_out_again(source, tmp_path, capsys):
     before, after = load_file(source), load_file(back)
     assert {n: t.shape for n, t in before.items()} == {n: t.shape for n, t in after.items()}
     assert (before["fc2.weight"] - after["fc2.weight"]).abs().max() < 0.02 and after["b"].dtype == torch.bfloat16
+
+
+def test_what_is_passed_over_for_one_reason_takes_one_line(tmp_path, capsys):
+    path = tmp_path / "bn.safetensors"
+    save_file({"w": torch.randn(4, 8), "bn.weight": torch.ones(4), "bn.bias": torch.zeros(6)}, path)
+    assert main(["quantize", str(path), "-o", str(tmp_path / "q.safetensors"), "--bits", "8"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert printed.count("skipped") == 1 and "skipped bn.bias, bn.weight: fewer than two axes" in printed
 
 
 def test_json_holds_what_quantising_did(source, tmp_path, capsys):

@@ -55,6 +55,35 @@ def test_int8_that_is_not_faster_names_what_computes_in_float_between_integers(s
     assert "Kind7 ×13 and 2 more." in told(summary)
 
 
+def test_int8_as_the_first_step_is_held_against_one_whatever_the_original_came_to_against_itself(summary):
+    summary["steps"] = summary["steps"][-1:]
+    summary["baseline"]["measurements"]["speedup_batch_1"] = {"value": 1.39, "unit": "×", "low": 1.16, "high": 79.0}
+    last = summary["steps"][0]["measurements"]
+    last["speedup_batch_1"]["value"] = 1.2
+    last["speedup_batch_32"]["value"] = 0.8
+    assert "int8 is not faster here (batch 32: 0.80× the original's speed)" in told(summary)
+
+
+def test_one_conversion_each_way_is_the_models_own_input_and_output(summary):
+    onnx, measured = summary["steps"][-1]["facts"]["onnx"], summary["steps"][-1]["measurements"]
+    measured["speedup_batch_1"]["value"] = 1.5
+    onnx["float_operators"] = {"QuantizeLinear": 1, "DequantizeLinear": 1}
+    assert "int8 is not faster here" in told(summary) and "between integers" not in told(summary)
+    onnx["float_operators"] = {"QuantizeLinear": 3, "DequantizeLinear": 3}
+    assert "these compute in float: QuantizeLinear ×3, DequantizeLinear ×3." in told(summary)
+
+
+def test_weights_alone_in_integers_are_not_said_to_be_int8(summary):
+    onnx, measured = summary["steps"][-1]["facts"]["onnx"], summary["steps"][-1]["measurements"]
+    measured["speedup_batch_1"]["value"] = 0.9
+    onnx["operators"] = {"Conv": 9, "MatMulNBits": 1}
+    onnx["integer_share"] |= {"integer": 1}
+    assert "int8" not in told(summary)
+    onnx["operators"] |= {"QLinearConv": 1}
+    onnx["integer_share"] |= {"integer": 2}
+    assert "int8 is not faster here" in told(summary)
+
+
 def test_a_file_that_differs_from_pytorch_is_told_with_the_layer_where_they_part(summary):
     onnx = summary["steps"][-1]["facts"]["onnx"]
     assert "and PyTorch differ" not in told(summary)  # a run of before this was noted

@@ -118,6 +118,6 @@ def test_the_int8_file_is_held_against_pytorch_in_answers_and_in_steps(summary):
     assert agreement_line(summary) == ""
     summary["final"]["measurements"]["onnx_agreement"] = agreed
     line = agreement_line(summary)
-    assert line == "int8 in ONNX Runtime and in PyTorch: same answer for 99.7 % [98.4, 100.0] of 360 test samples"
+    assert line == "the ONNX file and its PyTorch model: same answer for 99.7 % [98.4, 100.0] of 360 test samples"
     summary["final"]["facts"]["onnx"]["within_one_step"] = 0.9984
     assert agreement_line(summary) == f"{line}; 99.8 % of its outputs at most one step apart"

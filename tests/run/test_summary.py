@@ -61,6 +61,13 @@ def test_the_sentence_says_lower_where_accuracy_fell_and_higher_where_it_rose():
     assert "1.00 points higher than the original's" in _summary(better)["verdict"]["sentence"]
 
 
+def test_the_sentence_has_the_interval_of_the_change_in_the_direction_of_the_change():
+    records = [RECORDS[0], _record(1, value=0.88, drop=0.4)]
+    assert "0.40 points lower than the original's (−0.60 to 1.40)" in _summary(records)["verdict"]["sentence"]
+    records = [RECORDS[0], _record(1, value=0.91, drop=-1.5)]
+    assert "1.50 points higher than the original's (0.50 to 2.50)" in _summary(records)["verdict"]["sentence"]
+
+
 def test_the_sentence_turns_around_for_an_error_that_should_be_small():
     metric = MEAN_SQUARED_ERROR
     records = [_record(0, value=2.0, drop=0.0, metric=metric), _record(1, value=2.4, drop=0.4, metric=metric)]
@@ -71,6 +78,7 @@ def test_the_sentence_turns_around_for_an_error_that_should_be_small():
     ("speed", "words"),
     [
         ((2.0, 1.9, 2.1), "2.0× faster at batch 1 (1.9–2.1)"),
+        ((0.97, 0.85, 0.98), "1.03× slower at batch 1 (1.02–1.18)"),
         ((0.5, 0.45, 0.6), "2.0× slower at batch 1 (1.7–2.2)"),
         ((58.4, 6.3, 64.0), "6.3× to 64.0× the speed at batch 1 (the machine was too noisy to say closer)"),
         ((1.1, 0.9, 1.3), "no faster at batch 1 (no difference shown)"),
