@@ -34,7 +34,7 @@ from tersor.cli.output import (
 from tersor.cli.values import parse_formats
 from tersor.core.errors import TersorError
 
-INTERRUPTED = "interrupted; finished steps and epochs are kept: tersor resume RUN goes on"
+RESUMABLE = ("compress", "resume", "distill")
 
 app = typer.Typer(
     name="tersor", no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False, rich_markup_mode=None,
@@ -245,17 +245,22 @@ def main(arguments: list[str] | None = None) -> int:
             app(args=given, prog_name="tersor", standalone_mode=True)
     except SystemExit as done:
         code = int(done.code or 0)
-        return _fail(INTERRUPTED, done, code, given) if code == 130 else code
+        return _fail(_interrupted(given), done, code, given) if code == 130 else code
     except TersorError as error:
         return _fail(str(error), error, error.exit_code, given)
     except KeyboardInterrupt as error:
-        return _fail(INTERRUPTED, error, 130, given)
+        return _fail(_interrupted(given), error, 130, given)
     except Exception as error:  # the last door: a defect of ours, told in one line
         told = f"unexpected {type(error).__name__}: {error}. This is a defect of Tersor: report what --debug shows."
         return _fail(told, error, 1, given)
     finally:
         sys.stdout = out
     return 0
+
+
+def _interrupted(arguments: list[str]) -> str:
+    kept = arguments and arguments[0] in RESUMABLE
+    return "interrupted" + ("; finished steps and epochs are kept: tersor resume RUN goes on" if kept else "")
 
 
 def _fail(message: str, error: BaseException, code: int, arguments: list[str]) -> int:

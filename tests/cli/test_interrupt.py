@@ -4,6 +4,7 @@ import time
 import pytest
 
 from tersor.cli.interrupt import insistent_interrupts
+from tersor.cli.main import main
 
 
 def test_an_interrupt_that_is_swallowed_comes_again():
@@ -24,3 +25,13 @@ def test_none_comes_where_none_was_pressed_or_after_the_end():
     with pytest.raises(KeyboardInterrupt), insistent_interrupts(again=0.01):
         signal.raise_signal(signal.SIGINT)
     time.sleep(0.05)
+
+
+@pytest.mark.parametrize("command, resumable", [("evaluate", False), ("compress", True)])
+def test_an_interrupt_points_to_resume_only_where_there_is_something_to_resume(tmp_path, capsys, command, resumable):
+    task = tmp_path / "task.py"
+    task.write_text("def task():\n    raise KeyboardInterrupt\n")
+    options = ["model.onnx", "model.onnx", "--data", str(task)] if command == "evaluate" else [str(task), "-o", "out"]
+    assert main([command, *options]) == 130
+    said = capsys.readouterr().err
+    assert "interrupted" in said and ("tersor resume" in said) == resumable

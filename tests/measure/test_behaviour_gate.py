@@ -177,6 +177,8 @@ def test_the_group_that_loses_more_is_found_and_gated():
     assert attributes[0].compressed["demographic_parity"].value >= 0 and "disparate_impact" in attributes[0].original
     said = gated(Limits(max_group_gap=5), found, data)
     assert said.status == "failed" and "sex: b" in said.sentence
+    twice = gate(Limits(max_group_gap=5), quality=None, agreement=None, calibration=None, attributes=attributes * 2)
+    assert said.checks[0].measured.n == twice.checks[0].measured.n == 999  # people, however many attributes they have
     assert gated(Limits(max_group_gap=50), found, data).status == "passed"
 
 

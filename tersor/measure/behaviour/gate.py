@@ -153,10 +153,9 @@ def _largest_gap(attributes: Sequence[Attribute], limit: float) -> Measurement |
     highs = [group.excess.high for _, group in found]
     told = [high for high in highs if high is not None]
     low, high = max(lows) if lows else None, max(told) if len(told) == len(highs) else None
-    return Measurement(
-        worst.excess.value, worst.excess.unit, low, high,
-        sum(group.n for _, group in found), conditions={"group": f"{name}: {worst.name}", "groups": len(found)},
-    )  # fmt: skip
+    people = max(sum(group.n for group in each.groups) for each in attributes)
+    conditions = {"group": f"{name}: {worst.name}", "groups": len(found)}
+    return Measurement(worst.excess.value, worst.excess.unit, low, high, people, conditions=conditions)
 
 
 def _check(name: str, limit: float, measured: Measurement) -> Check:
