@@ -53,8 +53,14 @@ def save_artifact(
     on starts from the rounded weights), and the outputs are the same. architecture.json is written last and seals the
     others. Returns ``folder``.
 
-    Raises ArtifactError where the plans do not lead from the original to the model, or something has no plain form.
+    Raises ArtifactError where the plans do not lead from the original to the model, or something has no plain form, and
+    InputError where folder and model change places (as torch.save has them) or the encoding is unknown.
     """
+    if isinstance(folder, nn.Module):
+        raise InputError(
+            "the folder comes first, then the model", where="save_artifact(folder, model)", got=type(folder).__name__,
+            expected="the path of a folder", do='tersor.save("model", compressed, original=…, plans=…)',
+        )  # fmt: skip
     folder = Path(folder)
     base = original if isinstance(original, Base) else Base.of(original)
     if encode not in get_args(Encode):

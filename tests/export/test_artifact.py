@@ -12,7 +12,7 @@ from torch import nn
 
 from tersor.core.apply import apply
 from tersor.core.edit import Attribute, Cut, Mask, Quantizer, Slice, Swap, Write
-from tersor.core.errors import ArtifactError
+from tersor.core.errors import ArtifactError, InputError
 from tersor.core.place import ActivationPlace, TensorPlace
 from tersor.core.plan import Plan
 from tersor.export.artifact import _checksum, load_artifact, read_architecture, read_edits, save_artifact
@@ -199,6 +199,12 @@ def test_a_model_that_the_plans_do_not_lead_to_is_not_saved(compressed, tmp_path
         with pytest.raises(ArtifactError, match="nothing was saved"):
             save_artifact(tmp_path / "model", wrong, original=original, plans=given_plans)
     assert not (tmp_path / "model").exists()
+
+
+def test_the_order_of_torch_save_is_refused_with_the_right_one(compressed, tmp_path):
+    original, model, plans = compressed
+    with pytest.raises(InputError, match="the folder comes first, then the model"):
+        save_artifact(model, tmp_path, original=original, plans=plans)
 
 
 def test_a_base_stands_in_for_the_original(compressed, tmp_path):
