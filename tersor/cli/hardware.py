@@ -45,6 +45,8 @@ def fits(
     Weights, activations at their peak and a decoder's key-value cache against the device's memory; latency by roofline,
     an estimate; at which bits and sparsity it would fit; what commonly goes wrong there.
     """
+    from rich.text import Text
+
     from tersor.hardware.profile import find_profiles
     from tersor.jobs.fits import fits as job
     from tersor.report.hardware import fits_view, roofline_view
@@ -58,7 +60,7 @@ def fits(
     output.json(found)
     output.show(fits_view(found))
     for device in found["devices"] if layers else ():
-        output.show(f"\n{device['title']}, layers:", roofline_view(device))
+        output.show(Text(f"\n{device['title']}, layers:"), roofline_view(device))
     if out is not None:
         output.show(f"numbers: {out / 'fits.json'}")
         show_reports(output, out / "fits", formats)
@@ -103,6 +105,7 @@ def advise(
     max_drop: Annotated[str, typer.Option(help="What may be lost before repair, in points, such as 1%.")] = "1%",
     samples: Annotated[int, typer.Option(help="Validation samples to judge by.", min=1)] = 1000,
     timing_seconds: Annotated[float, typer.Option(help="Seconds to time all candidates for.", min=0.05)] = 10.0,
+    max_seconds: Annotated[float, typer.Option(help="Trying ends within so many seconds; 0: no limit.", min=0)] = 300.0,
     threads: ThreadsOption = None,
     quiet: QuietOption = False,
     as_json: JsonOption = False,
@@ -119,7 +122,7 @@ def advise(
     output = Output(quiet=quiet, as_json=as_json)
     done = job(
         task, on, batch=batch, seconds=timing_seconds, limit=samples, max_drop=parse_points(max_drop) or 0.0,
-        threads=threads, progress=output.progress,
+        threads=threads, max_seconds=max_seconds or None, progress=output.progress,
     )  # fmt: skip
     found = done.to_json()
     output.json(found)

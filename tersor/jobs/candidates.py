@@ -26,7 +26,8 @@ INT8, DYNAMIC, LOW, SPARSE = "int8", "dynamic int8", "int4 weights", "single zer
 class Candidate:
     """A way to compress. ``step``: what does it, without training; ``why_not``: given instead where it does not suit.
 
-    ``expected``: the name of its expectation by roofline, where there is one.
+    ``expected``: the name of its expectation by roofline, where there is one. ``part``: what does it in a recipe, where
+    no recipe that comes along does.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Candidate:
     step: Step | None
     expected: str | None = None
     why_not: str = ""
+    part: str = ""
 
 
 def candidates(model: nn.Module, workload: Workload, multiple_of: int) -> tuple[Candidate, ...]:
@@ -53,8 +55,15 @@ def candidates(model: nn.Module, workload: Workload, multiple_of: int) -> tuple[
         Candidate(INT8, "quantise", Pipeline(integers), "int8"),
         Candidate(HALF_CHANNELS, "prune", channels, HALF_CHANNELS),
         Candidate(f"{HALF_CHANNELS}, int8", "both", Pipeline((channels, *integers)), f"{HALF_CHANNELS}, int8"),
-        Candidate(DYNAMIC, "quantise", dynamic, why_not="" if dynamic else few),
-        Candidate(LOW, "quantise", low, "int4 weights", "" if low else few if group else "no group divides its rows"),
+        Candidate(DYNAMIC, "quantise", dynamic, why_not="" if dynamic else few, part="quantize_dynamically"),
+        Candidate(
+            LOW,
+            "quantise",
+            low,
+            "int4 weights",
+            "" if low else few if linear <= 0.3 else "no group divides its rows",
+            part=f"quantize_weights: {{scheme: {{bits: 4, group_size: {group}}}}}",
+        ),
         Candidate(SPARSE, "prune", Prune(sparsity=ZEROS)),
     )
 

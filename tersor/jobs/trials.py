@@ -9,16 +9,18 @@ from typing import Literal, get_args
 from tersor.core.measurement import Measurement
 from tersor.hardware.advice import HALF_CHANNELS, WORTH, Family, Line
 from tersor.jobs.candidates import INT8, SPARSE
+from tersor.report.format import value_of
 
 Verdict = Literal["faster", "faster, needs repair", "no difference shown", "slower", "not tried"]  # the best first
-_RECIPES = {"quantise": "ptq", "prune": "fast", "both": "fast"}
+_RECIPES = {INT8: "ptq", SPARSE: "sparse"}  # others: fast, or a step in a recipe of your own
 
 
 @dataclass(frozen=True)
 class Trial:
     """A way to compress that was tried without training. ``measured``: its file's bytes (size_bytes), latency_ms,
     speedup, drop_points and validation metric; empty where it could not be tried, and ``why_not`` says why.
-    ``expected``: its speed-up by roofline. ``verdict``: see ``verdict_of``.
+    ``expected``: its speed-up by roofline. ``verdict``: see ``verdict_of``. ``part``: see ``Candidate``.
+    ``note``: what was passed over.
     """
 
     name: str
@@ -27,6 +29,8 @@ class Trial:
     expected: Measurement | None
     verdict: Verdict
     why_not: str = ""
+    part: str = ""
+    note: str = ""
 
     @property
     def speedup(self) -> Measurement:
@@ -67,23 +71,44 @@ def rank(trials: Sequence[Trial]) -> tuple[Trial, ...]:
     return tuple(sorted(trials, key=key))
 
 
-def measured_lines(lines: Sequence[Line], trials: Sequence[Trial], task: str) -> tuple[Line, ...]:
+def measured_lines(
+    lines: Sequence[Line], trials: Sequence[Trial], task: str, max_drop: float = 1.0
+) -> tuple[Line, ...]:
     """The lines of advice with those replaced of which trials say more; ``trials`` are ranked, ``task`` its source."""
     found = {line.topic: line for line in lines}
     known = {trial.name: trial for trial in trials if trial.measured}
-    if known:
-        found |= {line.topic: line for line in (_first(known), _gain(known))}
-        if INT8 in known:
-            found["bits"] = _bits(known)
-        if SPARSE in known and HALF_CHANNELS in known:
-            found["structure"] = _structure(known[HALF_CHANNELS], known[SPARSE])
-        if task and (best := _winner(known)) is not None:
-            recipe = _RECIPES[best.family]
-            what = f"tersor compress {task} --recipe {recipe} -o RUN"
-            why = "trains what was lost back" if recipe == "fast" else "calibrates, equalises and corrects; no training"
-            why += _more(known, best)
-            found["then"] = Line("then", what, why, "measured")
+    if not known:
+        return tuple(found.values())
+    found |= {line.topic: line for line in (_first(known), _gain(known))}
+    if any(trial.family == "quantise" for trial in known.values()):
+        found["bits"] = _bits(known)
+    if SPARSE in known:
+        found["structure"] = _structure({trial.name: trial for trial in trials})
+    if task and (best := _winner(known)) is not None:
+        found["then"] = _then(known, best, task)
+    unsure = [trial.name for trial in known.values() if _straddles(trial.drop, max_drop)]
+    if unsure:
+        few = next(iter(known.values())).drop.n
+        reason = (
+            f"whether {', '.join(unsure)} may lose more than {max_drop:g}, {few} do not tell: the interval holds it"
+        )
+        found["samples"] = Line("samples", "more of them: --samples", reason, "measured")
     return tuple(found.values())
+
+
+def _straddles(drop: Measurement, most: float) -> bool:
+    return drop.low is not None and drop.high is not None and drop.low <= most < drop.high
+
+
+def _then(known: Mapping[str, Trial], best: Trial, task: str) -> Line:
+    if best.part:
+        what = f"tersor compress {task} --recipe MINE.yaml -o RUN, where a step has the part {best.part}"
+        return Line(
+            "then", what, "what was tried, in a recipe of your own; no training" + _more(known, best), "measured"
+        )
+    recipe = _RECIPES.get(best.name, "fast")
+    why = "calibrates, equalises and corrects; no training" if recipe == "ptq" else "trains what was lost back"
+    return Line("then", f"tersor compress {task} --recipe {recipe} -o RUN", why + _more(known, best), "measured")
 
 
 def _winner(known: Mapping[str, Trial]) -> Trial | None:
@@ -104,10 +129,8 @@ def _first(known: Mapping[str, Trial]) -> Line:
     best = _winner(known)
     if best is None:
         smallest = min(known.values(), key=lambda trial: trial.measured["size_bytes"].value)
-        size = smallest.measured["size_bytes"].value
-        reason = (
-            f"nothing that was tried is faster here; the smallest file is that of {smallest.name}, {size / 1e6:.3g} MB"
-        )
+        size = value_of(smallest.measured["size_bytes"])
+        reason = f"nothing that was tried is faster here; the smallest file is that of {smallest.name}, {size}"
         return Line("first", "nothing, for speed", reason, "measured")
     what = {"quantise": "quantise", "prune": "prune", "both": "prune, then quantise"}[best.family]
     return Line("first", f"{what}: {best.name}", f"{told(best)}: the best of {len(known)} tried", "measured")
@@ -120,14 +143,19 @@ def _bits(known: Mapping[str, Trial]) -> Line:
     return Line("bits", best.name if best is not None else "as they are, for speed", reason, "measured")
 
 
-def _structure(channels: Trial, zeros: Trial) -> Line:
-    reason = f"{channels.name} {told(channels)}; {zeros.name} {told(zeros)}"
+def _structure(trials: Mapping[str, Trial]) -> Line:
+    zeros, channels = trials[SPARSE], trials.get(HALF_CHANNELS)
+    reason = f"{zeros.name} {told(zeros)}"
+    if channels is None or not channels.measured:
+        what = "single zeros" if zeros.verdict.startswith("faster") else "not single zeros, for speed"
+        why = "" if channels is None else f"; {channels.name} could not be tried: {channels.why_not}"
+        return Line("structure", what, reason + why, "measured")
     what = "whole channels, not single zeros"
     if zeros.verdict.startswith("faster") and zeros.speedup.value > channels.speedup.value:
         what = "single zeros"
     elif not channels.verdict.startswith("faster"):
         what = "neither, for speed"
-    return Line("structure", what, reason, "measured")
+    return Line("structure", what, f"{channels.name} {told(channels)}; {reason}", "measured")
 
 
 def _gain(known: Mapping[str, Trial]) -> Line:
@@ -147,4 +175,5 @@ def told(trial: Trial) -> str:
         fast = f"shows no difference in speed{ends}"
     unit = "points" if drop.unit == "percentage points" else drop.unit
     lost = f"losing {drop.value:.2f} {unit}" if drop.value > 0 else f"gaining {-drop.value:.2f} {unit}"
-    return f"{fast}, {lost if drop.value else 'losing nothing'} before repair"
+    between = "" if drop.low is None or drop.high is None else f" ({drop.low:.1f} to {drop.high:.1f} lost)"
+    return f"{fast}, {lost if drop.value else 'losing nothing'}{between} before repair"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Sized
 from contextlib import nullcontext
@@ -52,12 +53,13 @@ def evaluate(
     split: Split = "test",
     progress: Progress | None = None,
     limit: int | None = None,
+    seconds: float = math.inf,
 ) -> Evaluation:
     """Run a model (an nn.Module in eval mode, an OnnxRunnable, any callable) over a split of a completed task.
 
-    ``limit``: only so many samples. A loader that shuffles gives the same order each time. Raises InputError for an
-    empty loader, a batch that cannot be read or run, targets out of range and a metric of a strange shape,
-    VerificationError for outputs not finite.
+    ``limit``: only so many samples; ``seconds``: no batch after the one in which so many have passed. A loader that
+    shuffles gives the same order each time. Raises InputError for an empty loader, a batch that cannot be read or run,
+    targets out of range and a metric of a strange shape, VerificationError for outputs not finite.
     """
     loader: Iterable[Batch] | None = getattr(task, split)
     if loader is None or task.metric is None:
@@ -77,7 +79,7 @@ def evaluate(
             classes.append(None if one[1] is None else one[1][:keep])
             key = crc32(task.targets(batch)[:keep].cpu().contiguous().numpy().tobytes(), key)
             n += keep
-            if n == limit:
+            if n == limit or time.perf_counter() - start > seconds:
                 break
     if n == 0:
         raise InputError(

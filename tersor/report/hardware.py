@@ -125,6 +125,9 @@ def advice_view(found: Mapping[str, Any]) -> RenderableType:
     parts += [body, _trials(found) if found["trials"] else _expected(found)]
     parts += [Text(f"not tried: {trial['name']}: {trial['why_not']}", style="dim")
               for trial in found["trials"] if trial["why_not"]]  # fmt: skip
+    parts += [
+        Text(f"note: {trial['name']}: {trial['note']}", style="dim") for trial in found["trials"] if trial["note"]
+    ]
     parts += [Text(f"careful: {what}", style="yellow") for what in found["cautions"]]
     return Group(*parts)
 
@@ -133,7 +136,7 @@ def _trials(found: Mapping[str, Any]) -> Table:
     table = plain_table("tried, untrained", "verdict", "speed", "by roofline", "lost", "file")
     table.columns[1].justify = "left"
     original = found["original"]
-    table.add_row("original", "", _value(original["latency_ms"]), "", "", _value(original["size_bytes"]))
+    table.add_row("original", "", _value(original.get("latency_ms")), "", "", _value(original["size_bytes"]))
     for trial in found["trials"]:
         if trial["measured"]:
             measured = {name: Measurement.from_json(value) for name, value in trial["measured"].items()}
