@@ -18,7 +18,7 @@ from tersor.cli.output import (
     ThreadsOption,
     show_reports,
 )
-from tersor.cli.values import parse_formats, parse_points
+from tersor.cli.values import parse_formats, parse_points, parse_sizes
 
 OnOption = Annotated[
     str, typer.Option("--on", help="this (the machine, measured once), profiles (phone,iot,…) or YAML files.")
@@ -31,6 +31,9 @@ def fits(
     batch: Annotated[int, typer.Option(help="Samples in a pass.", min=1)] = 1,
     context: Annotated[
         int | None, typer.Option(help="Tokens in a decoder's key-value cache; default: as many as it can.", min=1)
+    ] = None,
+    sizes: Annotated[
+        str | None, typer.Option(help="Of dimensions that an ONNX file leaves open: sequence=128,width=224.")
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="A folder for fits.json and its report.")] = None,
     formats: FormatOption = "html",
@@ -53,8 +56,8 @@ def fits(
 
     output = Output(quiet=quiet, as_json=as_json)
     done = job(
-        model, tuple(find_profiles(on)), batch=batch, context=context, threads=threads, out=out,
-        formats=parse_formats(formats), progress=output.progress,
+        model, tuple(find_profiles(on)), batch=batch, context=context, sizes=parse_sizes(sizes, "--sizes"),
+        threads=threads, out=out, formats=parse_formats(formats), progress=output.progress,
     )  # fmt: skip
     found = done.to_json()
     output.json(found)

@@ -58,3 +58,11 @@ def parse_counts(text: str, option: str) -> tuple[int, ...]:
     if not all(part.isdecimal() and int(part) > 0 for part in parts):
         raise InputError("not numbers", where=option, got=repr(text), expected="numbers from 1 on, such as 1,32")
     return tuple(map(int, parts))
+
+
+def parse_sizes(text: str | None, option: str) -> dict[str, int]:
+    """ "sequence=128,input:2=224" → {"sequence": 128, "input:2": 224}. Raises InputError."""
+    pairs = [part.rpartition("=") for part in (text or "").split(",") if part.strip()]
+    if not all(name.strip() and size.strip().isdecimal() for name, _, size in pairs):
+        raise InputError("no sizes", where=option, got=repr(text), expected="names with sizes, such as sequence=128")
+    return {name.strip(): int(size) for name, _, size in pairs}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -11,7 +12,7 @@ from tersor.core.measurement import Measurement
 from tersor.hardware.profile import Profile
 from tersor.hardware.roofline import LayerTime, Roofline, counsel, layer_times, roofline_of, total_seconds
 from tersor.measure.kv_cache import KeyValueCache
-from tersor.measure.workload import Workload
+from tersor.measure.workload import FLOAT_BITS, Workload
 
 SMALLEST_KEEP = 0.1  # of the channels; below, nobody should count on an answer
 SHORT_SECONDS = 20e-6  # seconds below which starting a layer's kernel weighs more than the layer
@@ -109,16 +110,24 @@ def fits_on(
 
 def numbers_of(workload: Workload, profile: Profile) -> list[Numbers]:
     """As the model is, and every narrower kind that the device stores."""
-    widest = max((workload.bits.get(name, 32.0) for name in workload.weights), default=32.0)
-    found = [Numbers("as it is", 32, 32, workload.compute)]
-    if widest > 16 and {"fp16", "bf16"} & set(profile.compute):
+    usual = usual_bits(workload)
+    found = [Numbers("as it is", usual, usual, workload.compute)]
+    if usual > 16 and {"fp16", "bf16"} & set(profile.compute):
         found.append(FP16)
     if workload.compute != "int8" and 8 in profile.activation_bits:
         found.append(INT8)
-    if widest > 8 and 4 in profile.weight_bits and profile.floating is not None:
+    if usual > 8 and 4 in profile.weight_bits and profile.floating is not None:
         bits = 32 if profile.floating == "fp32" else 16
         found.append(Numbers("int4 weights", 4 + GROUP_BITS, bits, "float"))
     return found
+
+
+def usual_bits(workload: Workload) -> float:
+    """The bits of most weights: counters and tables of positions, which are wider, say nothing of the model."""
+    found: Counter[float] = Counter()
+    for name, count in workload.weights.items():
+        found[workload.bits.get(name, FLOAT_BITS)] += count
+    return max(found, key=lambda bits: found[bits], default=FLOAT_BITS)
 
 
 def _named(name: str, workload: Workload, profile: Profile) -> Numbers:
@@ -136,7 +145,7 @@ def fit(workload: Workload, numbers: Numbers, profile: Profile, roof: Roofline, 
     """The model in one kind of numbers on a device: memory it needs, and its time by roofline."""
     stored = stored_as(workload, numbers)
     weights, activations = stored.weight_bytes, stored.activation_peak()
-    kept = 0.0 if cache is None else cache.bytes(min(numbers.activation_bits, 32), workload.batch)
+    kept = 0.0 if cache is None else cache.bytes(numbers.activation_bits, workload.batch)
     needed = activations + kept + (0 if profile.storage else weights)
     available = profile.memory.value
     enough = needed <= available and (profile.storage is None or weights <= profile.storage.value)

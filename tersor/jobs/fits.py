@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -15,7 +15,7 @@ from tersor.core.errors import InputError
 from tersor.core.measurement import Measurement
 from tersor.core.progress import Progress
 from tersor.core.task import Task
-from tersor.hardware.fits import DeviceFits, fits_on
+from tersor.hardware.fits import DeviceFits, fits_on, usual_bits
 from tersor.hardware.profile import Profile, read_profile
 from tersor.hardware.roofline import Roofline, roofline_of, this_roofline
 from tersor.hardware.this import THIS, this_profile
@@ -57,6 +57,7 @@ def fits(
     *,
     batch: int = 1,
     context: int | None = None,
+    sizes: Mapping[str, int] | None = None,
     threads: int | None = None,
     out: str | Path | None = None,
     formats: Sequence[str] = ("html",),
@@ -66,26 +67,26 @@ def fits(
 
     ``model``: a Task or its name, an ONNX file, or a run's folder (its ONNX file). ``on``: profiles, their names, YAML
     files, or "this" machine, which is measured. ``batch``: samples in a pass. ``context``: tokens in a decoder's
-    key-value cache; default: as many as it can. ``out``: a folder for fits.json and its report in ``formats``.
-    Latencies are estimates by roofline. Raises InputError, ArtifactError, GraphError where the model's graph cannot be
-    captured.
+    key-value cache; default: as many as it can. ``sizes``: of the dimensions that an ONNX file leaves open beside the
+    first, by their names in the file ("input:1" where they have none). ``out``: a folder for fits.json and its report
+    in ``formats``. Latencies are estimates by roofline. Raises InputError, ArtifactError, GraphError where the model's
+    graph cannot be captured.
     """
     if batch < 1:
         raise InputError("a pass has at least one sample", where="--batch", got=batch)
     expect_formats(formats)
     told = progress or Progress()
-    devices = [device_of(entry, threads, told) for entry in on]
-    if not devices:
-        raise InputError("no device", where="--on", expected="profiles, or this")
-    work, cache = workload_of(model, batch, context, told)
+    devices = _devices(on, threads, told)
+    work, cache = workload_of(model, batch, context, told, sizes)
     totals = {
         "macs": Measurement(work.macs / work.batch, "MACs", conditions={"per": "sample"}),
         "weights": Measurement(work.weight_bytes, "bytes"),
         "activations": Measurement(work.activation_peak(), "bytes", conditions={"counts": "buffers alive at once"}),
     }
     if cache is not None:
-        kept = cache.bytes(32, work.batch)
-        totals["cache"] = Measurement(kept, "bytes", conditions={"context": cache.context, "bits": 32})
+        bits = usual_bits(work)
+        kept = cache.bytes(bits, work.batch)
+        totals["cache"] = Measurement(kept, "bytes", conditions={"context": cache.context, "bits": bits})
     found = tuple(fits_on(work, profile, roofline=roof, cache=cache) for profile, roof in devices)
     rooflines = {profile.name: roof or roofline_of(profile) for profile, roof in devices}
     result = ModelFits(work.name, work.batch, totals, found, rooflines)
@@ -93,6 +94,23 @@ def fits(
         write_document(result.to_json(), Path(out) / JSON)
         write_reports(Path(out), formats, of="fits")
     return result
+
+
+def _devices(
+    on: Sequence[str | Path | Profile], threads: int | None, progress: Progress
+) -> list[tuple[Profile, Roofline | None]]:
+    """Each device once. Raises InputError for two of one name, whose answers nobody could tell apart."""
+    found: dict[str, tuple[Profile, Roofline | None]] = {}
+    for entry in on:
+        profile, roofline = device_of(entry, threads, progress)
+        if profile != found.setdefault(profile.name, (profile, roofline))[0]:
+            raise InputError(
+                "two devices have one name", where="--on", got=f"{profile.name!r}, the second from {entry}",
+                do="Change name: in your file",
+            )  # fmt: skip
+    if not found:
+        raise InputError("no device", where="--on", expected="profiles, or this")
+    return list(found.values())
 
 
 def device_of(source: str | Path | Profile, threads: int | None, progress: Progress) -> tuple[Profile, Roofline | None]:
@@ -106,7 +124,11 @@ def device_of(source: str | Path | Profile, threads: int | None, progress: Progr
 
 
 def workload_of(
-    model: Task | str | Path, batch: int, context: int | None, progress: Progress
+    model: Task | str | Path,
+    batch: int,
+    context: int | None,
+    progress: Progress,
+    sizes: Mapping[str, int] | None = None,
 ) -> tuple[Workload, KeyValueCache | None]:
     """The workload of what ``model`` names, and the key-value cache where it is a decoder."""
     path = None if isinstance(model, Task) else Path(model)
@@ -118,7 +140,12 @@ def workload_of(
                 "a file does not say that it keeps keys and values", where="--context", got=context,
                 do="Give the task instead of the file",
             )  # fmt: skip
-        return onnx_workload(path, batch=batch), None
+        return onnx_workload(path, batch=batch, sizes=sizes), None
+    if sizes:
+        raise InputError(
+            "only an ONNX file has open dimensions", where="--sizes", got=dict(sizes),
+            do="A task's sizes are those of its example inputs",
+        )  # fmt: skip
     task = model if isinstance(model, Task) else find_task(model, progress)
     return task_workload(task, batch), kv_cache(task.model, context)
 

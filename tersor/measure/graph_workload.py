@@ -65,8 +65,9 @@ class _Reader:
             self.weights[first] = tensor.numel()
             if tensor.element_size() != 4:
                 self.builder.bits[first] = 8.0 * tensor.element_size()
+        values = {node.name: node.meta.get("val") for node in graph.program.graph.nodes if node.name in graph.inputs}
         for name, shape in graph.inputs.items():
-            self.builder.give(name, math.prod(shape), 32)
+            self.builder.give(name, math.prod(shape), _bits(getattr(values[name], "dtype", None)))
 
     def call(self, call: Call) -> None:
         """Add what the call does."""

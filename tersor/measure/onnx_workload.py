@@ -28,35 +28,43 @@ _INTEGER = {"QLinearConv", "QLinearMatMul", "QGemm", "MatMulInteger", "ConvInteg
 _NARROW: dict[int, float] = {TensorProto.INT4: 4.0, TensorProto.UINT4: 4.0}
 
 
-def onnx_workload(path: str | Path, *, batch: int = 1) -> Workload:
+def onnx_workload(path: str | Path, *, batch: int = 1, sizes: Mapping[str, int] | None = None) -> Workload:
     """What one pass over ``batch`` samples computes and moves, from the file's graph, as ``workload`` has it.
 
     Buffers between QuantizeLinear and DequantizeLinear have 8 bits, and products of two such tensors are in integers,
-    as ONNX Runtime fuses them. A free dimension other than the first cannot be guessed. Raises ArtifactError for a file
-    that is damaged, InputError where an input's shape is not known.
+    as ONNX Runtime fuses them. A free dimension other than the first has its size from ``sizes``, by its name in the
+    file or as "input:1", the dimension's number behind the input's name. Raises ArtifactError for a file that is
+    damaged, InputError where an input's shape is not known.
     """
     path = Path(path)
     check_onnx(path)
-    proto = _with_shapes(onnx.load(path, load_external_data=False), path, batch)
+    proto = _with_shapes(onnx.load(path, load_external_data=False), path, batch, sizes or {})
     return _Reader(proto, path.stem).read(batch)
 
 
-def _with_shapes(proto: ModelProto, path: Path, batch: int) -> ModelProto:
+def _with_shapes(proto: ModelProto, path: Path, batch: int, sizes: Mapping[str, int]) -> ModelProto:
     """The model with the shape of every value that can be inferred."""
     stored = {tensor.name for tensor in proto.graph.initializer}
-    for value in proto.graph.input:
-        if value.name in stored:
-            continue
+    given = [value for value in proto.graph.input if value.name not in stored]
+    opened = {}  # its name → an open dimension, each as often as it stands in the file
+    for value in given:
         for number, dim in enumerate(value.type.tensor_type.shape.dim):
-            if dim.HasField("dim_value"):
-                continue
-            if number > 0:
-                raise InputError(
-                    "the file leaves a dimension open", where=f"{path}, input {value.name}, dimension {number}",
-                    got=dim.dim_param or "no size", expected="a size for all dimensions but the first",
-                    do="Export it with fixed shapes, or give the task instead of the file",
-                )  # fmt: skip
-            dim.dim_value = batch
+            if not dim.HasField("dim_value"):
+                opened[f"{value.name}:{number}"] = dim
+    first = {dim.dim_param: batch for where, dim in opened.items() if where.endswith(":0") and dim.dim_param}
+    _expect_sizes(sizes, {dim.dim_param or where for where, dim in opened.items()} | set(opened), path)
+    for where, dim in opened.items():
+        size = sizes.get(where, sizes.get(dim.dim_param, first.get(dim.dim_param)))
+        if size is None and where.endswith(":0"):
+            size = batch
+        if size is None:
+            name, _, last = where.rpartition(":")
+            raise InputError(
+                "the file leaves a dimension open", where=f"{path}, input {name}, dimension {last}",
+                got=dim.dim_param or "no size", expected="a size for all dimensions but the first",
+                do=f"Say --sizes {dim.dim_param or where}=128, say, or export it with fixed shapes",
+            )  # fmt: skip
+        dim.dim_value = size
     for value in [*proto.graph.value_info, *proto.graph.output]:  # what was inferred for a free batch is forgotten
         if any(not dim.HasField("dim_value") for dim in value.type.tensor_type.shape.dim):
             value.type.tensor_type.ClearField("shape")
@@ -64,6 +72,17 @@ def _with_shapes(proto: ModelProto, path: Path, batch: int) -> ModelProto:
     if _unknown(inferred):
         inferred = _with_runtime_operators(inferred)
     return inferred
+
+
+def _expect_sizes(sizes: Mapping[str, int], known: set[str], path: Path) -> None:
+    for name, size in sizes.items():
+        if name not in known:
+            raise InputError(
+                "no such open dimension", where=f"--sizes {name}", got=str(path),
+                expected=f"one of {', '.join(sorted(known))}" if known else "a file that leaves a dimension open",
+            )  # fmt: skip
+        if size < 1:
+            raise InputError("not a size", where=f"--sizes {name}", got=size, expected="at least 1")
 
 
 def _unknown(proto: ModelProto) -> bool:

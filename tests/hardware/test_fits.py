@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -107,3 +109,20 @@ def test_layers_say_where_the_time_goes():
     (row,) = fits_on(model(weights=10**6, macs=10**6), device("phone")).layers
     assert row["share"] == 1 and row["bound"] == "memory" and row["advice"].startswith("smaller weights")
     assert row["intensity"] == 2 * 10**6 / (4 * (10**6 + 200))
+
+
+def test_a_half_precision_model_keeps_a_half_precision_cache_and_is_not_offered_what_it_has():
+    plain, counter = model(), {"w": 16.0, "x": 16.0, "y": 16.0, "count": 64.0}
+    half = replace(plain, weights={**plain.weights, "count": 1}, bits=counter)
+    cache = KeyValueCache(layers=1, heads=2, width=4, context=10)
+    rows = {row.numbers: row for row in fits_on(half, device("gpu-t4"), cache=cache).fits}
+    assert rows["as it is"].cache.value == cache.bytes(16) and "fp16" not in rows
+    assert {"fp16", "int8"} < {row.numbers for row in fits_on(plain, device("gpu-t4"), cache=cache).fits}
+
+
+def test_a_file_in_integers_is_offered_no_wider_numbers():
+    plain = model()
+    integers = replace(plain, weights={**plain.weights, "bias": 4}, bits={"w": 8.0, "x": 8.0, "y": 8.0})
+    operations = (replace(plain.operations[0], compute="int8"),)
+    rows = fits_on(replace(integers, operations=operations), device("gpu-t4")).fits
+    assert [row.numbers for row in rows] == ["as it is"]

@@ -17,6 +17,7 @@ from tersor.core.plan import Plan
 from tersor.core.progress import Progress
 from tersor.core.step import Result, Step
 from tersor.hardware.advice import Line
+from tersor.hardware.profile import read_profile, to_yaml
 from tersor.hardware.roofline import Roofline
 from tersor.jobs import advise as advise_module
 from tersor.jobs import fits as fits_module
@@ -241,6 +242,20 @@ def test_a_task_and_its_file_fit_alike(task, machine, tmp_path):
     assert given.rooflines["this"].peaks["int8"].value == 8e11 and json.dumps(given.to_json())
     with pytest.raises(InputError, match="--context"):
         fits(tmp_path / "net.onnx", ("iot",), context=10)
+    with pytest.raises(InputError, match="no such open dimension"):
+        fits(tmp_path / "net.onnx", ("iot",), sizes={"width": 8})
+    with pytest.raises(InputError, match="--sizes: only an ONNX file"):
+        fits(task, ("iot",), sizes={"width": 8})
+
+
+def test_a_device_that_is_named_twice_is_shown_once_and_two_of_one_name_are_refused(task, tmp_path):
+    text = to_yaml(read_profile("phone"))
+    (tmp_path / "mine.yaml").write_text(text)
+    (tmp_path / "other.yaml").write_text(text.replace("207000000000.0", "1000000.0"))
+    found = fits(task, ("phone", "android", tmp_path / "mine.yaml"))
+    assert [device.profile for device in found.devices] == ["phone"]
+    with pytest.raises(InputError, match="two devices have one name.*other.yaml"):
+        fits(task, ("phone", tmp_path / "other.yaml"))
 
 
 def test_the_command_line_lists_and_tells(capsys, tmp_path):
@@ -248,12 +263,18 @@ def test_the_command_line_lists_and_tells(capsys, tmp_path):
     names = [profile["name"] for profile in json.loads(capsys.readouterr().out)]
     assert {"phone", "microcontroller", "edge-tpu"} <= set(names)
     assert main(["profiles", "phone"]) == 0
-    (tmp_path / "mine.yaml").write_text(capsys.readouterr().out.replace("name: phone", "name: mine"))
+    mine = (
+        capsys.readouterr().out.replace("name: phone", "name: mine").replace("title: Phone", "title: my phone [/red]")
+    )
+    (tmp_path / "mine.yaml").write_text(mine)
     file = tmp_path / "net.onnx"
     tersor.export_onnx(nn.Sequential(nn.Linear(8, 4)).eval(), (torch.randn(2, 8),), file)
     assert main(["fits", str(file), "--on", f"iot,{tmp_path / 'mine.yaml'}", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert [device["profile"] for device in told["devices"]] == ["microcontroller", "mine"]
+    assert main(["fits", str(file), "--on", str(tmp_path / "mine.yaml"), "--layers"]) == 0
+    assert "my phone [/red]" in capsys.readouterr().out
+    assert main(["fits", str(file), "--on", "iot", "--sizes", "width"]) == 2
     assert main(["fits", str(file), "--on", "iot,edge-tpu", "--layers"]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "no faster than this" in said and "cannot run" in said and "would fit: int8" in said

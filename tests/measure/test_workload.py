@@ -189,6 +189,30 @@ def test_a_file_that_is_damaged_or_leaves_a_dimension_open_is_refused(tmp_path, 
         onnx_workload(path)
 
 
+def test_open_dimensions_have_the_sizes_that_are_given(tmp_path):
+    model, tokens = nn.Sequential(nn.Embedding(50, 8), nn.Linear(8, 8)).eval(), torch.zeros(2, 6, dtype=torch.long)
+    tersor.export_onnx(model, (tokens,), tmp_path / "text.onnx")
+    proto = onnx.load(tmp_path / "text.onnx")
+    proto.graph.input[0].type.tensor_type.shape.dim[1].dim_param = "sequence"
+    onnx.save(proto, tmp_path / "text.onnx")
+    path, name = tmp_path / "text.onnx", proto.graph.input[0].name
+    for key in ("sequence", f"{name}:1"):
+        assert onnx_workload(path, batch=3, sizes={key: 7}).macs == 3 * 7 * 64
+    with pytest.raises(InputError, match="--sizes sequence=128"):
+        onnx_workload(path)
+    with pytest.raises(InputError, match="no such open dimension.*sequence"):
+        onnx_workload(path, sizes={"sequences": 7})
+    with pytest.raises(InputError, match="not a size"):
+        onnx_workload(path, sizes={"sequence": 0})
+
+
+def test_inputs_have_the_bytes_of_their_type():
+    table = nn.Embedding(10, 4)
+    assert workload(table, (torch.zeros(1, 50, dtype=torch.long),)).activation_peak() == 50 * 8 + 50 * 4 * 4
+    double = nn.Linear(8, 2).double()
+    assert workload(double, (torch.zeros(1, 8, dtype=torch.float64),)).activation_peak() == 8 * (8 + 2)
+
+
 def test_narrower_numbers_and_channels_shrink_what_they_say(net):
     model, inputs = net
     found = workload(model, inputs)
