@@ -25,7 +25,7 @@ from tersor.core.masked import Masked
 from tersor.export.half import store_half, widen
 from tersor.export.passes import ship
 
-OPSET, WIDE_OPSET = 20, 21  # 21: QuantizeLinear gives integers of 16 bits too
+OPSET, WIDE_OPSET = 20, 21  # 21: integers of 16 bits from QuantizeLinear, integers of 4 bits stored
 _LARGEST = 2**31 - 1  # protobuf's limit for one message
 _LOGGERS = ("torch.onnx", "torch.export", "torch.fx", "torch._subclasses", "onnxscript", "onnx_ir")
 
@@ -121,7 +121,9 @@ def _keeps_zeros(entry: nn.Module) -> bool:
 
 def _opset(model: nn.Module) -> int:
     quantizers = [module for module in model.modules() if isinstance(module, FakeQuantize)]
-    return WIDE_OPSET if any(quantizer.integer_type().itemsize > 1 for quantizer in quantizers) else OPSET
+    return (
+        OPSET if all(15 < quantizer.quant_max - quantizer.quant_min <= 255 for quantizer in quantizers) else WIDE_OPSET
+    )
 
 
 def _to_proto(model: nn.Module, inputs: tuple[Tensor, ...], dynamic_batch: bool) -> onnx.ModelProto:

@@ -27,6 +27,7 @@ from tersor.export.integers import (
     own_int8,
     scales_into_dequantizers,
 )
+from tersor.export.narrow import narrow_integers
 from tersor.export.onnx_graph import constants_of, has_subgraph, read_names, set_nodes, shapes_of, users_of
 from tersor.export.uniform import drop_uniform_masks
 
@@ -60,6 +61,7 @@ def ship(model: ModelProto, inputs: Sequence[str] = ()) -> ModelProto:
     merge_equal_initializers(model)
     own_int8(model)
     remove_unused(model)
+    narrow_integers(model)
     shorten_names(model, inputs)
     return model
 

@@ -17,10 +17,11 @@ from torch import nn
 
 from tersor.core.check_task import check_task
 from tersor.core.errors import ArtifactError, TersorError
+from tersor.core.plan import Plan
 from tersor.core.progress import Progress
 from tersor.core.record import Record
 from tersor.core.task import Task
-from tersor.export.artifact import load_artifact
+from tersor.export.artifact import load_artifact, read_edits, save_artifact
 from tersor.graph.trace import trace
 from tersor.jobs.find_task import find_task, find_task_of
 from tersor.jobs.student import student_of_run, taught_of_run
@@ -182,10 +183,9 @@ def _finish(
     source = folder.step(shipped.number, shipped.name)
     parsed = parse_summary(summarise(task, facts, records, shipped, budgets))
     summary = parsed.to_json()
+    model, edits = load_artifact(source, base).eval(), Plan(folder.path.name, read_edits(source))
     with whole_folder(folder.final_model) as part:
-        for name in ("architecture.json", "model.safetensors"):
-            shutil.copyfile(source / name, part / name)
-        (part / "card.md").write_text(card(parsed), encoding="utf-8")
+        save_artifact(part, model, original=base, plans=(edits,), card=card(parsed), encode="smallest")
     beside = folder.path / ".model.onnx.part"
     shutil.copyfile(source / "model.onnx", beside)
     beside.replace(folder.final_onnx)

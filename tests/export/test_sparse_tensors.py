@@ -106,7 +106,10 @@ def test_what_other_things_see_too_is_not_taken_for_masked(tmp_path):
     plan = Plan("quantise, then mask", (quantizer, Mask(place, torch.rand(40, 40) > 0.9)))
     model = apply(original, plan).eval()
     small = save_artifact(tmp_path / "quantised", model, original=original, plans=(plan,), encode="smallest")
-    assert "encoded" not in read_architecture(small), "the quantiser sees the weight before the mask does"
+    said = read_architecture(small)["encoded"]
+    assert [how["kind"] for how in said.values()] == ["integers"], "the quantiser sees the weight before the mask does"
+    loaded = load_artifact(small, nn.Sequential(nn.Linear(40, 40))).eval()
+    assert torch.equal(loaded(x), model(x)) and torch.equal(loaded[0].weight == 0, model[0].weight == 0)
 
 
 def test_small_tensors_and_those_without_zeros_are_stored_as_they_are(tmp_path):
