@@ -74,8 +74,8 @@ def try_out(
     with tempfile.TemporaryDirectory() as folder:
         work = _Work(task, settings, Path(folder), told)
         work.begin(len(ways))
-        for way in told.track(ways, "try ways to compress", len(ways)):
-            work.add(way)
+        for number, way in enumerate(told.track(ways, "try ways to compress", len(ways)), start=1):
+            work.add(way, sum(other.step is not None for other in ways[number:]))
         measured = work.measured()
     promised = {each.name: each.speedup for each in expected}
     trials = tuple(
@@ -100,7 +100,7 @@ class _Work:
         self.failed: dict[str, str] = {}
         self.notes: dict[str, str] = {}
         self.samples = settings.limit
-        self.slowest = self.reserve = self.call = 0.0  # seconds: of a way so far, kept for timing, of a pass
+        self.first = self.reserve = self.call = 0.0  # seconds: of the original, kept for timing, of a pass
 
     def begin(self, count: int) -> None:
         """Export and evaluate the original, which tells how long ``count`` ways will take."""
@@ -115,34 +115,33 @@ class _Work:
                 "no time to try anything", where="--max-seconds", got=f"{most:g}", do="The original alone takes longer"
             ) from error
         original = self.seen[ORIGINAL]
-        self.slowest, self.samples = self.clock.spent, original.n
+        self.first, self.samples = self.clock.spent, original.n
         self.call = self.settings.batch * original.seconds / original.n
         need = self._need(self.settings.seconds, count + 1)
         self.reserve = min(need, TIMING * most)
-        about = duration(min(count * self.slowest + need / 2, most))
+        about = duration(min(count * self.first + need / 2, most))
         limit = "" if most == math.inf else f", at most {duration(most)}"
         self.told.say(f"{count} ways to try on {self.samples} samples: about {about}{limit}")
 
-    def add(self, way: Candidate) -> None:
-        """Make the file of a way and evaluate it, or note why not."""
+    def add(self, way: Candidate, after: int) -> None:
+        """Make the file of a way and evaluate it, or note why not. ``after``: how many come after it, for which half
+        of what is left is kept."""
         if way.step is None:
             self.failed[way.name] = way.why_not
             return
-        left = self.clock.left - self.reserve
-        if left < self.slowest:
+        left = (self.clock.left - self.reserve) / (2 if after else 1)
+        if left < self.first / 2:
             self.failed[way.name] = self._no_time("was left")
             return
         self.told.say(f"trying {way.name}")
-        begun = self.clock.spent
+        end = self.clock.left - left
         try:
             with time_limit(left):
                 result = made(self.task, way.step, self.told)
                 self._see(way.name, result.model)
                 self.notes[way.name] = _passed_over(result.plans)
         except TersorError as error:
-            late = self.clock.left <= self.reserve
-            self.failed[way.name] = self._no_time("was enough") if late else str(error)
-        self.slowest = max(self.slowest, self.clock.spent - begun)
+            self.failed[way.name] = self._no_time("was enough") if self.clock.left <= end else str(error)
 
     def measured(self) -> dict[str, dict[str, Measurement]]:
         """name → bytes, validation metric, drop, latency and speed-up; the original's alone where time was up."""
