@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from tersor.core.apply import write
 from tersor.core.edit import edit_from_json, edit_to_json
@@ -30,6 +32,7 @@ def check_method(method: Method, model: nn.Module, task: Task) -> Result:
     * it is a frozen dataclass whose settings are plain data, so that a recipe can print, save and resume it;
     * ``plan`` writes nothing: no tensor, flag, hook or attribute of the model, and not the random state;
     * ``plan`` decides the same each time, whether the model is in train or eval mode;
+    * neither ``plan`` nor ``run`` leaves a mode of torch behind, or turns gradients or the default type around;
     * skips say where and why, the plan's summary is plain JSON, and a plan without edits is said to the user;
     * ``run`` leaves the model given untouched, keeps train flags, and its model runs;
     * the edits survive JSON: replayed on a blank copy, with the result's state loaded, they give the same outputs.
@@ -86,8 +89,9 @@ def _not_plain(value: Any) -> str | None:
 
 
 def _check_plan(method: Method, model: nn.Module, task: Task) -> Plan:
-    before, dice = _fingerprint(model), _random_state()
+    before, dice, around = _fingerprint(model), _random_state(), _surroundings()
     plan = method.plan(model, task)
+    _require(method, _surroundings() == around, "plan left torch in another mode (hooks that a broken-off pass skips?)")
     _require(method, isinstance(plan, Plan), f"plan gave a {type(plan).__name__} instead of a Plan")
     changed = _difference(before, _fingerprint(model))
     _require(method, changed is None, f"plan changed the model it was given ({changed})")
@@ -125,8 +129,9 @@ class _Heard(Progress):
 
 
 def _check_run(method: Method, model: nn.Module, task: Task, plan: Plan) -> Result:
-    before, heard = _fingerprint(model), _Heard()
+    before, heard, around = _fingerprint(model), _Heard(), _surroundings()
     result = method.run(model, task, Context(progress=heard))
+    _require(method, _surroundings() == around, "run left torch in another mode (hooks that a broken-off pass skips?)")
     changed = _difference(before, _fingerprint(model))
     _require(method, changed is None, f"run changed the model it was given ({changed})")
     _require(method, result.model is not model, "run gave back the model it was given")
@@ -165,6 +170,12 @@ def _flags(model: nn.Module) -> dict[str, bool]:
 def _random_state() -> tuple[Any, ...]:
     name, keys, *rest = np.random.get_state()
     return torch.get_rng_state(), random.getstate(), name, np.asarray(keys).tolist(), rest
+
+
+def _surroundings() -> tuple[Any, ...]:
+    """What torch keeps for a whole thread."""
+    modes = [*map(id, _get_current_function_mode_stack())], [*map(id, _get_current_dispatch_mode_stack())]
+    return modes, torch.is_grad_enabled(), torch.get_default_dtype()
 
 
 def _fingerprint(model: nn.Module) -> dict[str, Any]:

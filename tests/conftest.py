@@ -9,10 +9,19 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported, and for the commands that tests start
 
 import torch  # noqa: E402
+from torch.overrides import _get_current_function_mode_stack  # noqa: E402
 
 torch.set_num_threads(1)
 
 collect_ignore = ["tasks/small.py"]  # it imports its neighbour, as a user's file does
+
+
+@pytest.fixture(autouse=True)
+def no_mode_is_left():
+    """A mode of torch that a test leaves behind would act in every later test of its process."""
+    yield
+    assert not _get_current_function_mode_stack()
+
 
 LIBRARIES = []  # a library takes its operators along when it is collected
 

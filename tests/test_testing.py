@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode, _pop_mode
 from torch.utils.data import DataLoader, TensorDataset
 
 from tersor.core.edit import Cut, Mask, Slice, Write
@@ -200,3 +201,20 @@ def test_an_edit_that_is_lost_on_the_way_through_json_is_caught(model, task, mon
     monkeypatch.setattr(tersor.testing, "edit_from_json", forgetful)
     with pytest.raises(Exception, match=r"parametrizations|another model"):
         check_method(MaskSmallest(), model, task)
+
+
+class Everywhere(TorchFunctionMode):
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        return function(*args, **(kwargs or {}))
+
+
+def test_a_mode_left_behind_is_caught(model, task):
+    @dataclass(frozen=True)
+    class Leaver(MaskSmallest):
+        def plan(self, model, task):
+            Everywhere().__enter__()
+            return super().plan(model, task)
+
+    with pytest.raises(AssertionError, match="plan left torch in another mode"):
+        check_method(Leaver(), model, task)
+    _pop_mode()

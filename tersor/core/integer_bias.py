@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
-from tersor.core.fake_quantize import FakeQuantize
-from tersor.core.intercept import CHILD, Intercept
-from tersor.core.place import ActivationPlace, module_at
+from tersor.core.place import TensorPlace, module_at
+from tersor.core.standing import quantizer_at, quantizer_on
 
 
 def rounded_bias(model: nn.Module, path: str) -> Tensor | None:
@@ -20,7 +18,7 @@ def rounded_bias(model: nn.Module, path: str) -> Tensor | None:
     """
     layer = module_at(model, path)
     bias = layer._parameters.get("bias")
-    weight = _weight_quantizer(layer)
+    weight = quantizer_on(model, TensorPlace(path, "weight"))
     if bias is None or weight is None or weight.reads is None:
         return None
     activation = quantizer_at(model, weight.reads)
@@ -29,19 +27,3 @@ def rounded_bias(model: nn.Module, path: str) -> Tensor | None:
     step = activation.scale.detach().double() * weight.scale.detach().double().to(activation.scale.device)
     rounded: Tensor = torch.round(bias.detach().double() / step.to(bias.device)) * step.to(bias.device)
     return rounded.to(bias.dtype)
-
-
-def quantizer_at(model: nn.Module, place: ActivationPlace) -> FakeQuantize | None:
-    """The quantiser that stands on an activation; None where none does."""
-    taps = module_at(model, place.module)._modules.get(CHILD)
-    key = f"{place.operator}_{place.ordinal}"
-    if not isinstance(taps, Intercept) or key not in taps.taps:
-        return None
-    return next((tap for tap in reversed(list(taps.taps[key].modules())) if isinstance(tap, FakeQuantize)), None)
-
-
-def _weight_quantizer(layer: nn.Module) -> FakeQuantize | None:
-    if not parametrize.is_parametrized(layer, "weight"):
-        return None
-    entries = layer.get_submodule("parametrizations.weight").children()
-    return next((entry for entry in entries if isinstance(entry, FakeQuantize)), None)

@@ -156,7 +156,7 @@ class Passes:
     def begin(self, module: nn.Module, args: Any) -> None:
         """Before the module's forward: the outermost one's Intercepts count from zero again."""
         if self.running and not torch.compiler.is_compiling() and not _is_running(self.running[-1]):
-            self._clear()
+            self.give_up()
         if not self.running:
             for intercept in _intercepts(module):
                 intercept.counts.clear()
@@ -167,8 +167,11 @@ class Passes:
         if self.running and self.running[-1] is module:
             self.running.pop()
 
-    def _clear(self) -> None:
-        """Take away what Ctrl-C left in the middle of a pass: torch calls no hook after a KeyboardInterrupt."""
+    def give_up(self) -> None:
+        """Take away what is left of a pass that was broken off: torch calls no hook after Ctrl-C (or another
+        BaseException), and after no error at all while it exports."""
+        if not self.running:
+            return
         live = [watch for intercept in _intercepts(self.running[0]) for watch in intercept.forget()]
         modes = _get_current_function_mode_stack()
         for _ in modes:
@@ -191,6 +194,12 @@ def _is_running(module: nn.Module) -> bool:
 
 def _intercepts(module: nn.Module) -> list[Intercept]:
     return [found for found in module.modules() if isinstance(found, Intercept)]
+
+
+def end_passes(model: nn.Module) -> None:
+    """Give up a pass of ``model`` that was broken off by what torch calls no hooks after."""
+    for intercept in _intercepts(model):
+        intercept.passes.give_up()
 
 
 def intercept_at(model: nn.Module, path: str) -> Intercept:

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from tersor.export.onnx_graph import Rewriter
@@ -34,16 +30,7 @@ def narrow_integers(model: ModelProto) -> None:
             continue
         if any(reader.domain for reader in readers):  # MatMulNBits packs its own bytes
             continue
-        wide = helper.make_node("Cast", [graph.name("four")], [graph.name("eight")], to=tensor.data_type)
-        graph.before(readers[0], [wide])
-        graph.rename(tensor.name, wide.output[0])
-        tensor.CopyFrom(_packed(wide.input[0], kind, integers))
+        stored = graph.name("four")
+        graph.before(readers[0], [helper.make_node("Cast", [stored], [tensor.name], to=tensor.data_type)])
+        tensor.CopyFrom(numpy_helper.from_array(integers.astype(helper.tensor_dtype_to_np_dtype(kind)), stored))
     graph.finish()
-
-
-def _packed(name: str, kind: int, integers: NDArray[Any]) -> TensorProto:
-    """Two values to a byte, the first in the low half, as ONNX lays them."""
-    halves = (integers.reshape(-1) & 15).astype(np.uint8)
-    pairs = np.pad(halves, (0, len(halves) % 2)).reshape(-1, 2)
-    raw = (pairs[:, 0] | (pairs[:, 1] << 4)).tobytes()
-    return TensorProto(name=name, data_type=kind, dims=integers.shape, raw_data=raw)

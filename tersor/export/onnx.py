@@ -120,10 +120,10 @@ def _keeps_zeros(entry: nn.Module) -> bool:
 
 
 def _opset(model: nn.Module) -> int:
+    """Integers of up to four bits and of more than eight need the newer one."""
     quantizers = [module for module in model.modules() if isinstance(module, FakeQuantize)]
-    return (
-        OPSET if all(15 < quantizer.quant_max - quantizer.quant_min <= 255 for quantizer in quantizers) else WIDE_OPSET
-    )
+    steps = [quantizer.quant_max - quantizer.quant_min for quantizer in quantizers]
+    return WIDE_OPSET if any(count <= 15 or count > 255 for count in steps) else OPSET
 
 
 def _to_proto(model: nn.Module, inputs: tuple[Tensor, ...], dynamic_batch: bool) -> onnx.ModelProto:

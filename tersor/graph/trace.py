@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 from tersor.core import errors
 from tersor.core.errors import GraphError
 from tersor.core.eval_mode import eval_mode
-from tersor.core.intercept import base_name, operator_name
+from tersor.core.intercept import base_name, end_passes, operator_name
 from tersor.core.place import ActivationPlace, TensorPlace
 from tersor.graph.sizes import Book, Said, watched
 
@@ -133,6 +133,7 @@ def trace(model: nn.Module, example_inputs: tuple[Any, ...], *, training: bool =
                 program = torch.export.export(model, example_inputs, strict=False)
             program = program.run_decompositions({})
     except Exception as error:  # torch.export raises whatever the user's forward or its own passes raise
+        end_passes(model)
         raise GraphError(
             "the graph cannot be captured", where=_where(error) or type(model).__name__,
             got=f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}",

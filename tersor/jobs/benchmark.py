@@ -16,7 +16,8 @@ from tersor.core.errors import InputError
 from tersor.core.progress import Progress
 from tersor.core.task import Arguments, Task, first_batch
 from tersor.jobs.contenders import Engines, Field, Model, find
-from tersor.jobs.evaluate import Data, expect_folder, find_data, write_document
+from tersor.jobs.documents import expect_folder, write_document
+from tersor.jobs.find_data import Data, find_data
 from tersor.measure.behaviour.data import NoModel
 from tersor.measure.behaviour.schema import Skipped
 from tersor.measure.benchmark import Conditions, measure_contenders

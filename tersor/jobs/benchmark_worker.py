@@ -18,7 +18,7 @@ WORK = {"time": latency_worker.measure, "start": memory_worker.measure}
 
 def open_named(spec: Spec) -> Opener:
     """A model by the name that the caller found it by, with its data's name. Spec: model, data, ``open_module``'s."""
-    from tersor.jobs.evaluate import find_data  # seconds of imports, which models that were carried here do not need
+    from tersor.jobs.find_data import find_data  # a second of imports, which models that were carried here do not need
     from tersor.jobs.find_model import OWN, find_model
     from tersor.measure.behaviour.data import NoModel
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version
 from itertools import zip_longest
 from pathlib import Path
@@ -14,12 +13,12 @@ from typing import Any
 
 from torch import nn
 
-from tersor.core.errors import ArtifactError, InputError, located
+from tersor.core.errors import InputError, located
 from tersor.core.measurement import Measurement
 from tersor.core.progress import Progress
-from tersor.core.task import Batch, Task
+from tersor.jobs.documents import expect_folder, write_document
+from tersor.jobs.find_data import Data, find_data
 from tersor.jobs.find_model import find_model
-from tersor.jobs.find_task import find_task, made
 from tersor.measure.behaviour.agreement import agreement, order_warning
 from tersor.measure.behaviour.collect import Collected, collect
 from tersor.measure.behaviour.confidence import VALIDATION, calibration, outside
@@ -33,13 +32,10 @@ from tersor.measure.behaviour.schema import DataFacts, Evaluation, ModelFacts, R
 from tersor.measure.runnable import Runnable
 from tersor.report.write import expect_formats, write_reports
 from tersor.run.environment import environment
-from tersor.run.folder import write_json
-from tersor.zoo import BUILTIN
 
 JSON = "evaluation.json"
 FEW = 100  # samples below which the result says that it rests on few
 Model = str | Path | nn.Module | Runnable
-Data = EvaluationData | Task | Iterable[Batch] | str | Path
 
 
 def evaluate(
@@ -97,48 +93,6 @@ def evaluate(
         if (Path(out) / "summary.json").is_file():
             write_reports(Path(out), formats, of="run")
     return result
-
-
-def find_data(source: Data, progress: Progress | None = None) -> EvaluationData:
-    """What ``source`` names: EvaluationData, a Task, a loader; of a file its function ``task`` where none is named."""
-    if isinstance(source, EvaluationData):
-        return source
-    if isinstance(source, Task) or not isinstance(source, (str, Path)):
-        return EvaluationData(source)
-    name = str(source)
-    if name in BUILTIN:
-        return EvaluationData(find_task(name, progress))
-    expected = "tersor.EvaluationData or tersor.Task"
-    found, where = made(name, "task", expected)
-    if isinstance(found, EvaluationData):
-        based = found.based
-        return dataclasses.replace(found, task=dataclasses.replace(based, source=based.source or where))
-    if isinstance(found, Task):
-        stem = Path(name.partition(":")[0]).stem
-        return EvaluationData(
-            dataclasses.replace(found, source=where, name=stem if found.name == "task" else found.name)
-        )
-    if isinstance(found, Iterable) and not isinstance(found, (str, bytes)):
-        return EvaluationData(found)
-    raise InputError("the function gave no data", where=where, got=type(found).__name__, expected=expected)
-
-
-def expect_folder(path: Path) -> None:
-    """Raise ArtifactError where ``path`` cannot become a folder to write in: before work is spent on its content."""
-    there = next(each for each in (path, *path.absolute().parents) if each.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        got = "a file" if there.is_file() else "no permission to write"
-        raise ArtifactError("cannot be written", where=str(path), got=f"{got} at {there}", expected="a folder")
-
-
-def write_document(data: Mapping[str, Any], path: Path) -> Path:
-    """Write JSON to ``path``, whose folder is made; returns it. Raises ArtifactError where that cannot be."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, data)
-    except OSError as error:
-        raise ArtifactError("cannot be written", where=str(path.parent), got=error.strerror or error) from error
-    return path
 
 
 def _told_apart(original: Runnable, compressed: Runnable) -> tuple[Runnable, Runnable]:

@@ -19,7 +19,7 @@ from tersor.hardware.fits import DeviceFits, fits_on, usual_bits
 from tersor.hardware.profile import Profile, read_profile
 from tersor.hardware.roofline import Roofline, roofline_of, this_roofline
 from tersor.hardware.this import THIS, this_profile
-from tersor.jobs.evaluate import write_document
+from tersor.jobs.documents import write_document
 from tersor.jobs.find_task import find_task
 from tersor.measure.graph_workload import workload
 from tersor.measure.kv_cache import KeyValueCache, kv_cache

@@ -202,7 +202,8 @@ def _notes(timings: Sequence[Timing], comparisons: Sequence[Comparison]) -> tupl
     if noisy or wide:
         times = f"the times of {', '.join(sorted(wide))} vary by more than a quarter" if wide else "intervals are wide"
         said = f"{len(noisy)} of {len(comparisons)} comparisons cannot be told; " if noisy else ""
-        notes.append(f"the machine is noisy: {said}{times}. Quiet it, take one thread, or measure for longer")
+        fewer = "take one thread, " if any(each.threads > 1 for each in timings) else ""
+        notes.append(f"the machine is noisy: {said}{times}. Quiet it, {fewer}or measure for longer")
     unsteady = sorted({each.model for each in timings if each.steady < 0.5})
     if unsteady:
         notes.append(f"calls of {', '.join(unsteady)} were mostly not alike yet when warm-up ended: measure for longer")

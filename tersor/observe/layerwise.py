@@ -16,6 +16,7 @@ from torch.nn.utils import parametrize
 
 from tersor.core.device import device_of
 from tersor.core.errors import InputError, user_code
+from tersor.core.intercept import end_passes
 from tersor.core.loading import batches_of
 from tersor.core.masked import Masked
 from tersor.core.place import TensorPlace, aliases, module_at
@@ -93,7 +94,7 @@ def unsolvable(model: nn.Module, path: str, *, inputs_first: bool = False) -> st
     layer = module_at(model, path)
     known = isinstance(layer, (_ConvNd, nn.Linear)) or (inputs_first and is_conv1d(layer))
     if not known or isinstance(layer, _ConvTransposeNd):
-        return f"only convolutions and linear layers are reconstructed, not a {type(layer).__name__}"
+        return f"only convolutions and linear layers are reconstructed, not {type(layer).__name__}"
     reason = held_otherwise(model, path)
     if reason is not None:
         return reason
@@ -141,7 +142,7 @@ def pass_through(
             with seeing(model, paths, count), torch.no_grad():
                 model(*args, **kwargs)
         except _Enough:
-            pass
+            end_passes(model)
 
 
 @contextmanager

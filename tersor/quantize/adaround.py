@@ -288,7 +288,7 @@ def _why_not(model: nn.Module, path: str, entries: Sequence[nn.Module]) -> str:
     layer = module_at(model, path)
     others = [type(entry).__name__ for entry in entries if not isinstance(entry, (Masked, FakeQuantize))]
     if isinstance(layer, _ConvTransposeNd):
-        return f"only convolutions and linear layers are rounded, not a {type(layer).__name__}"
+        return f"only convolutions and linear layers are rounded, not {type(layer).__name__}"
     if others or (not entries and "weight" not in layer._parameters):
         return f"its weight is computed by {', '.join(others) or 'something else'} from what is stored"
     tied = [str(other) for other in aliases(model, TensorPlace(path, "weight")) if other.module != path]

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import nn
 
+from tersor.core.check_fields import check_fields
 from tersor.core.edit import Quantizer
 from tersor.core.errors import InputError
 from tersor.core.place import ActivationPlace, Everything, Selector, TensorPlace, select, tensor_at
@@ -41,6 +42,9 @@ class QuantizeDynamically(Method):
 
     weight_range: Range = field(default_factory=MinMax)
     where: Selector = field(default_factory=Everything)
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def plan(self, model: nn.Module, task: Task) -> Plan:
         """Two Quantizers for each layer. What cannot be intercepted, what where leaves out, and convolutions are

@@ -12,7 +12,7 @@ from tersor.core.errors import InputError
 from tersor.core.fake_quantize import FakeQuantize
 from tersor.core.intercept import Intercept
 from tersor.core.place import TensorPlace, tensor_at
-from tersor.quantize.weights import quantizer_on
+from tersor.core.standing import quantizer_on
 
 ROOM = 2**20  # of a bias's integer: far finer than an 8-bit result needs, and 2^11 for scales that training moves
 MOST = 2**28  # where a grid stands that is to stay

@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from tersor.core.fake_quantize import FakeQuantize
 from tersor.core.place import TensorPlace, module_at, tensor_at
+from tersor.core.standing import quantizer_on
 from tersor.graph.trace import Call, Graph, Ref
 
 CONVOLUTIONS = {"conv1d", "conv2d", "conv3d"}
@@ -62,15 +62,6 @@ def stored(model: nn.Module, place: TensorPlace) -> Tensor:
         entry = module.get_submodule(f"parametrizations.{place.tensor}")
         return entry.get_parameter("original").detach()
     return tensor_at(model, place).detach()
-
-
-def quantizer_on(model: nn.Module, place: TensorPlace) -> FakeQuantize | None:
-    """The quantiser that stands on a tensor; None where none does."""
-    module = module_at(model, place.module)
-    if not parametrize.is_parametrized(module, place.tensor):
-        return None
-    entries = module.get_submodule(f"parametrizations.{place.tensor}").children()
-    return next((entry for entry in entries if isinstance(entry, FakeQuantize)), None)
 
 
 def is_quantized(model: nn.Module, place: TensorPlace) -> bool:

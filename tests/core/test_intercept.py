@@ -9,9 +9,11 @@ from torch.overrides import _get_current_function_mode_stack
 
 from tersor.core.apply import apply
 from tersor.core.edit import Mask
-from tersor.core.intercept import CHILD, Intercept, intercept_at, operator_name
+from tersor.core.errors import GraphError
+from tersor.core.intercept import CHILD, Intercept, end_passes, intercept_at, operator_name
 from tersor.core.place import TensorPlace
 from tersor.core.plan import Plan
+from tersor.graph.trace import trace
 
 
 class Add(nn.Module):
@@ -362,3 +364,38 @@ def test_a_pass_cleans_up_after_ctrl_c(stopped, then):
         assert len(_get_current_function_mode_stack()) == 1
     assert _get_current_function_mode_stack() == []
     assert torch.equal(model.get_submodule(then)(X), expected)
+
+
+class Choosy(nn.Module):
+    def forward(self, x):
+        y = x + 1
+        if y.sum() > 0:  # which cannot be captured
+            y = y + 1
+        return y
+
+
+def test_a_capture_that_fails_leaves_nothing_of_its_pass_behind():
+    model = nn.Sequential(Choosy(), nn.Linear(2, 4))
+    intercept_at(model, "0").add("add", 0, Add(1))
+    expected = model(X)
+    with pytest.raises(GraphError, match="cannot be captured"):
+        trace(model, (X,))
+    assert _get_current_function_mode_stack() == [] and not intercept_at(model, "0").passes.running
+    assert torch.equal(model(X), expected)
+
+
+def test_a_pass_that_is_ended_by_hand_lets_an_export_count_from_zero():
+    def stop(module, args, result):
+        raise KeyboardInterrupt
+
+    model = Twice()
+    intercept_at(model, "block").add("relu", 0, Add(1))
+    expected = model(X)
+    handle = model.block.inner.register_forward_hook(stop)
+    with pytest.raises(KeyboardInterrupt):
+        model(X)
+    handle.remove()
+    assert _get_current_function_mode_stack()
+    end_passes(model)
+    assert _get_current_function_mode_stack() == []
+    assert torch.equal(torch.export.export(model, (X,), strict=False).module()(X), expected)

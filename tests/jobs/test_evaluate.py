@@ -13,7 +13,8 @@ from torch import nn
 import tersor
 from tersor.cli.main import main
 from tersor.core.errors import ArtifactError, InputError
-from tersor.jobs.evaluate import evaluate, find_data
+from tersor.jobs.evaluate import evaluate
+from tersor.jobs.find_data import find_data
 from tersor.jobs.find_model import find_model
 from tersor.measure.behaviour.data import EvaluationData
 from tersor.measure.behaviour.gate import Limits

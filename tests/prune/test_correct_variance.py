@@ -172,8 +172,8 @@ def test_what_cannot_be_corrected_is_a_skip_with_its_reason():
     shrunk.more = nn.Linear(2, 2)
     plan = CorrectVariance().plan(shrunk, task_of(model))
     assert {skip.place: skip.reason for skip in plan.skips} == {
-        "up": "only convolutions, linear layers and batch norms are corrected, not a ConvTranspose2d",
-        "layer_norm": "only convolutions, linear layers and batch norms are corrected, not a LayerNorm",
+        "up": "only convolutions, linear layers and batch norms are corrected, not ConvTranspose2d",
+        "layer_norm": "only convolutions, linear layers and batch norms are corrected, not LayerNorm",
         "norm": "it keeps no running statistics", "first": "its weight is tied to tied.weight",
         "tied": "its weight is tied to first.weight", "normed": "its weight is a _WeightNorm of what is stored",
         "functional": "the forward does not call it as a module", "cut": "3 channels, 6 in the reference",

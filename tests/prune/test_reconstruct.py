@@ -314,7 +314,7 @@ def test_readers_that_cannot_be_solved_for_are_skips_with_their_reason():
     result = PruneAndReconstruct(DropEvery()).run(model, task)
     skips = {skip.place: skip.reason for skip in result.plans[1].skips}
     assert skips == {
-        "up.weight": "only convolutions and linear layers are reconstructed, not a ConvTranspose2d",
+        "up.weight": "only convolutions and linear layers are reconstructed, not ConvTranspose2d",
         "functional": "the forward does not call it as a module",
     }
     assert [place for place, _ in result.plans[1].lines] == ["fc"]

@@ -274,11 +274,11 @@ def test_what_cannot_be_solved_for_is_a_skip_with_its_reason():
     plan = SparseGPT().plan(model, task_of(model, shape=(4,)))
     assert {skip.place: skip.reason for skip in plan.skips} == {
         "embed.weight": "its weight is tied to tied.weight",
-        "up.weight": "only convolutions and linear layers are reconstructed, not a ConvTranspose1d",
+        "up.weight": "only convolutions and linear layers are reconstructed, not ConvTranspose1d",
         "normed.weight": "it is computed by _WeightNorm: a mask on it would be trained away",
         "functional": "the forward does not call it as a module",
         "one.weight": "no more of its weights are to go than are masked already",
-        "attention.in_proj_weight": "only convolutions and linear layers are reconstructed, not a MultiheadAttention",
+        "attention.in_proj_weight": "only convolutions and linear layers are reconstructed, not MultiheadAttention",
         "attention.out_proj": "the forward does not call it as a module",
         "the model": "8 parameters of fewer than two axes stay: 37 numbers",
     }

@@ -184,7 +184,7 @@ def test_what_cannot_be_rounded_so_is_a_skip_and_rounding_to_nearest_takes_it():
     step = GPTQ(Int(4, group_size=5), where=~ByName("4"))
     plan = step.plan(model, task)
     assert {skip.place: skip.reason.split(":")[0].split(" (")[0] for skip in plan.skips} == {
-        "0.weight": "only convolutions and linear layers are reconstructed, not a Embedding",
+        "0.weight": "only convolutions and linear layers are reconstructed, not Embedding",
         "1.weight": "group_size 5 does not divide its 8 weights per output channel",
     }
     assert [edit.place.module for edit in written(plan)] == ["2"]

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from tersor.core.check_fields import check_fields
 from tersor.core.edit import Edit, Swap, Write
 from tersor.core.errors import InputError, TrainingError, user_code
 from tersor.core.loading import batches_of
@@ -63,6 +64,7 @@ class PruneBehindAdapter(Method):
     batches: int = 8
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name in ("sparsity", "worth"):
             if not 0 <= (got := getattr(self, name)) < 1:
                 raise InputError("out of range", where=f"PruneBehindAdapter.{name}", got=got, expected="[0, 1)")

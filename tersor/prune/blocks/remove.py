@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tersor.core.apply import write
+from tersor.core.check_fields import check_fields
 from tersor.core.edit import Edit, Swap
 from tersor.core.errors import InputError, VerificationError, type_and_message
 from tersor.core.place import Everything, Selector, select
@@ -57,6 +58,7 @@ class PruneBlocks(Method):
     level: Literal["branch", "layer"] = "branch"
 
     def __post_init__(self) -> None:
+        check_fields(self)
         whole = isinstance(self.blocks, int) and not isinstance(self.blocks, bool)
         if not (self.blocks >= 1 if whole else isinstance(self.blocks, float) and 0 <= self.blocks < 1):
             raise InputError(

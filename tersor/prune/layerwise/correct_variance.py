@@ -13,6 +13,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.utils import parametrize
 
 from tersor.core.apply import apply
+from tersor.core.check_fields import check_fields
 from tersor.core.edit import Write
 from tersor.core.errors import InputError
 from tersor.core.place import Everything, Selector, TensorPlace, module_at, select, stored_at
@@ -53,6 +54,7 @@ class CorrectVariance(Method):
     batches: int = 8
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.batches < 1:
             raise InputError("too few", where="CorrectVariance.batches", got=self.batches, expected="1 or more")
 
@@ -157,7 +159,7 @@ def _why_not(model: nn.Module, path: str, other: nn.Module | None) -> str | None
             return "it keeps no running statistics"
         return _differs(layer.num_features, getattr(other, "num_features", None))
     if not isinstance(layer, (_ConvNd, nn.Linear)) or isinstance(layer, _ConvTransposeNd):
-        return f"only convolutions, linear layers and batch norms are corrected, not a {type(layer).__name__}"
+        return f"only convolutions, linear layers and batch norms are corrected, not {type(layer).__name__}"
     if (reason := held_otherwise(model, path)) is not None:
         return reason
     if parametrize.is_parametrized(layer, "bias"):

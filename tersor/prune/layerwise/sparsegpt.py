@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from tersor.core.apply import apply
+from tersor.core.check_fields import check_fields
 from tersor.core.edit import Mask, Write
 from tersor.core.errors import InputError
 from tersor.core.masked import standing_mask
@@ -65,6 +66,7 @@ class SparseGPT(Method):
     damping: float = 0.01
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not isinstance(self.pattern, NM) and self.pattern != Element():
             raise InputError(
                 "no pattern for SparseGPT",

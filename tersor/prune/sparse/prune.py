@@ -10,6 +10,7 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor, nn
 
+from tersor.core.check_fields import check_fields
 from tersor.core.edit import Mask
 from tersor.core.errors import InputError
 from tersor.core.place import Everything, Selector, select
@@ -58,6 +59,7 @@ class Prune(Method):
 
     def __post_init__(self) -> None:
         _check_settings(self)
+        check_fields(self)
 
     def plan(self, model: nn.Module, task: Task) -> Plan:
         skips: list[Skip] = []

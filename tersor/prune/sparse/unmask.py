@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import nn
 
+from tersor.core.check_fields import check_fields
 from tersor.core.edit import Edit, Mask, Write
 from tersor.core.errors import InputError
 from tersor.core.place import Everything, Selector, aliases, select, stored_at
@@ -36,6 +37,7 @@ class Unmask(Method):
     weights: Literal["zero", "stored"] = "zero"
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.weights not in ("zero", "stored"):
             raise InputError("unknown", where="Unmask.weights", got=repr(self.weights), expected="zero or stored")
 
