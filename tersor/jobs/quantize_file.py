@@ -40,6 +40,12 @@ def quantize_file(
     ``tersor.quantize.files.quantize.QuantizeFile``, whose ``run`` says what is refused. ``load_weights`` reads the
     result, ``dequantize_file`` writes it out.
     """
+    if bits is None and dtype is None:
+        raise InputError(
+            "neither integers nor a type to cast to",
+            where="quantize",
+            do="Name bits (--bits 8) or dtype (--dtype float16)",
+        )
     read = bits if bits is None or isinstance(bits, int) else by_name(bits, _bits, "bits", "4")
     if isinstance(range, str) and range not in RANGES:
         raise InputError("unknown range", where="range", got=repr(range), expected=" or ".join(RANGES))

@@ -208,4 +208,6 @@ def _passed_over(plans: Sequence[Plan]) -> str:
     if not reasons:
         return ""
     reason, count = reasons.most_common(1)[0]
+    if reasons.total() == 1:
+        return f"one place passed over: {reason}"
     return f"{reasons.total()} places passed over, {count} of them because: {reason}"

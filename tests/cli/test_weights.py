@@ -144,7 +144,7 @@ def test_json_holds_what_quantising_did(source, tmp_path, capsys):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ([], "nothing to do"),
+        ([], "neither integers nor a type"),
         (["--bits", "four"], "bits: not a number. Got four"),
         (["--bits", "4.5"], "bits: not a number"),
         (["--bits", "1"], "Int.bits: impossible width"),
