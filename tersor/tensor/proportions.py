@@ -89,7 +89,7 @@ def largest_difference(successes: ArrayLike, totals: ArrayLike, confidence: floa
     if len(x) > 2:
         return largest_of_differences([(x, n)], confidence)
     ((value, low, high),) = _pairwise(mover, x, n, confidence)
-    return Estimate(-value, max(0.0, -high), max(high, -low))
+    return Estimate(abs(value), max(0.0, -high), max(high, -low))
 
 
 def largest_of_differences(tables: list[tuple[ArrayLike, ArrayLike]], confidence: float = 0.95) -> Estimate:
@@ -97,7 +97,7 @@ def largest_of_differences(tables: list[tuple[ArrayLike, ArrayLike]], confidence
     groups = [_groups(*table) for table in tables]
     value = max(float(np.ptp(x / n)) for x, n in groups)
     found = _inverted(groups, value, lambda largest, smallest: largest - smallest, lambda at: at - value, confidence)
-    pairs = [pair for table in groups for pair in _pairwise(mover, *table, 1 - 3 * (1 - confidence))]
+    pairs = [pair for table in groups for pair in _pairwise(mover, *table, _alone(confidence))]
     return Estimate(value, found.low, max(found.high, *(max(pair.high, -pair.low) for pair in pairs)))
 
 
@@ -114,13 +114,18 @@ def smallest_ratio(successes: ArrayLike, totals: ArrayLike, confidence: float = 
         return Estimate(found.value, _smaller(found), min(found.high, 1.0))
     value = float((x / n).min() / (x / n).max())
     found = _inverted([(x, n)], value, lambda largest, smallest: smallest / largest, lambda at: at * value, confidence)
-    pairs = _pairwise(_ratio, x, n, 1 - 3 * (1 - confidence))
+    pairs = _pairwise(_ratio, x, n, _alone(confidence))
     return Estimate(value, min(found.low, *(_smaller(pair) for pair in pairs)), found.high)
 
 
 def _smaller(ratio: Estimate) -> float:
     """The lower end of a ratio or of its inverse."""
     return min(ratio.low, 1 / ratio.high if ratio.high > 0 else 1.0)
+
+
+def _alone(confidence: float) -> float:
+    """The level at which every pair's limit counts: errors three times as likely, 85 % for 95 %."""
+    return max(0.0, 1 - 3 * (1 - confidence))
 
 
 def _pairwise(of: Callable[[Estimate, Estimate], Estimate], x: Array, n: Array, confidence: float) -> list[Estimate]:
@@ -136,14 +141,13 @@ def _inverted(
     Tried are proportions that lie apart much as those found, but s times as far, s from 0 (all the same) upwards.
     Groups that share an extreme look farther apart than they are, so that for the nearest gap the groups in between
     count as half a standard error nearer to the extremes than found, for the farthest as nearer to the middle.
-    ``apart``: of the largest and smallest proportion; ``least``: the smallest proportion that lies no farther apart
-    from a given largest one than was found.
+    ``apart``: of the largest and smallest proportion (of several tables the largest counts); ``least``: the smallest
+    proportion that lies no farther apart from a given largest one than was found.
     """
     z, ends = float(special.ndtri((1 + confidence) / 2)), []
     for outwards, at in ((0.5, -z), (-0.5, 1.1 * z)):
         paths = _scaled(tables, outwards)
-        truths = np.array([apart(p.max(axis=1), p.min(axis=1)) for p in paths])
-        truth = truths.max(axis=0) if truths[0, -1] > truths[0, 0] else truths.min(axis=0)
+        truth = np.max([apart(p.max(axis=1), p.min(axis=1)) for p in paths], axis=0)
         chance = np.prod([_chance(p, n, least) for p, (_, n) in zip(paths, tables, strict=True)], axis=0)
         surprise = np.maximum.accumulate(-special.ndtri(np.clip(chance, 1e-12, 1 - 1e-12)))
         ends.append(float(np.interp(at, surprise, truth)))

@@ -83,8 +83,7 @@ def mean_interval(values: ArrayLike, confidence: float = 0.95) -> tuple[float, f
 
 def _unskewed(quantile: float, x: Array) -> float:
     """Hall's h: the value of (m − μ)√n / s that his transformation takes to ``quantile``."""
-    centred = x - x.mean()
-    g = float(np.mean(centred**3)) / float(np.mean(centred**2)) ** 1.5 / math.sqrt(len(x))
+    g = float(np.mean(((x - x.mean()) / x.std()) ** 3)) / math.sqrt(len(x))
     if abs(g) < 1e-6:  # the cube root loses its digits; the limit is the identity
         return quantile
     return 3 * (float(np.cbrt(1 + g * (quantile - g / 6))) - 1) / g
@@ -116,7 +115,7 @@ def bootstrap_interval(
     ])  # fmt: skip
     z = math.sqrt(n / (n - 1)) * float(special.stdtrit(n - 1, (1 + confidence) / 2)) * np.array([-1.0, 1.0])
     quantiles = [z, _bca(x, statistic, found, z)] if n <= _BCA_LIMIT else [z]
-    below, above = np.nan_to_num(found, nan=-math.inf), np.nan_to_num(found, nan=math.inf)
+    below, above = (np.where(np.isnan(found), end, found) for end in (-math.inf, math.inf))
     low = min(_quantile(below, float(special.ndtr(ends[0]))) for ends in quantiles)
     return low, max(_quantile(above, float(special.ndtr(ends[1]))) for ends in quantiles)
 
@@ -129,9 +128,10 @@ def _bca(x: Array, statistic: Callable[..., Any], found: Array, z: Array) -> Arr
     bias = float(special.ndtri((below + 0.5) / (len(known) + 1)))
     others = np.arange(n - 1) + (np.arange(n - 1) >= np.arange(n)[:, None])
     left_out = np.asarray(statistic(x[others], axis=-1), np.float64)
-    pull = np.nanmean(left_out) - left_out
-    spread = float(np.nansum(pull**2)) ** 1.5
-    acceleration = float(np.nansum(pull**3)) / (6 * spread) if spread > 0 else 0.0
+    left_out = left_out[np.isfinite(left_out)]
+    pull = left_out.mean() - left_out if len(left_out) else left_out
+    spread = float(np.sum(pull**2)) ** 1.5
+    acceleration = float(np.sum(pull**3)) / (6 * spread) if spread > 0 else 0.0
     moved = bias + z
     return bias + moved / np.maximum(1 - acceleration * moved, 1e-3)
 

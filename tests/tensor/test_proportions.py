@@ -107,6 +107,23 @@ def test_the_largest_of_several_tables_is_at_least_that_of_each():
     assert vague.value == alone.value and vague.low == 0 < alone.low
 
 
+@pytest.mark.parametrize("alike", [([5, 5, 5], [10, 10, 10]), ([90, 90, 90], [100, 100, 100])])
+def test_tables_come_in_any_order(alike):
+    table = ([80, 50, 60], [100, 100, 100])
+    assert largest_of_differences([alike, table]) == pytest.approx(largest_of_differences([table, alike]))
+
+
+def test_groups_that_are_equal_differ_by_zero_without_a_sign():
+    assert str(largest_difference([3, 3], [10, 10]).value) == str(largest_difference([3] * 3, [10] * 3).value) == "0.0"
+
+
+@pytest.mark.parametrize("interval", [largest_difference, smallest_ratio])
+def test_a_gap_is_bounded_at_low_confidence_too(interval):
+    low, high = interval([3, 4, 3], [10, 10, 10], 0.5)[1:]
+    wide = interval([3, 4, 3], [10, 10, 10])
+    assert wide.low <= low <= high <= wide.high
+
+
 def test_nobody_selected_anywhere_has_no_ratio():
     found = smallest_ratio([0, 0], [20, 20])
     assert math.isnan(found.value) and found[1:] == (0, 1)

@@ -81,6 +81,12 @@ def test_mean_interval_undoes_skewness_as_halls_cubic_does():
     assert high > students(x)[1] + 0.05
 
 
+@pytest.mark.parametrize("scale", [1e-150, 1e110])
+def test_mean_interval_knows_no_unit(scale):
+    x = np.random.default_rng(0).exponential(size=40)
+    assert np.array(mean_interval(scale * x)) / scale == pytest.approx(mean_interval(x))
+
+
 @pytest.mark.parametrize(("name", "truth"), [("normal", 0), ("exponential", 1), ("lognormal", math.exp(0.5))])
 def test_mean_interval_covers_the_mean_of_skewed_values(name, truth):
     random = np.random.default_rng(0)
@@ -122,6 +128,11 @@ def test_a_resample_without_the_metric_counts_against_both_ends():
 
     found = bootstrap_rows(mean_of_positives, labels, scores)
     assert found.low == -math.inf and found.high == math.inf and math.isfinite(found.value)
+
+
+def test_a_resample_in_which_the_metric_is_infinite_leaves_that_end_open():
+    found = bootstrap_rows(lambda x: 1 / x.sum() if x.any() else math.inf, np.array([1.0] + [0.0] * 29))
+    assert found.value == 1 and 0 < found.low < 1 and found.high == math.inf
 
 
 def correlation(a, b):
