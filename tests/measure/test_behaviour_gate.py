@@ -9,13 +9,16 @@ from sklearn.metrics import confusion_matrix, recall_score, roc_auc_score
 
 from tersor.core.errors import InputError
 from tersor.core.measurement import Measurement
+from tersor.core.metric import Metric
+from tersor.core.task import Task
 from tersor.measure.behaviour.collect import collect
-from tersor.measure.behaviour.confidence import calibration, outside
+from tersor.measure.behaviour.confidence import auroc, calibration, outside
 from tersor.measure.behaviour.data import EvaluationData
 from tersor.measure.behaviour.gate import APPLICATIONS, Limits, gate, judge
 from tersor.measure.behaviour.groups import groups
 from tersor.measure.behaviour.quality import quality
 from tersor.measure.runnable import Runnable
+from tersor.tensor.statistics import wilson
 
 
 def answers(logits):
@@ -44,6 +47,7 @@ def gated(limits, found, data):
 
 
 RANDOM = np.random.default_rng(0)
+FEW = wilson(0, 20)[1]
 TARGETS = torch.from_numpy(RANDOM.integers(0, 3, 400))
 ONE = torch.where(torch.from_numpy(RANDOM.random(400) < 0.9), TARGETS, (TARGETS + 1) % 3)
 WORSE = torch.where(torch.from_numpy(RANDOM.random(400) < 0.2), (TARGETS + 2) % 3, ONE)
@@ -70,9 +74,6 @@ def test_the_paired_difference_by_class_and_the_confusions_are_a_naive_counts():
 
 def test_perplexity_and_root_mean_squared_error_are_what_they_are_called():
     logits, targets = torch.randn(20, 5, 7), torch.randint(0, 7, (20, 5))
-    from tersor.core.metric import Metric
-    from tersor.core.task import Task
-
     metric = Metric("right", lambda outputs, targets: (outputs.argmax(-1) == targets).double().mean(1))
     task = Task(torch.nn.Identity(), test=[(torch.arange(20)[:, None], targets)], metric=metric)
     data = EvaluationData(task)
@@ -188,6 +189,23 @@ def test_groups_that_lose_alike_are_not_said_to_differ():
     assert all(group.p_adjusted > 0.05 for group in attributes[0].groups)
 
 
+def test_a_metric_to_lower_names_the_same_groups_as_its_opposite():
+    one, other = TARGETS.clone(), TARGETS.clone()
+    other[::20] = (other[::20] + 1) % 3
+    names = np.where(np.arange(len(TARGETS)) % 20 == 1, "few", "many")  # of the few none changes
+    found = []
+    for better in (True, False):
+        right = Metric("right", lambda o, t, better=better: ((o.argmax(1) == t) == better).double(), better)
+        numbers = torch.arange(len(TARGETS))[:, None].float()
+        task = Task(torch.nn.Identity(), test=[(numbers, TARGETS)], metric=right)
+        data = EvaluationData(task, groups_of=lambda batch: {"sex": names})
+        models = Runnable("one", answers(logits_for(one, 3))), Runnable("other", answers(logits_for(other, 3)))
+        found.append(groups(collect(*models, data), data)[0][0].groups)
+    for one, other in zip(*found, strict=True):
+        assert (one.drop.low, one.excess.low, one.p) == pytest.approx((other.drop.low, other.excess.low, other.p))
+    assert found[0][0].drop.low < 0 < found[0][0].drop.high
+
+
 def test_one_group_or_none_is_said_and_nothing_is_claimed():
     for names, words in ((["a"] * 400, "one group"), ([None] * 400, "missing everywhere")):
         found, data = compared(
@@ -226,17 +244,26 @@ def test_auroc_of_confidence_is_scikit_learns_and_its_interval_holds_it():
     labels = np.r_[np.ones(300), np.zeros(300)]
     for which in ("original", "compressed"):
         scores = [getattr(each, which).scores.confidence for each in (found, elsewhere)]
-        auroc = said[f"{which}_auroc"]
-        assert auroc.value == pytest.approx(roc_auc_score(labels, np.concatenate(scores)))
-        assert auroc.low < auroc.value < auroc.high < 1
+        area = said[f"{which}_auroc"]
+        assert area.value == pytest.approx(roc_auc_score(labels, np.concatenate(scores)))
+        assert area.low < area.value < area.high < 1
     drop = said["auroc_drop"]
     assert drop.value == pytest.approx(said["original_auroc"].value - said["compressed_auroc"].value)
     assert drop.high - drop.low < said["original_auroc"].high - said["original_auroc"].low
 
 
-def test_delongs_interval_covers_what_it_should():
-    from tersor.measure.behaviour.confidence import auroc
+@pytest.mark.parametrize(
+    ("pairs", "expected"),
+    [([(1, 0)], (1, 1 - FEW, 1)), ([(0, 1)], (0, 0, FEW)), ([(1, 1)], (0.5, 0.5 - FEW, 0.5 + FEW)),
+     ([(1, 0), (1, 0)], (0, -FEW, FEW))],
+)  # fmt: skip
+def test_auroc_of_confidences_that_do_not_vary_is_still_not_known_exactly(pairs, expected):
+    found = auroc([(np.full(20, inside), np.full(30, away)) for inside, away in pairs])
+    assert (found.value, found.low, found.high) == pytest.approx(expected)
+    assert found.conditions["interval"] == "Wilson, of none"
 
+
+def test_delongs_interval_covers_what_it_should():
     random, hits = np.random.default_rng(4), 0
     truth = 0.7602  # of normals one deviation apart: Φ(1/√2)
     for _ in range(400):

@@ -224,13 +224,13 @@ def test_a_model_that_breaks_under_noise_leaves_out_that_corruption_alone():
 
 
 class Shuffled:
-    def __init__(self):
-        self.passes = 0
+    def __init__(self, targets=Y):
+        self.passes, self.targets = 0, targets
 
     def __iter__(self):
         self.passes += 1
         order = np.random.default_rng(self.passes).permutation(len(X))
-        yield X[order], Y[order]
+        yield X[order], self.targets[order]
 
 
 def test_a_loader_of_another_order_and_a_model_of_other_answers_each_time_are_seen():
@@ -243,6 +243,9 @@ def test_a_loader_of_another_order_and_a_model_of_other_answers_each_time_are_se
     one, other = Runnable("a", model), Runnable("b", nn.Linear(8, 8))
     shuffled = EvaluationData(Shuffled())
     found, skipped = robustness(one, other, shuffled, collect(one, other, shuffled), short)
+    assert found is None and "other samples each time" in skipped[0].why
+    right = EvaluationData(Shuffled(model(X).argmax(1)))  # always right, which says nothing of the order
+    found, skipped = robustness(one, one, right, collect(one, one, right), short)
     assert found is None and "other samples each time" in skipped[0].why
     random = Runnable("c", Random())
     found, skipped = robustness(one, random, data(), collect(one, random, data()), short)

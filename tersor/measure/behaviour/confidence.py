@@ -20,7 +20,7 @@ from tersor.tensor.statistics import mean_interval, wilson
 Floats = NDArray[np.float64]
 VALIDATION = 5000  # samples of validation that a temperature is fitted on
 _FEWEST = 20  # rows below which no temperature is fitted
-_ROWS = "bootstrap of rows"
+_INVERTED = "test inversion"
 _NORMAL = 1.959963984540054  # the 97.5 % quantile of the standard normal distribution
 
 
@@ -39,7 +39,7 @@ def calibration(found: Collected, validation: Collected | None = None) -> Calibr
         compressed=_of_model(
             found.compressed, found, None if validation is None else (validation.compressed, validation)
         ),
-        ece_increase=Measurement.of(increase, "probability", len(pairs[0][0]), interval=_ROWS, positive="worse"),
+        ece_increase=Measurement.of(increase, "probability", len(pairs[0][0]), interval=_INVERTED, positive="worse"),
     )
 
 
@@ -94,9 +94,9 @@ def _measurements(confidence: Floats, correct: Floats, briers: Floats, losses: F
             conditions={"bins": maths.BINS, "interval": f"that of ece_debiased{suffix}: noise alone raises this one"},
         )  # fmt: skip
         said[f"ece_debiased{suffix}"] = Measurement.of(
-            maths.ece_interval(confidence, correct, kind=kind), "probability", n, bins=maths.BINS, interval=_ROWS
+            maths.ece_interval(confidence, correct, kind=kind), "probability", n, bins=maths.BINS, interval=_INVERTED
         )
-    said["mce"] = Measurement.of(maths.mce(confidence, correct), "probability", n, bins=maths.BINS)
+    said["mce"] = Measurement.of(maths.mce(confidence, correct), "probability", n, bins=maths.BINS, interval=_INVERTED)
     for name, values, unit in (
         ("brier", briers, "squared probability"), ("nll", losses, "nats"), ("confidence", confidence, "probability"),
     ):  # fmt: skip
@@ -139,8 +139,9 @@ def auroc(pairs: list[tuple[Floats, Floats]]) -> Measurement:
 
     Source: DeLong et al. 1988, "Comparing the areas under two or more correlated receiver operating characteristic
     curves", whose variance is that of the placements; one area's interval is that of its logit (Qin and Hotilovac 2008,
-    "Comparison of non-parametric confidence intervals for the area under the ROC curve", section 2.2), and Wilson's of
-    the smaller sample where the two are told apart without an error.
+    "Comparison of non-parametric confidence intervals for the area under the ROC curve", section 2.2). Where nothing
+    varies (told apart without an error, all tied, the same model twice) an end lies as far away as Wilson's of none in
+    the smaller sample.
     """
     signs = (1.0, -1.0)
     placed = [_placements(*pair) for pair in pairs]
@@ -150,14 +151,13 @@ def auroc(pairs: list[tuple[Floats, Floats]]) -> Measurement:
     if fewer < 2:
         return Measurement(value, "AUROC", n=n, conditions={"interval": "none: one sample"})
     reach = _NORMAL * float(np.sqrt(inside.var(ddof=1) / len(inside) + away.var(ddof=1) / len(away)))
-    if len(pairs) == 2:
-        ends = max(value - reach, -1.0), min(value + reach, 1.0)
-    elif 0 < value < 1:
+    if reach > 0 and len(pairs) == 1:
         logit, spread = special.logit(value), reach / (value * (1 - value))
         ends = float(special.expit(logit - spread)), float(special.expit(logit + spread))
-    else:
-        ends = wilson(round(value * fewer), fewer)
-    return Measurement.of((value, *ends), "AUROC", n, interval="DeLong")
+        return Measurement.of((value, *ends), "AUROC", n, interval="DeLong, of the logit")
+    reach, how = (reach, "DeLong") if reach > 0 else (wilson(0, fewer)[1], "Wilson, of none")
+    ends = max(value - reach, 0.0 if len(pairs) == 1 else -1.0), min(value + reach, 1.0)
+    return Measurement.of((value, *ends), "AUROC", n, interval=how)
 
 
 def _placements(inside: Floats, away: Floats) -> tuple[Floats, Floats]:

@@ -94,7 +94,7 @@ def gate(
         "max_drop": None if quality is None else quality.drop,
         "min_agreement": agreement,
         "max_ece_increase": None if calibration is None else calibration.ece_increase,
-        "max_group_gap": _largest_gap(attributes, limits.asked.get("max_group_gap", 0.0)),
+        "max_group_gap": _largest_gap(attributes),
     }
     checks = []
     for name, limit in limits.asked.items():
@@ -138,8 +138,8 @@ _WORDS = {
 }
 
 
-def _largest_gap(attributes: Sequence[Attribute], limit: float) -> Measurement | None:
-    """The excess of the group that comes nearest to breaking the limit.
+def _largest_gap(attributes: Sequence[Attribute]) -> Measurement | None:
+    """The largest excess of any group.
 
     All groups must keep it: the upper end is the highest of theirs at 95 %. To say that one breaks it, the lower ends
     are widened for the number of groups (Bonferroni), and the highest is taken.

@@ -37,21 +37,21 @@ def _attribute(name: str, labels: NDArray[np.object_], found: Collected, data: E
     if len(present) < 2:
         note = f"one group ({present[0]}): there is nothing to compare it with" if present else "missing everywhere"
         return Attribute(name=name, missing=missing, note=note)
-    losses = {loss.group: loss for loss in group_losses(*_upwards(found, data, known), labels[known].astype(str))}
+    losses = {loss.group: loss for loss in group_losses(*_losing(found, data, known), labels[known].astype(str))}
     rates = _fairness(labels, known, found, data)
     rows = tuple(_group(label, labels == label, losses[label], rates, found, data) for label in present)
     gaps = [_gaps(each) for each in rates]
     return Attribute(name=name, missing=missing, groups=rows, original=gaps[0], compressed=gaps[1])
 
 
-def _upwards(
+def _losing(
     found: Collected, data: EvaluationData, known: NDArray[np.bool_]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Both models' metric of each sample, more being better."""
+    """Both models' metric of each sample, in the order in which the first minus the second is what was lost."""
     metric = data.based.metric
     assert metric is not None and found.original.values is not None and found.compressed.values is not None
-    sign = 1.0 if metric.higher_is_better else -1.0
-    return sign * found.original.values[known], sign * found.compressed.values[known]
+    one, other = found.original.values[known], found.compressed.values[known]
+    return (one, other) if metric.higher_is_better else (other, one)
 
 
 def _fairness(

@@ -93,10 +93,10 @@ def _changed(clean: Collected, base: Collected) -> str | None:
     one: NDArray[Any]
     other: NDArray[Any]
     for before, after in zip(clean.both, base.both, strict=True):
-        if before.values is not None and after.values is not None:
-            one, other = before.values[: base.n], after.values
-        elif before.scores is not None and after.scores is not None:
+        if before.scores is not None and after.scores is not None:
             one, other = before.scores.classes[: len(after.scores.classes)], after.scores.classes
+        elif before.values is not None and after.values is not None:
+            one, other = before.values[: base.n], after.values
         else:
             one, other = clean.difference[: base.n], base.difference
         if len(one) != len(other) or np.mean(~np.isclose(one, other, rtol=1e-3)) > _MOST_CHANGED:
