@@ -79,7 +79,9 @@ def _tried(family: Family, share: float, out: Path) -> Iterator[tuple[Setting, C
     for number, setting in enumerate(family.settings):
         draws = max(1, round(share * family.draws))
         key = f"{family.name}: {setting.said}, {draws} draws"
-        if setting.exact is not None or key not in known:
+        if setting.exact is not None:
+            known[key] = measure(setting, draws, number)
+        elif key not in known:
             found = measure(setting, draws, number)
             out.mkdir(parents=True, exist_ok=True)
             with kept.open("a") as file:
@@ -144,11 +146,6 @@ def _coverage_table(tried: Sequence[Tried]) -> str:
         ])  # fmt: skip
     header = ["interval of", "function", "settings", "draws", "average", "least", "where", "below", "above"]
     return table(header, rows)
-
-
-def _noise(draws: int) -> float:
-    """Half the width of a 95 % interval of a coverage of 95 %."""
-    return 1.96 * math.sqrt(0.95 * 0.05 / draws)
 
 
 def _how() -> str:
