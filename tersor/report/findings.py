@@ -186,7 +186,7 @@ def _close_budgets(summary: Summary) -> Iterator[str]:
         if budget.value is None or budget.low is None or budget.high is None:
             continue
         name = human(budget.name)
-        interval = interval_of(Measurement(budget.value, budget.unit, budget.low, budget.high))
+        interval = interval_of(budget.measured)
         limit = scale_of(budget.limit, budget.unit).full(budget.limit)
         if budget.met and budget.high > budget.limit:
             yield f"The budget “{name}” is kept, but its interval {interval} reaches beyond the limit of {limit}."

@@ -19,8 +19,8 @@ def forest(
 ) -> Plot | None:  # fmt: skip
     """A dot with its interval for each (name, difference), in the order given; None without rows.
 
-    ``limit``: drawn as a dashed line, in the measurements' unit; ``line``: where there is no difference; ``hint``: what
-    is right of it. Of very many rows the first.
+    ``limit``: drawn as a dashed line, in the measurements' unit (``caption`` says what it holds for); ``line``: where
+    there is no difference; ``hint``: what is right of it. Of very many rows the first.
     """
     shown = rows[:MOST_LAYERS]
     if not shown:
@@ -45,5 +45,4 @@ def forest(
     told = "; ".join(f"{name} {both_of(measured)}" for name, measured in shown)
     left_out = len(rows) - len(shown)
     more = f" The first {len(shown)}; {left_out} more are in the table." if left_out else ""
-    dashed = " Dashed: the limit." if limit is not None else ""
-    return Plot(key, title, f"{caption}{dashed}{more}", inline(figure, key, f"{title}. {told}"))
+    return Plot(key, title, f"{caption}{more}", inline(figure, key, f"{title}. {told}"))

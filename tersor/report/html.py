@@ -11,12 +11,12 @@ from tersor.core.record import Record
 from tersor.report import format as numbers
 from tersor.report.columns import Row, all_columns, present, rows
 from tersor.report.findings import findings
+from tersor.report.markdown import RUN_STATUS
 from tersor.report.page import Figure, Section, fill
 from tersor.report.plots import draw_all
-from tersor.report.schema import Budget, StepSummary, Summary, parse_summary
+from tersor.report.schema import StepSummary, Summary, parse_summary
 from tersor.report.skips import SkipGroup, group_skips
 
-STATUS = {"passed": "Passed", "missed": "Budget missed", "failed": "Not finished"}
 _SHOWN_ELSEWHERE = {"onnx", "verified"}
 
 
@@ -43,9 +43,12 @@ def render(summary: Mapping[str, Any], records: Sequence[Record], more: Sequence
     return fill(
         "template.html",
         summary=parsed,
-        status=STATUS[parsed.verdict.status],
+        status=RUN_STATUS[parsed.verdict.status],
         figures=_figures(parsed),
-        budgets=[(budget, *_budget(budget)) for budget in parsed.verdict.budgets],
+        budgets=[
+            (budget, numbers.scale_of(budget.limit, budget.unit).full(budget.limit))
+            for budget in parsed.verdict.budgets
+        ],
         findings=findings(parsed, records),
         table=table,
         columns=present(all_columns(parsed), table),
@@ -89,15 +92,6 @@ def _ratio(summary: Summary, name: str, unit: str) -> Measurement | None:
 
 def _unit(drop: Measurement) -> str:
     return numbers.scale_of(drop.value, drop.unit).suffix.strip() or "points"
-
-
-def _budget(budget: Budget) -> tuple[str, Measurement | None, str]:
-    """The limit, what was measured, and how it ended, in a word."""
-    limit = numbers.scale_of(budget.limit, budget.unit).full(budget.limit)
-    if budget.value is None:
-        return limit, None, "not measured"
-    outcome = {True: "kept", False: "missed", None: "unknown"}[budget.met]
-    return limit, Measurement(budget.value, budget.unit, budget.low, budget.high), outcome
 
 
 def _did(stage: StepSummary, records: Sequence[Record]) -> list[str]:

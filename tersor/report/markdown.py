@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from tersor.core.record import Record
 from tersor.report.columns import all_columns, present, rows
 from tersor.report.findings import findings
-from tersor.report.format import MISSING, both_of, duration, human, scale_of
+from tersor.report.format import both_of, duration, human, scale_of
 from tersor.report.page import Document, Section, Table
 from tersor.report.schema import Summary
 from tersor.report.skips import group_skips
@@ -25,12 +25,18 @@ def document_markdown(page: Document) -> str:
         bullets(figures),
         *(f"> {cell(note)}" for note in page.notes),
         *map(section_markdown, page.sections),
-        "## What was not measured, and why",
-        bullets(f"{what}: {why}" for what, why in page.skipped) or "Nothing was left out.",
-        "## How it was measured",
+        *_left_out(page),
+        f"## {page.facts_title}",
         table_markdown(Table(("", ""), page.facts)),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _left_out(page: Document) -> tuple[str, ...]:
+    if page.skipped is None:
+        return ()
+    told = bullets(f"{what}: {why}" for what, why in page.skipped)
+    return "## What was not measured, and why", told or "Nothing was left out."
 
 
 def run_markdown(summary: Summary, records: Sequence[Record], more: Sequence[Section] = ()) -> str:
@@ -84,13 +90,11 @@ def cell(text: str) -> str:
 
 def budgets(summary: Summary) -> Table:
     """The budgets, what was measured, and how each ended."""
-    outcome = {True: "kept", False: "missed", None: "unknown"}
-    told = []
-    for each in summary.verdict.budgets:
-        limit = scale_of(each.limit, each.unit).full(each.limit)
-        value = MISSING if each.value is None else scale_of(each.value, each.unit).full(each.value)
-        told.append((human(each.name), limit, value, outcome[each.met]))
-    return Table(("Budget", "At most", "Measured", ""), tuple(told))
+    rows = tuple(
+        (human(each.name), scale_of(each.limit, each.unit).full(each.limit), both_of(each.measured), each.outcome)
+        for each in summary.verdict.budgets
+    )
+    return Table(("Budget", "At most", "Measured", ""), rows)
 
 
 def steps(summary: Summary) -> Table:

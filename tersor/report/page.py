@@ -65,7 +65,10 @@ class Section:
 
 @dataclass(frozen=True)
 class Document:
-    """A page of sections under a verdict. ``status``: passed, failed, open, or muted; ``source``: the file it is of."""
+    """A page of sections under a verdict. ``status``: passed, failed, open, or muted; ``source``: the file it is of.
+
+    ``skipped``: what was not measured, and why; None where nothing is measured, as of estimates.
+    """
 
     title: str
     kicker: tuple[str, ...]
@@ -78,8 +81,13 @@ class Document:
     figures: tuple[Figure, ...] = ()
     reading: str = ""
     notes: tuple[str, ...] = ()
-    skipped: tuple[tuple[str, str], ...] = ()
+    skipped: tuple[tuple[str, str], ...] | None = ()
     facts: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def facts_title(self) -> str:
+        """What stands above the facts."""
+        return "What was read" if self.skipped is None else "How it was measured"
 
     def html(self) -> str:
         """The page; it needs no network."""

@@ -278,6 +278,8 @@ def _loss(summary: Summary, record: Record) -> Plot | None:
         axes.plot(epochs, values, "o-" if len(line) <= 30 else "-", color=colour, linewidth=1.8, markersize=4)
         axes.set_title(f"{name},{suffix}" if suffix else name)
         axes.margins(x=0.03, y=0.15)
+        if suffix == " %":
+            _end_at_all(axes)
         axes.yaxis.set_major_locator(MaxNLocator(4))
         quiet_axis(axes, grid="y")
     grid[-1].xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
@@ -286,6 +288,13 @@ def _loss(summary: Summary, record: Record) -> Plot | None:
     title = f"Training: {record.name}"
     key = f"loss-{record.number}"
     return Plot(key, title, f"{told[0].upper()}{told[1:]}.", inline(figure, key, f"{title}. {told}"))
+
+
+def _end_at_all(axes: Axes) -> None:
+    """No shares below 0 % or above 100 %, but for room to draw a line there."""
+    low, high = axes.get_ylim()
+    room = 0.05 * (high - low)
+    axes.set_ylim(max(low, -room), min(high, 100 + room))
 
 
 def _series(history: Sequence[Mapping[str, Any]], name: str) -> list[tuple[int, float]]:

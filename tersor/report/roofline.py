@@ -22,8 +22,9 @@ VERSION = 1
 _LAYERS, _NAME = 12, 30
 _WORDS = {True: "yes", False: "no", None: "cannot run"}
 _FITS = (
-    "Whether the model's weights and its activations at their peak fit in the device's memory, and the least time "
-    "that a pass can take there. The times are estimates by roofline, not measurements: kernels rarely come so far."
+    "Whether the model's weights, its activations at their peak and, of a decoder, its cache of keys and values fit in "
+    "the device's memory, and the least time that a pass can take there. The times are estimates by roofline, not "
+    "measurements: kernels rarely come so far."
 )
 _ROOFLINE = (
     "A layer takes as long as its arithmetic or its traffic with memory does, whichever is longer. Layers bound by "
@@ -44,8 +45,10 @@ class Row(_Part):
     numbers: str
     weights: Measurement
     activations: Measurement
+    cache: Measurement | None = None
     fits: bool | None
     latency: Measurement | None
+    token_latency: Measurement | None = None
     memory_bound: float | None
     reason: str
 
@@ -120,7 +123,7 @@ def fits_document(found: Fits, more: Sequence[Section] = ()) -> Document:
     return Document(
         title=f"{shorten(found.model, _NAME)} on devices", kicker=("Tersor fits", shorten(found.model, _NAME)),
         status="muted", word="", headline=f"{told}.", sections=(*fits_sections(found), *more), source="fits.json",
-        tersor=found.tersor, facts=(*totals, ("Samples in a pass", f"{found.batch:,}"), *devices),
+        tersor=found.tersor, skipped=None, facts=(*totals, ("Samples in a pass", f"{found.batch:,}"), *devices),
     )  # fmt: skip
 
 
@@ -163,16 +166,22 @@ def _ways(device: Device) -> list[str]:
 
 
 def _rows(found: Fits) -> Table:
+    """A row for each device and kind of numbers; of decoders their cache too, and the time of one more token."""
+    decodes = any(row.cache for device in found.devices for row in device.fits)
     rows = tuple(
         (
             f"{device.name}, {row.numbers}", f"{_WORDS[row.fits]}: {row.reason}", value_of(row.weights),
-            value_of(row.activations), value_of(row.latency),
+            value_of(row.activations), *((value_of(row.cache),) if decodes else ()), value_of(row.latency),
+            *((value_of(row.token_latency),) if decodes else ()),
             MISSING if row.memory_bound is None else value_of(Measurement(row.memory_bound, "fraction")),
         )
         for device in found.devices
         for row in device.fits
     )  # fmt: skip
-    header = ("Device, numbers", "Fits", "Weights", "Activations", "Time, at least", "Waits for memory")
+    cache, token = (("Cache",), ("A token, at least",)) if decodes else ((), ())
+    header = (
+        "Device, numbers", "Fits", "Weights", "Activations", *cache, "Time, at least", *token, "Waits for memory",
+    )  # fmt: skip
     return Table(header, rows, "Waits for memory: the share of the time in layers that memory bounds.")
 
 

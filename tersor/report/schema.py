@@ -70,6 +70,16 @@ class Budget(_Part):
     high: float | None = Field(default=None, description="Upper end of the 95 % interval")
     met: bool | None = Field(default=None, description="Whether the limit was kept; null where that is unknown")
 
+    @property
+    def measured(self) -> Measurement | None:
+        """The value with its interval; None where nothing was measured."""
+        return None if self.value is None else Measurement(self.value, self.unit, self.low, self.high)
+
+    @property
+    def outcome(self) -> str:
+        """How it ended, in a word or two."""
+        return "not measured" if self.value is None else {True: "kept", False: "missed", None: "unknown"}[self.met]
+
 
 class Verdict(_Part):
     """Whether the run did what was asked."""

@@ -13,7 +13,7 @@ from tersor.core.measurement import Measurement
 from tersor.measure.benchmark_schema import Benchmark, Comparison, Timing
 from tersor.report.behaviour.words import capital, counted
 from tersor.report.forest import forest
-from tersor.report.format import both_of, duration, interval_of, plain, shorten, value_of
+from tersor.report.format import both_of, duration, interval_of, p_of, plain, shorten, value_of
 from tersor.report.page import Document, Figure, Section, Table
 from tersor.report.plots import Plot
 from tersor.report.svg import ACCENT, AFTER, BEFORE, INK, MUTED, inline, new_figure, quiet_axis, settings
@@ -21,6 +21,7 @@ from tersor.report.svg import ACCENT, AFTER, BEFORE, INK, MUTED, inline, new_fig
 NAME = 34
 _COLOURS = (BEFORE, AFTER, ACCENT, INK, MUTED)
 _PANELS = 6
+_TOLD = 3  # comparisons that the headline names
 _SPEED = (
     "How long a call takes, measured in fresh processes with the models in turns, so that a machine that slows down "
     "slows all of them. A speed-up is that of pairs of neighbouring sittings, with its 95 % interval."
@@ -40,19 +41,16 @@ def benchmark_document(found: Benchmark, more: Sequence[Section] = ()) -> Docume
     facts += [("took", duration(found.seconds)), *((name, value) for name, value in found.environment.items() if value)]
     return Document(
         title=title, kicker=("Tersor benchmark", title, found.inputs), status="muted", word="",
-        headline="; ".join(_sentence(each) for each in told[:3]) or f"{capital(title)}: measured.",
+        headline=_headline(found) or f"{capital(title)}: measured.",
         sections=(*benchmark_sections(found), *more), source="benchmark.json", tersor=found.tersor,
-        figures=tuple(_figure(each) for each in told[:4]), reading="In brackets: the 95 % interval.", notes=found.notes,
+        figures=tuple(_figure(each) for each in told[:4]), reading=_reading(found), notes=found.notes,
         skipped=tuple((each.what, each.why) for each in found.skipped), facts=tuple(facts),
     )  # fmt: skip
 
 
 def benchmark_sections(found: Benchmark) -> tuple[Section, ...]:
     """Speed with its spread, and what the models cost."""
-    rows = [
-        (_against(each), both_of(each.speedup), each.verdict, f"{each.p:.3f}" if each.p >= 0.001 else "< 0.001")
-        for each in found.comparisons
-    ]
+    rows = [(_against(each), both_of(each.speedup), each.verdict, p_of(each.p)) for each in found.comparisons]
     header = ("Model", "Times as fast", "Verdict", "p")
     caption = "p: of no difference, by the sign test over sittings. Where the machine is too noisy, no claim is made."
     tables = [Table(header, tuple(rows), caption)] if rows else []
@@ -79,6 +77,21 @@ def _against(each: Comparison) -> str:
 
 def _sentence(each: Comparison) -> str:
     return f"{shorten(each.model, NAME)} at {_under(each)}: {each.sentence}"
+
+
+def _headline(found: Benchmark) -> str:
+    """Against which model, and how the others compare; empty for one model alone."""
+    told = _against_first(found)
+    if not told:
+        return ""
+    more = f"; {len(told) - _TOLD} more below" if len(told) > _TOLD else ""
+    said = "; ".join(map(_sentence, told[:_TOLD]))
+    return f"Against {shorten(found.models[0].name, NAME)}: {said}{more}."
+
+
+def _reading(found: Benchmark) -> str:
+    against = f"Each against {shorten(found.models[0].name, NAME)}. " if _against_first(found) else ""
+    return f"{against}In brackets: the 95 % interval."
 
 
 def _figure(each: Comparison) -> Figure:
@@ -147,7 +160,7 @@ def _spread(found: Benchmark) -> Plot | None:
     if not settings_of:
         return None
     rows = ceil(len(settings_of) / 2)
-    figure = new_figure(60 + 170 * rows)
+    figure = new_figure(60 + 17 * ceil(len(names) / 2) + 170 * rows)
     grid = figure.subplots(rows, min(2, len(settings_of)), squeeze=False, sharey=True).ravel()
     told = []
     for axes, (batch, threads) in zip(grid, settings_of, strict=False):

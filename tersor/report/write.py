@@ -1,4 +1,4 @@
-"""A folder's numbers in, reports out: of a run, of an evaluation, of a benchmark, as HTML, Markdown and CSV."""
+"""A folder's numbers in, reports out: of a run, evaluation, benchmark or what fits, as HTML, Markdown and CSV."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def write_report(folder: Path) -> Path:
 
 
 def write_reports(folder: Path, formats: Sequence[str] = ("html",), of: Of | None = None) -> tuple[Path, ...]:
-    """Report what lies in a folder: a run as ``report.html`` …, else an evaluation, else a benchmark, under its name.
+    """Report what lies in a folder: a run as ``report.html`` …, else an evaluation, a benchmark, or what fits.
 
     Each report takes in what else lies there of its models; with a run's its model card (``model/card.md``) is written.
     ``formats``: of ``FORMATS``; "json" writes nothing, the numbers lie there. ``of``: which report it shall be. Returns
@@ -56,8 +56,8 @@ def write_reports(folder: Path, formats: Sequence[str] = ("html",), of: Of | Non
         raise ArtifactError(
             "there are no numbers to report", where=str(folder),
             got="none of summary.json, evaluation.json, benchmark.json, fits.json",
-            expected="the folder of a finished run, of an evaluation or of a benchmark",
-            do=f"Finish the run first: tersor resume {folder}; or name where tersor evaluate wrote (-o)",
+            expected="the folder of a finished run, or where tersor evaluate, benchmark or fits wrote (-o)",
+            do=f"Finish the run first: tersor resume {folder}; or name the other folder",
         )  # fmt: skip
     numbers = "summary.json" if of == "run" else f"{of}.json"
     if of == "run" and (folder / "model").is_dir():

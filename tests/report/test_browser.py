@@ -32,8 +32,10 @@ addEventListener("load", () => {
     return {width: box.width, height: box.height, shapes: shapes.length, beyond};
   });
   const rows = [...document.querySelectorAll("#steps tbody tr")].map(row => row.cells[0].innerText.trim());
+  const cut = [...document.querySelectorAll("#steps")].map(each => each.scrollWidth - each.parentElement.clientWidth);
+  const tops = [...document.querySelectorAll(".figures dt")].map(each => Math.round(each.getBoundingClientRect().top));
   parent.postMessage({
-    width: innerWidth, scroll: root.scrollWidth, errors, drawn, rows,
+    width: innerWidth, cut, tops, scroll: root.scrollWidth, errors, drawn, rows,
     requests: performance.getEntriesByType("resource").map(each => each.name),
     font: getComputedStyle(document.querySelector("svg.plot text") || root).fontFamily,
     ink: getComputedStyle(document.body).color,
@@ -82,6 +84,12 @@ def test_the_page_stands_in_a_browser_wide_and_narrow(tmp_path, report):
             assert plot["width"] > 280 and plot["height"] > 80 and plot["shapes"] > 8
             assert plot["beyond"] == 0, "no label is cut off"
         assert "system-ui" in page["font"], "plots speak in the page's own type"
+
+
+def test_the_steps_fit_a_window_and_the_figures_labels_stand_on_one_line(tmp_path, report):
+    for width, page in look(tmp_path, report, (1100, 1280)).items():
+        assert len(page["cut"]) == 1 and page["cut"][0] <= 0, f"{width} pixels hold the table"
+        assert len(page["tops"]) == 4 and len(set(page["tops"])) == 1, page["tops"]
 
 
 def test_long_and_hostile_names_neither_run_nor_widen_the_page(tmp_path, summary, records):

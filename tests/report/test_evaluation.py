@@ -53,15 +53,24 @@ def test_each_part_says_what_it_means_and_what_was_measured(written):
         "Loss of accuracy: about 1,600 samples would tell; there are 400",
         "90.0 % [87.0, 93.0] 88.5 % [85.0, 91.0] −1.5 points [−2.5, −0.5]",
         "13 samples turned wrong and 7 turned right", "probability 0.190",
-        "cow 20.0 points [15.0, 25.0]", "cat taken for dog 5 15 +10", "now: dog, 93 %", "sample 17",
+        "cow by 20.0 points [15.0, 25.0]", "cat taken for dog 5 15 +10", "now: dog, 93 %", "sample 17",
         "The calibration error rose by 0.030 [0.010, 0.050]: more than chance explains", "after temperature scaling",
         "PGD 8/255, made against big cat",
-        "these lose more than all others, by more than chance explains: cat 3.0 points",
+        "these lose more than all others, by more than chance explains: cat by 3.0 points",
+        "Dashed: the limit, which is on the loss of accuracy over all, not of single classes",
         "Sex: 3 samples have no value", "On data from elsewhere", "attacks on small: an ONNX file gives no gradients",
         "12 samples are few",
     ):  # fmt: skip
         assert said in text, said
     assert written["html"].count('<svg class="plot"') == 8 and written["html"].count("<figcaption>") == 8
+
+
+@pytest.mark.parametrize(("low", "chance"), [(-0.1, ", which may be chance."), (0.1, ".")])
+def test_a_headline_says_what_may_be_chance(evaluation, low, chance):
+    drop = Measurement(0.6, "percentage points", low, 1.3, 400)
+    found = evaluation(gate=parts.Gate(status="nothing asked", sentence="no limit was asked for"))
+    found = found.model_copy(update={"quality": found.quality.model_copy(update={"drop": drop})})
+    assert headline(found).endswith(f"accuracy fell by 0.6 points [{low}, 1.3]{chance}".replace("-", "−"))
 
 
 def test_the_picture_is_a_png_of_exactly_the_pixels(written):

@@ -66,6 +66,15 @@ def test_a_removed_and_a_new_layer_are_both_shown(records):
     )
 
 
+@pytest.mark.parametrize(("value", "ends"), [(1.0, 100), (0.0, 0)])
+def test_a_share_that_stays_at_an_end_has_no_axis_beyond_it(summary, records, value, ends):
+    history = tuple({"validation": value} for _ in range(4))
+    record = Record(**{**records[1].__dict__, "history": history})
+    (plot,) = losses(parse_summary(summary), [record])
+    ticks = [float(text.replace("−", "-")) for text in texts(plot.svg) if re.fullmatch(r"[−\d.]+", text)]
+    assert ends in ticks and min(ticks) >= 0 and max(ticks) <= 100
+
+
 def test_training_that_restarts_its_epochs_is_counted_on(summary, records):
     twice = Record(**{**records[2].__dict__, "history": records[2].history[:4] * 2})
     (plot,) = losses(parse_summary(summary), [twice])

@@ -20,7 +20,8 @@ def test_a_benchmark_says_who_is_faster_and_how_the_times_are_spread(benchmark_n
     page = benchmark_document(benchmark_numbers()).html()
     text = visible(page)
     assert (
-        "small at batch 1, 1 thread: faster by 2.0× (1.8–2.2); small at batch 32, 1 thread: too noisy to tell" in text
+        "Against big: small at batch 1, 1 thread: faster by 2.0× (1.8–2.2); small at batch 32, 1 thread: too noisy to "
+        "tell." in text
     )
     assert (
         "2.0× [1.8, 2.2]" in text
@@ -38,6 +39,13 @@ def test_a_ratio_whose_interval_is_wide_is_no_headline(benchmark_numbers):
     assert shown["as fast, small, batch 32, 1 thread"].value == "[0.8, 4.0]"
 
 
+def test_a_headline_counts_what_it_leaves_out(benchmark_numbers):
+    found = benchmark_numbers()
+    one = found.comparisons[0]
+    many = found.model_copy(update={"comparisons": (one,) * 5})
+    assert benchmark_document(many).headline.endswith("faster by 2.0× (1.8–2.2); 2 more below.")
+
+
 def test_energy_has_a_column_only_where_it_was_measured(benchmark_numbers):
     assert "Energy" not in benchmark_document(benchmark_numbers()).html()
     found = benchmark_numbers(energy=0.02)
@@ -53,6 +61,19 @@ def test_layers_stand_under_the_roof_by_what_bounds_them(fits_numbers):
     first, second = re.findall(r'<tr><th scope="row">(\w+)</th>', page[page.index("What helps") :])
     assert (first, second) == ("conv", "fc"), "the longest first"
     assert "fc: 2 a byte, memory; conv: 100 a byte, compute" in page
+
+
+def test_what_is_read_is_not_called_measured(fits_numbers):
+    text = visible(fits_document(parse_fits(fits_numbers)).html())
+    assert "What was read" in text and "measured, and why" not in text and "How it was measured" not in text
+
+
+def test_a_decoders_cache_has_a_column(fits_numbers):
+    assert "Cache" not in visible(fits_document(parse_fits(fits_numbers)).html())
+    row = fits_numbers["devices"][0]["fits"][0]
+    row |= {"cache": {**row["weights"], "value": 7e6}, "token_latency": {**row["latency"], "value": 0.5}}
+    text = visible(fits_document(parse_fits(fits_numbers)).html())
+    assert "Activations Cache Time, at least A token, at least" in text and "1.00 MB 7.00 MB 3.00 ms 0.500 ms" in text
 
 
 def test_without_a_roof_there_is_the_table_alone(fits_numbers):

@@ -46,7 +46,7 @@ def calibration_section(found: Evaluation) -> Section | None:
     ]
     scaled = [each.scaled.get("ece_debiased") for each in pair]
     if any(scaled):
-        rows.insert(1, ("  after temperature scaling", *map(bare_of, scaled)))
+        rows.insert(1, ("The same, after temperature scaling", *map(bare_of, scaled)))
     if any(each.temperature is not None for each in pair):
         rows.append(("Temperature", *(_temperature(each) for each in pair)))
     increase = calibration.ece_increase

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tersor.measure.behaviour.gate import samples_to_tell
 from tersor.measure.behaviour.schema import Check, Evaluation
-from tersor.report.behaviour.words import agreement_words, capital, loss_words, metric_of, moved
+from tersor.report.behaviour.words import agreement_words, capital, loss_words, metric_of, moved_or_chance
 from tersor.report.format import MISSING, bare_of, scale_of, shorten
 from tersor.report.page import Section, Table
 
@@ -54,7 +54,7 @@ def _clause(found: Evaluation, check: Check) -> str:
     elif check.name == "min_agreement":
         said = agreement_words(found)
     elif check.name == "max_ece_increase":
-        said = moved("the calibration error", measured, worse_is_up=True)
+        said = moved_or_chance("the calibration error", measured, worse_is_up=True)
     else:
         said = f"{_group(check)} loses {bare_of(measured)} more than all others"
     limit = f"{_limit(check)} {'asked' if check.name == 'min_agreement' else 'allowed'}"

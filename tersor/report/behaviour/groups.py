@@ -46,7 +46,7 @@ def _says(attribute: Attribute) -> list[str]:
         return said
     shown = [group for group in attribute.groups if group.p_adjusted < 0.05 and group.excess.value > 0]
     if shown:
-        told = ", ".join(f"{shorten(group.name, NAME)} {bare_of(group.excess)}" for group in shown)
+        told = ", ".join(f"{shorten(group.name, NAME)} by {bare_of(group.excess)}" for group in shown)
         said.append(f"{name}: these lose more than all others, by more than chance explains: {told}.")
     else:
         said.append(f"{name}: it cannot be said that any group loses more than the others.")
@@ -100,4 +100,5 @@ def _plot(found: Evaluation, attribute: Attribute, number: int) -> Plot | None:
         "What each group loses beyond what all others lose, with its 95 % interval (not corrected for the number of "
         "groups), and its samples. Left of the line a group fares better than the others."
     )
+    caption += " Dashed: the limit." if limit is not None else ""
     return forest(f"groups-{number}", f"Excess loss by {name}", caption, rows, limit=limit)

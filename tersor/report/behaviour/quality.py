@@ -13,8 +13,8 @@ from tersor.report.behaviour.words import (
     class_of,
     counted,
     larger,
-    loss_words,
     metric_of,
+    moved,
     proven,
     row_of,
 )
@@ -89,10 +89,11 @@ def _change(found: Evaluation) -> str:
 def _loss(found: Evaluation) -> str:
     assert found.quality is not None
     drop = found.quality.drop
+    words = capital(moved(metric_of(found), drop, worse_is_up=not found.data.higher_is_better))
     if proven(drop):
-        return f"{capital(loss_words(found))}: more than chance explains."
+        return f"{words}: more than chance explains."
     return (
-        f"{capital(loss_words(found))}: the interval holds zero, so no change is shown; a loss of up to {larger(drop)} "
+        f"{words}: the interval holds zero, so no change is shown; a loss of up to {larger(drop)} "
         "is not ruled out either."
     )
 
@@ -120,13 +121,13 @@ def _worst_class(quality: Quality) -> str:
     worst = _sorted(quality)[0]
     named = [each for each in _sorted(quality) if each.p_adjusted < 0.05 and each.drop.value > 0]
     if named:
-        told = ", ".join(f"{shorten(each.name, NAME)} {bare_of(each.drop)}" for each in named[:5])
+        told = ", ".join(f"{shorten(each.name, NAME)} by {bare_of(each.drop)}" for each in named[:5])
         return f"Classes that lose more than chance explains, corrected for their number: {told}."
     if worst.drop.value <= 0:
         return "No class lost any of its recall."
     return (
         f"No single class can be shown to lose, corrected for their number; the most, {bare_of(worst.drop)}, is lost "
-        f"by {shorten(worst.name, NAME)} ({worst.n:,} samples)."
+        f"by the class “{shorten(worst.name, NAME)}” ({worst.n:,} samples)."
     )
 
 
@@ -154,6 +155,8 @@ def _plots(found: Evaluation, quality: Quality) -> list[Plot]:
         f"What was lost, {many}. A dot is the measured difference, the bar its 95 % interval: a bar that crosses the "
         "line at zero shows no change. Classes have fewer samples, so their bars are longer."
     )
+    if limit is not None:
+        caption += f" Dashed: the limit, which is on the loss of {metric_of(found)} over all, not of single classes."
     plot = forest("lost", "What was lost", caption, rows, limit=limit)
     return [plot] if plot is not None and quality.per_class else []
 

@@ -44,11 +44,17 @@ def moved(name: str, worse: Measurement, *, worse_is_up: bool = False) -> str:
     return f"{name} {'rose' if up else 'fell'} by {bare_of(size)}"
 
 
+def moved_or_chance(name: str, worse: Measurement, *, worse_is_up: bool = False) -> str:
+    """``moved``, for a reader in a hurry: what the interval does not prove may be chance, and says so."""
+    chance = "" if worse.value == 0 or proven(worse) else ", which may be chance"
+    return moved(name, worse, worse_is_up=worse_is_up) + chance
+
+
 def loss_words(found: Evaluation) -> str:
-    """How the metric changed; empty without targets."""
+    """How the metric changed, and whether that may be chance; empty without targets."""
     if found.quality is None:
         return ""
-    return moved(metric_of(found), found.quality.drop, worse_is_up=not found.data.higher_is_better)
+    return moved_or_chance(metric_of(found), found.quality.drop, worse_is_up=not found.data.higher_is_better)
 
 
 def agreement_words(found: Evaluation) -> str:
