@@ -257,7 +257,7 @@ def test_integers_that_are_no_indices_go_to_a_metric_of_the_users_own():
     found = collect(*pair(), EvaluationData(task))
     assert found.kind == "numbers"
     np.testing.assert_allclose(found.original.values, (net(0)(X).mean(1) - Y - 3).abs().detach(), rtol=1e-6)
-    with pytest.raises(InputError, match="no class indices"):
+    with pytest.raises(InputError, match="batch 1: the targets are no class indices"):
         collect(*pair(), EvaluationData(replace(task, test=[(X, Y), (X, Y + 3)])))
 
 
@@ -267,6 +267,11 @@ def test_texts_without_any_target_are_refused():
     )
     with pytest.raises(InputError, match="-100 at every position"):
         collect(*pair(), EvaluationData(task))
+
+
+def test_data_from_elsewhere_that_can_be_read_only_once_are_refused_before_the_work():
+    with pytest.raises(InputError, match="EvaluationData.outside: .*only once"):
+        data(outside=iter([(X,)]))
 
 
 def test_a_limit_cuts_both_models_alike():

@@ -161,7 +161,7 @@ class _Reader:
             for name, output in zip(("original", "compressed"), outputs, strict=True):
                 self._put(f"values {name}", metric_values(task, output, targets, where)[:keep].numpy())
         cut = None if targets is None else targets[:keep]
-        severity = self._reduce(outputs[0][:keep], outputs[1][:keep], cut)
+        severity = self._reduce(outputs[0][:keep], outputs[1][:keep], cut, where)
         if given is not None:
             self._reach = Reach.of(given).joined(self._reach)
             self._worst.offer(severity, self.n, given[:keep])
@@ -191,13 +191,13 @@ class _Reader:
                 expected=f"{one}, as {names[0]} gives", do="Compare models of the same classes and the same inputs",
             )  # fmt: skip
 
-    def _reduce(self, one: Tensor, other: Tensor, targets: Tensor | None) -> Floats:
+    def _reduce(self, one: Tensor, other: Tensor, targets: Tensor | None, where: str) -> Floats:
         """Keep what the batch says; how much each of its samples changed, −∞ where it shall not be shown."""
         if self._kind is None:
             self._begin(one, other, targets)
         if self._kind == "numbers":
             return self._reduce_numbers(one, other, targets)
-        return self._reduce_scores(one, other, targets)
+        return self._reduce_scores(one, other, targets, where)
 
     def _begin(self, one: Tensor, other: Tensor, targets: Tensor | None) -> None:
         self._kind = kind_of(one, targets)
@@ -212,7 +212,7 @@ class _Reader:
         if targets is None:
             self._notes.append("the data have no targets: the outputs are read as class scores")
 
-    def _reduce_scores(self, one: Tensor, other: Tensor, targets: Tensor | None) -> Floats:
+    def _reduce_scores(self, one: Tensor, other: Tensor, targets: Tensor | None, where: str) -> Floats:
         n, count = len(one), one.shape[-1]
         sample = torch.arange(n)[:, None].expand(n, one[..., 0].numel() // n).flatten()
         rows = [scores.reshape(-1, count) for scores in (one, other)]
@@ -222,7 +222,7 @@ class _Reader:
             rows, sample, wanted = [scores[real] for scores in rows], sample[real], wanted[real]
         if wanted is not None and bool(out_of_range(wanted, count).any()):
             raise InputError(
-                "the targets are no class indices, and in batches before they were", where="task.test",
+                "the targets are no class indices, and in batches before they were", where=where,
                 got=f"{int(wanted.min())} to {int(wanted.max())}", expected=f"0 to {count - 1}",
             )  # fmt: skip
         part = reduce_scores(rows[0], rows[1], wanted, max(0, _KEPT // count - self._kept), self._probabilities)

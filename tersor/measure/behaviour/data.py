@@ -60,7 +60,7 @@ class EvaluationData:
         pixels: how inputs were made of pixels, for pictures.
         outside: a loader of other data (out of distribution), read as the test loader is; its targets do not count.
 
-    Raises InputError where there is no test loader, or one that can be read only once.
+    Raises InputError where there is no test loader, or a loader can be read only once.
     """
 
     task: Task | Iterable[Batch]
@@ -73,12 +73,13 @@ class EvaluationData:
     def __post_init__(self) -> None:
         if not isinstance(self.task, Task):
             object.__setattr__(self, "task", Task(NoModel(), test=self.task, name="data"))
-        if isinstance(self.based.test, Iterator):
-            raise InputError(
-                "the test data can be read only once", where=f"task {self.based.name!r}",
-                got=type(self.based.test).__name__, expected="a loader or a list, which begins anew each time",
-                do="Return list(batches), or a DataLoader",
-            )  # fmt: skip
+        for loader, where in ((self.based.test, f"task {self.based.name!r}"), (self.outside, "EvaluationData.outside")):
+            if isinstance(loader, Iterator):
+                raise InputError(
+                    "the data can be read only once", where=where, got=type(loader).__name__,
+                    expected="a loader or a list, which begins anew each time",
+                    do="Return list(batches), or a DataLoader",
+                )  # fmt: skip
         if self.based.test is None:
             raise InputError(
                 "the task has no test data", where=f"task {self.based.name!r}", expected="Task(test=DataLoader)"
