@@ -155,7 +155,7 @@ class Passes:
 
     def begin(self, module: nn.Module, args: Any) -> None:
         """Before the module's forward: the outermost one's Intercepts count from zero again."""
-        if self.running and not torch.compiler.is_compiling() and not _is_running(self.running[-1]):
+        if self.running and not torch.compiler.is_dynamo_compiling() and not _is_running(self.running[-1]):
             self.give_up()
         if not self.running:
             for intercept in _intercepts(module):

@@ -384,7 +384,8 @@ def test_a_capture_that_fails_leaves_nothing_of_its_pass_behind():
     assert torch.equal(model(X), expected)
 
 
-def test_a_pass_that_is_ended_by_hand_lets_an_export_count_from_zero():
+@pytest.mark.parametrize("by_hand", [True, False])
+def test_an_export_after_a_pass_that_was_broken_off_counts_from_zero(by_hand):
     def stop(module, args, result):
         raise KeyboardInterrupt
 
@@ -396,6 +397,9 @@ def test_a_pass_that_is_ended_by_hand_lets_an_export_count_from_zero():
         model(X)
     handle.remove()
     assert _get_current_function_mode_stack()
-    end_passes(model)
+    if by_hand:
+        end_passes(model)
+        assert _get_current_function_mode_stack() == []
+    exported = torch.export.export(model, (X,), strict=False)
     assert _get_current_function_mode_stack() == []
-    assert torch.equal(torch.export.export(model, (X,), strict=False).module()(X), expected)
+    assert torch.equal(exported.module()(X), expected)
