@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 from sklearn.metrics import confusion_matrix, recall_score, roc_auc_score
 
 from tersor.core.errors import InputError
@@ -14,7 +15,7 @@ from tersor.core.task import Task
 from tersor.measure.behaviour.collect import collect
 from tersor.measure.behaviour.confidence import auroc, calibration, outside
 from tersor.measure.behaviour.data import EvaluationData
-from tersor.measure.behaviour.gate import APPLICATIONS, Limits, gate, judge
+from tersor.measure.behaviour.gate import APPLICATIONS, Limits, gate, judge, samples_to_tell
 from tersor.measure.behaviour.groups import groups
 from tersor.measure.behaviour.quality import quality
 from tersor.measure.runnable import Runnable
@@ -105,6 +106,14 @@ def test_an_end_that_is_not_known_settles_nothing():
     assert judge(unknown, 1.0, at_most=True) == judge(unknown, -1.0, at_most=False) == "not enough data"
 
 
+def test_four_times_the_samples_halve_an_interval():
+    measured = Measurement(1.0, "x", -1.0, 3.0, 1000)
+    assert samples_to_tell(measured, 2.0) == samples_to_tell(measured, 0.0) == 4000
+    assert samples_to_tell(measured, 2.3) == 2400  # 2367, upwards to two digits
+    assert samples_to_tell(measured, 1.0) is samples_to_tell(measured, 1.0001) is None
+    assert samples_to_tell(Measurement(1.0, "x", None, 3.0, 1000), 2.0) is None
+
+
 def test_limits_are_passed_failed_or_left_open_by_the_data():
     found, data = compared(logits_for(ONE, 3), logits_for(WORSE, 3), TARGETS)
     assert gated(Limits(), found, data).status == "nothing asked"
@@ -178,6 +187,9 @@ def test_the_group_that_loses_more_is_found_and_gated():
     assert attributes[0].compressed["demographic_parity"].value >= 0 and "disparate_impact" in attributes[0].original
     said = gated(Limits(max_group_gap=5), found, data)
     assert said.status == "failed" and "sex: b" in said.sentence
+    gap, wider = said.checks[0].measured, stats.norm.ppf(1 - 0.05 / 2 / 2) / stats.norm.ppf(0.975)  # Bonferroni, of two
+    assert (gap.value, gap.high) == (b.excess.value, b.excess.high)
+    assert gap.low == pytest.approx(b.excess.value - wider * (b.excess.value - b.excess.low))
     twice = gate(Limits(max_group_gap=5), quality=None, agreement=None, calibration=None, attributes=attributes * 2)
     assert said.checks[0].measured.n == twice.checks[0].measured.n == 999  # people, however many attributes they have
     assert gated(Limits(max_group_gap=50), found, data).status == "passed"
