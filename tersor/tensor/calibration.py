@@ -19,6 +19,7 @@ BINS = 15
 HOTTEST = 100.0  # temperatures are looked for between this and its inverse
 FEWEST_IN_BIN = 20  # samples below which nothing is said of the largest error of any bin
 _MCE_SHIFT = 0.75
+_UNSURE = 1.25  # standard errors that a bin may be off by chance
 _STEPS = 100  # true errors that are tried
 _SMALLEST = float(np.finfo(np.float64).eps)  # the probability below which a log likelihood is cut off
 
@@ -133,8 +134,9 @@ def ece_interval(
     the true errors for which what was found is no surprise (test inversion; Carpenter 1999, "Test inversion bootstrap
     confidence intervals"), among models whose bins are off by s times what was found, for s from 0 (calibrated)
     upwards. Errors in few bins leave more room for noise in the others than errors in all do: for the lower end a bin
-    counts as off by 1.25 standard errors less than found. What such a model would show follows from three moments of
-    its bins' folded normal gaps (Cornish and Fisher 1938). The upper end is never below what was found.
+    counts as off by 1.25 standard errors less than found; for the upper end a bin that is off by less than that may be
+    so to either side. What such a model would show follows from three moments of its bins' folded normal gaps (Cornish
+    and Fisher 1938). The upper end is never below what was found.
     """
     found = _bins(confidence, correct, bins, kind)
     (_, low, high), value = _inverted(found, level), _debiased(found)
@@ -147,7 +149,8 @@ def _inverted(found: _Bins, level: float) -> Estimate:
     z = float(special.ndtri((1 + level) / 2))
     (low,) = _truths(found, few, [z])
     middle, high = _truths(found, many, [0.0, -z])
-    return Estimate(middle, min(low, middle), max(high, found.error))
+    (other,) = _truths(found, _models(_turned(found))[1], [-z])
+    return Estimate(middle, min(low, middle), max(high, other, found.error))
 
 
 def _models(found: _Bins) -> tuple[Array, Array]:
@@ -157,7 +160,7 @@ def _models(found: _Bins) -> tuple[Array, Array]:
     more (what was found may be zero).
     """
     noise, gap = _noise(found), np.abs(found.gap)
-    few, many = np.maximum(gap - 1.25 * noise, 0), np.maximum(gap, noise)
+    few, many = np.maximum(gap - _UNSURE * noise, 0), np.maximum(gap, noise)
     top = found.error + 5 * math.sqrt(float(found.weight**2 @ noise**2)) + 5 / float(found.count.sum())
     spread = _off(found, many, top * float(many.max()) / float(found.weight @ many))
     if not few.any():
@@ -175,6 +178,16 @@ def _off(found: _Bins, off: Array, most: float) -> Array:
     """True accuracies [scales, bins] of models whose bins are off in proportion to ``off``, by up to ``most``."""
     scales = np.linspace(0, most / max(float(off.max()), 1e-9), _STEPS)
     return np.clip(found.confidence - scales[:, None] * np.copysign(off, found.gap), 0, 1)
+
+
+def _turned(found: _Bins) -> _Bins:
+    """The same with what chance explains taken for the other side, the one with more room, for upper ends.
+
+    Who is 99.9 % sure and always right in 100 cases may be right in 98 %.
+    """
+    gap = np.abs(found.gap)
+    side = np.where(gap < _UNSURE * _noise(found), found.confidence - 0.5, found.gap)
+    return _Bins(found.count, found.confidence, found.confidence - np.copysign(gap, side))
 
 
 def _truths(found: _Bins, accuracy: Array, quantiles: list[float]) -> list[float]:
@@ -227,7 +240,8 @@ def mce(
 
     Source: Naeini et al. 2015. The interval is by test inversion as in ``ece_interval``, on the binomial distributions
     of the bins themselves. Bins that are off alike show a larger error than one alone: for the lower end bins count as
-    off by ``_MCE_SHIFT`` standard errors more than found, up to the largest, for the upper end by as much less.
+    off by ``_MCE_SHIFT`` standard errors more than found, up to the largest, for the upper end by as much less, and
+    to either side where chance explains what was found.
 
     A bin of few samples may be off by anything: where one has fewer than ``FEWEST_IN_BIN`` the ends are infinite, which
     says that there are not enough data to tell.
@@ -238,13 +252,13 @@ def mce(
     if found.count.min() < FEWEST_IN_BIN:
         return Estimate(value, -math.inf, math.inf)
     z = float(special.ndtri((1 + level) / 2))
-    for shift, at in ((_MCE_SHIFT, -z), (-_MCE_SHIFT, z)):
+    for shift, at, sided in ((_MCE_SHIFT, -z, found), (-_MCE_SHIFT, z, found), (-_MCE_SHIFT, z, _turned(found))):
         off = np.clip(gap + shift * noise, 0, value)
         off[gap.argmax()] = max(value, float(noise[gap.argmax()]))
-        models = _off(found, off, 2 * value + 5 * float(noise.max()))[::4]
+        models = _off(sided, off, 2 * value + 5 * float(noise.max()))[::4]
         surprise = np.maximum.accumulate(-special.ndtri(np.clip(_chance_of_largest(found, models), 1e-12, 1 - 1e-12)))
         ends.append(float(np.interp(at, surprise, np.abs(found.confidence - models).max(axis=1))))
-    return Estimate(value, min(ends[0], value), max(ends[1], value))
+    return Estimate(value, min(ends[0], value), max(*ends[1:], value))
 
 
 def _chance_of_largest(found: _Bins, accuracy: Array) -> Array:

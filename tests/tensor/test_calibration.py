@@ -108,6 +108,15 @@ def test_always_right_and_sure_still_leaves_room_for_an_error():
     assert found[:2] == (0, 0) and 0.02 < found.high < 0.05  # 0.036: the rule of three, two-sided
 
 
+@pytest.mark.parametrize("interval", [ece_interval, mce])
+@pytest.mark.parametrize(("sure", "right", "n"), [(0.999, 0.985, 100), (0.99, 0.97, 100), (0.999, 0.995, 500)])
+def test_who_is_nearly_sure_and_always_right_may_be_surer_than_he_should(interval, sure, right, n):
+    counts = np.flatnonzero(stats.binom.pmf(np.arange(n + 1), n, right) > 1e-4)
+    found = [interval(np.full(n, sure), np.arange(n) < count) for count in counts]
+    inside = [one.low <= sure - right <= one.high for one in found]
+    assert stats.binom.pmf(counts, n, right) @ inside >= 0.92
+
+
 def test_ece_increase_sees_a_model_made_overconfident_and_not_one_left_as_it_is():
     confidence, correct = sample(3, 2000)
     logit = np.log(confidence / (1 - confidence))
@@ -132,13 +141,14 @@ def test_mce_says_nothing_where_a_bin_has_too_few_samples():
 def test_mce_of_one_bin_is_the_binomial_interval_of_its_accuracy(right):
     found = mce([0.6] * 100, [1] * right + [0] * (100 - right))
 
-    def apart(gap):  # of models surer than they should be, mid-p; the other side of the bin is as far
-        chances = stats.binom.pmf(np.arange(101), 100, 0.6 + gap)
+    def apart(gap, side=1):  # of models less sure than they should be, or surer; mid-p
+        chances = stats.binom.pmf(np.arange(101), 100, 0.6 + side * gap)
         distance = np.abs(np.arange(101) - 60)
         return chances[distance < right - 60].sum() + chances[distance == right - 60].sum() / 2
 
     assert found.value == pytest.approx((right - 60) / 100)
-    assert apart(found.high) == pytest.approx(0.025, abs=0.005)
+    sides = (1, -1) if right < 70 else (1,)  # that it is surer than it should be is then no surprise either
+    assert max(apart(found.high, side) for side in sides) == pytest.approx(0.025, abs=0.005)
     assert (
         found.low == pytest.approx(0, abs=1e-9) if right < 70 else apart(found.low) == pytest.approx(0.975, abs=0.005)
     )
