@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +25,6 @@ from tersor.measure.onnx_cpu import default_threads
 
 FILE_WORKERS = {"time": "tersor.measure.latency_worker", "start": "tersor.measure.memory_worker"}
 PAUSE = 0.005  # seconds, longer than the threads of either runtime spin after a call
-FEWEST_STARTS = 6  # below, a median has no 95 % interval
 
 
 @final
@@ -38,7 +38,8 @@ class Conditions:
         seconds: about how long each batch size is timed for, all models together.
         window: for how long throughput is counted at each batch size, for each model; 0: not at all.
         starts: fresh processes in which load time and peak memory are taken; 0: not at all; below 6 without intervals.
-        patience: seconds without a sign of life after which a measuring process is ended: a file may never end.
+        patience: seconds without a sign of life after which a measuring process is ended (a file may never end);
+            infinite: none is.
     """
 
     batch_sizes: tuple[int, ...] = (1, 32)
@@ -53,10 +54,10 @@ class Conditions:
         if (
             not self.batch_sizes
             or min(counts) < 1
-            or self.seconds <= 0
-            or self.window < 0
+            or not 0 < self.seconds < math.inf
+            or not 0 <= self.window < math.inf
             or self.starts < 0
-            or self.patience <= 0
+            or not self.patience > 0
         ):
             raise InputError(
                 "no conditions to measure under", where="Conditions", got=self,
@@ -128,7 +129,6 @@ def _timed(
         "work": "time", "models": {name: {**spec, "threads": threads} for name, spec in specs.items()},
         "batch_sizes": list(conditions.batch_sizes), "threads": threads, "seconds": conditions.seconds,
         "window": conditions.window, "pause": PAUSE if len(kinds) > 1 and threads > 1 else 0.0,
-        "device": next((spec["device"] for spec in specs.values() if "device" in spec), "cpu"),
     }  # fmt: skip
     return run_fresh(
         _worker(list(specs.values()), "time", other), request, progress=progress,
@@ -174,12 +174,15 @@ def _skipped(
     contenders: Sequence[Contender], conditions: Conditions, models: Sequence[BenchmarkModel]
 ) -> tuple[Skipped, ...]:
     found = []
-    device = next((each.facts["device"] for each in contenders if each.facts["device"] != "cpu"), "cpu")
-    _, without = find_meter(device)
+    devices = dict.fromkeys(each.facts["device"] for each in contenders)
     if not conditions.window:
         found.append(Skipped(what="throughput and energy", why="not asked for (window 0)"))
-    elif without:
-        found.append(Skipped(what="energy", why=without))
+    else:
+        found += [
+            Skipped(what="energy" if len(devices) == 1 else f"energy on {device}", why=why)
+            for device in devices
+            if (why := find_meter(device)[1])
+        ]
     if not conditions.starts:
         found.append(Skipped(what="load time and peak memory", why="not asked for (starts 0)"))
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import final
@@ -12,9 +13,7 @@ NVML = "libnvidia-ml.so.1"
 
 
 class Meter(ABC):
-    """A counter of energy: what is used between ``start`` and ``stop``, by everything that runs there."""
-
-    name: str
+    """A counter of energy: what is used from ``start`` on, by everything that runs there."""
 
     @abstractmethod
     def start(self) -> None:
@@ -28,8 +27,6 @@ class Meter(ABC):
 @final
 class Packages(Meter):
     """The processor's packages by RAPL, files on Linux, often for root alone; other processes count too."""
-
-    name = "RAPL, processor packages"
 
     def __init__(self, zones: tuple[Path, ...]):
         self._zones = zones
@@ -53,8 +50,6 @@ class Packages(Meter):
 class Card(Meter):
     """The first NVIDIA card by NVML (``nvmlDeviceGetTotalEnergyConsumption``, millijoules)."""
 
-    name = "NVML, first card"
-
     def __init__(self, library: ctypes.CDLL, device: ctypes.c_void_p):
         self._library, self._device = library, device
         self.start()
@@ -75,20 +70,28 @@ class Card(Meter):
 
 
 def find_meter(device: str = "cpu", powercap: Path = POWERCAP) -> tuple[Meter | None, str]:
-    """The meter of a kind of device, or None and why there is none."""
-    return _card() if device.startswith("cuda") else _packages(powercap)
+    """The meter of a device (cpu, cuda, cuda:1, tensorrt …), or None and why there is none."""
+    kind, _, number = device.partition(":")
+    if kind in ("cuda", "tensorrt"):
+        first = number in ("", "0") and os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0] == "0"
+        return _card() if first else (None, "NVML is read of the first card alone")
+    return _packages(powercap) if kind == "cpu" else (None, f"no meter of {kind} is known")
 
 
 def _packages(powercap: Path) -> tuple[Meter | None, str]:
-    zones = tuple(sorted(zone for zone in powercap.glob("intel-rapl:*") if zone.name.count(":") == 1))
-    if not zones:
-        return None, "the machine shows no energy counters (RAPL)"
     try:
-        return Packages(zones), ""
+        zones = tuple(sorted(zone for zone in powercap.glob("intel-rapl:*") if _is_package(zone)))
+        return (Packages(zones), "") if zones else (None, "the machine shows no energy counters (RAPL)")
     except PermissionError:
         return None, "the energy counters (RAPL) are for root alone"
     except (OSError, ValueError) as error:
         return None, f"the energy counters (RAPL) cannot be read: {error}"
+
+
+def _is_package(zone: Path) -> bool:
+    """Not a part of one, nor psys, the whole platform, in which packages are counted."""
+    named = zone / "name"
+    return zone.name.count(":") == 1 and not (named.is_file() and named.read_text().startswith("psys"))
 
 
 def _card() -> tuple[Meter | None, str]:

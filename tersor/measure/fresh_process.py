@@ -26,15 +26,17 @@ def run_fresh(
 ) -> Any:  # fmt: skip
     """Run ``python -m module``, a worker that ends in ``serve``, and return what it answers to ``request`` (both JSON).
 
-    An error that the worker raises is raised here; a worker that dies is a TersorError with the end of what it wrote,
-    and so is one that says nothing for ``patience`` seconds, which is ended.
+    It finds modules where this process does. An error that the worker raises is raised here; a worker that dies is a
+    TersorError with the end of what it wrote, and so is one that says nothing for ``patience`` seconds, which is ended.
     """
     package = str(Path(errors.__file__).parents[2])
-    path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH", "")]))
+    found_as_here = {  # and not in the working directory first, where a random.py would be taken for Python's own
+        "PYTHONPATH": os.pathsep.join([*map(os.path.abspath, sys.path), package]), "PYTHONSAFEPATH": "1",
+    }  # fmt: skip
     with tempfile.TemporaryFile("w+") as said:
         process = subprocess.Popen(
             [sys.executable, "-m", module], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said, text=True,
-            env={**os.environ, "PYTHONPATH": path},
+            env={**os.environ, **found_as_here},
         )  # fmt: skip
         answers: list[dict[str, Any]] = []
         watch = Watch(process, patience)
@@ -49,7 +51,7 @@ def run_fresh(
         if watch.lost:
             raise TersorError(
                 "the measuring process gave no sign of life", where=module, got=f"silence for {patience:g} s",
-                do="The model may never end; where it is only slow, allow for more patience",
+                do="The model may never end; where it is only slow, take smaller batches, or Conditions(patience=…)",
             )  # fmt: skip
         if not answers:
             said.seek(0)
@@ -73,7 +75,7 @@ class Watch:
     def heard(self) -> None:
         """Wait for as long again."""
         self.stop()
-        if self._patience is not None:
+        if self._patience is not None and self._patience <= threading.TIMEOUT_MAX:
             self._timer = threading.Timer(self._patience, self._end)
             self._timer.daemon = True
             self._timer.start()

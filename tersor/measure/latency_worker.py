@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -58,11 +58,14 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Sitting:
-    """How turns and windows are taken: ``pause`` seconds before each turn, ``window`` seconds of calls at the end."""
+    """How turns and windows are taken: ``pause`` seconds before each turn, ``window`` seconds of calls at the end.
+
+    ``meters``: name → what counts the energy of that model's windows.
+    """
 
     pause: float
     window: float
-    meter: Meter | None
+    meters: Mapping[str, Meter | None]
 
     def in_turns(self, calls: dict[str, Call], schedule: Schedule) -> dict[str, list[list[float]]]:
         """name → [rounds, calls] seconds."""
@@ -78,17 +81,17 @@ class Sitting:
             gc.enable()
         return blocks
 
-    def busy(self, call: Call) -> dict[str, float | None]:
+    def busy(self, call: Call, meter: Meter | None) -> dict[str, float | None]:
         """calls, seconds and joules of calls one after another for a window."""
         self.rest()
         run, clock, calls = call.run, time.perf_counter, 0
-        if self.meter is not None:
-            self.meter.start()
+        if meter is not None:
+            meter.start()
         start = now = clock()
         while now - start < self.window:
             run()
             calls, now = calls + 1, clock()
-        return {"calls": calls, "seconds": now - start, "joules": None if self.meter is None else self.meter.joules()}
+        return {"calls": calls, "seconds": now - start, "joules": None if meter is None else meter.joules()}
 
     def rest(self) -> None:
         """Let threads of the model that ran last, which spin for a while, go to sleep."""
@@ -99,14 +102,15 @@ class Sitting:
 def measure(request: dict[str, Any], tick: Tick, kinds: Kinds = FILES) -> dict[str, dict[str, dict[str, Any]]]:
     """batch size → name → times [sittings, rounds, calls] in seconds, windows [sittings], steady [sittings], outputs.
 
-    Request: models (name → spec), batch_sizes, threads, seconds, and if wanted window (seconds), pause, device. Each
+    Request: models (name → spec), batch_sizes, threads, seconds, and if wanted window (seconds) and pause. Each
     sitting opens the models afresh, since where a model's memory happens to lie can cost or save a few percent as long
     as it lives.
     """
     share_threads(request["threads"])
     openers = {name: kinds[spec["kind"]](spec) for name, spec in request["models"].items()}
     window = request.get("window", 0.0)
-    meter = find_meter(request.get("device", "cpu"))[0] if window else None
+    meters = {name: find_meter(spec.get("device", "cpu"))[0] if window else None
+              for name, spec in request["models"].items()}  # fmt: skip
     schedules: dict[int, Schedule] = {}
     found: dict[str, dict[str, Any]] = {
         str(batch): {name: {"times": [], "windows": [], "steady": [], "outputs": []} for name in openers}
@@ -125,7 +129,7 @@ def measure(request: dict[str, Any], tick: Tick, kinds: Kinds = FILES) -> dict[s
             }
             typical = {name: each.typical for name, each in warm.items()}
             schedule = schedules.setdefault(batch, Schedule.of(typical, request["seconds"]))
-            sat = Sitting(request.get("pause", 0.0), window / schedule.sittings, meter)
+            sat = Sitting(request.get("pause", 0.0), window / schedule.sittings, meters)
             _sit(sat, schedule, calls, found[str(batch)])
             for name, each in warm.items():
                 found[str(batch)][name]["steady"].append(each.steady)
@@ -139,7 +143,7 @@ def _sit(sitting: Sitting, schedule: Schedule, calls: dict[str, Call], found: di
     for name, blocks in sitting.in_turns(calls, schedule).items():
         found[name]["times"].append(blocks)
     for name, call in calls.items() if sitting.window else ():
-        found[name]["windows"].append(sitting.busy(call))
+        found[name]["windows"].append(sitting.busy(call, sitting.meters[name]))
 
 
 @dataclass(frozen=True)

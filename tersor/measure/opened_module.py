@@ -30,7 +30,7 @@ class OpenedModule(Opened):
         module = module.eval().to(device=self.device, dtype=self.dtype if self.cast else None)
         module = in_layout(module, self.images)
         self.module = module
-        self.forward: Callable[..., Any] = torch.compile(module, dynamic=False) if spec["compiled"] else module
+        self.forward: Callable[..., Any] = _compiled(module) if spec["compiled"] else module
 
     def call(self, batch: int) -> Call:
         """Its inputs at a batch size; a run on a CUDA device ends when the device is done."""
@@ -42,7 +42,7 @@ class OpenedModule(Opened):
         def run() -> Any:
             found = forward(*args, **kwargs)
             if on_card:
-                torch.cuda.synchronize()
+                torch.cuda.synchronize(self.device)
             return found
 
         def first() -> list[list[int]]:
@@ -53,7 +53,7 @@ class OpenedModule(Opened):
 
     def device_bytes(self) -> int | None:
         """The peak of torch's allocator on a CUDA device."""
-        return torch.cuda.max_memory_allocated() if self.device.type == "cuda" else None
+        return torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else None
 
     def move(self) -> None:
         """Put the weights elsewhere in memory: where they lie can cost a few percent as long as they lie there."""
@@ -64,6 +64,15 @@ class OpenedModule(Opened):
         tensor = torch.from_numpy(array).to(self.device)
         tensor = tensor.to(self.dtype) if self.cast and tensor.is_floating_point() else tensor
         return tensor.contiguous(memory_format=self.images) if tensor.ndim == 4 else tensor
+
+
+def _compiled(module: nn.Module) -> Callable[..., Any]:
+    """The module compiled for each batch size; of the models of one class together, torch would run the ninth and
+    later ones eagerly without a word."""
+    from torch._dynamo import config  # seconds, which eager models need not wait for
+
+    config.recompile_limit = config.accumulated_recompile_limit
+    return torch.compile(module, dynamic=False)
 
 
 def in_layout(module: nn.Module, images: torch.memory_format) -> nn.Module:

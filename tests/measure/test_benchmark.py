@@ -1,4 +1,5 @@
 import json
+import math
 
 import numpy as np
 import onnx
@@ -7,16 +8,17 @@ import torch
 from onnx import TensorProto, helper
 
 import tersor
+import tersor.measure.latency_worker as latency_worker
 from tersor.core.errors import ArtifactError, InputError, TersorError
 from tersor.measure.benchmark import Conditions, measure_contenders
 from tersor.measure.benchmark_schema import Benchmark, parse_benchmark
 from tersor.measure.benchmark_timing import comparison, outliers, timing
 from tersor.measure.contender import Contender, file_spec, store_inputs
-from tersor.measure.energy import find_meter
+from tersor.measure.energy import Meter, find_meter
 from tersor.measure.latency import mean_call
 from tersor.measure.made_up import fixed_batch, made_up_inputs
 from tersor.measure.onnx_cpu import checked_providers
-from tersor.measure.opened import Inputs
+from tersor.measure.opened import Call, Inputs, Opened
 from tersor.measure.opened_module import OpenedModule, open_module
 
 FACTS = {"source": "", "backend": "none", "precision": "as stored", "device": "cpu"}
@@ -109,10 +111,13 @@ def zone(folder, name, microjoules):
 def test_energy_is_summed_over_packages_and_counters_may_begin_anew(tmp_path):
     one, two = zone(tmp_path, "intel-rapl:0", 900_000), zone(tmp_path, "intel-rapl:1", 0)
     zone(tmp_path, "intel-rapl:0:0", 5)  # a part of the first package, counted there
+    whole = zone(tmp_path, "intel-rapl:2", 0)  # the platform, in which both packages are counted
+    (whole.parent / "name").write_text("psys\n")
     meter, why = find_meter(powercap=tmp_path)
     meter.start()
     one.write_text("100000")
     two.write_text("250000")
+    whole.write_text("700000")
     assert why == "" and meter.joules() == pytest.approx(0.2 + 0.25, abs=1e-5)
 
 
@@ -122,6 +127,33 @@ def test_a_machine_without_meters_says_so(tmp_path):
     assert "cannot be read" in find_meter(powercap=tmp_path)[1]
     meter, why = find_meter("cuda")
     assert meter is not None or "NVML" in why
+    assert find_meter("cuda:1") == (None, "NVML is read of the first card alone")
+    assert find_meter("coreml") == (None, "no meter of coreml is known")
+
+
+def test_each_model_is_metered_where_it_runs(monkeypatch):
+    class Still(Opened):
+        def call(self, batch):
+            return Call(lambda: None, lambda: [[batch]])
+
+    class Fixed(Meter):
+        def __init__(self, joules):
+            self.fixed = joules
+
+        def start(self):
+            pass
+
+        def joules(self):
+            return self.fixed
+
+    monkeypatch.setattr(latency_worker, "share_threads", lambda threads: None)
+    monkeypatch.setattr(
+        latency_worker, "find_meter", lambda device: ({"cpu": Fixed(1.0), "cuda": Fixed(2.0)}[device], "")
+    )
+    models = {"a": {"kind": "still", "device": "cuda"}, "b": {"kind": "still"}}
+    request = {"models": models, "batch_sizes": [1], "threads": 1, "seconds": 0.02, "window": 0.01}
+    found = latency_worker.measure(request, lambda: None, {"still": lambda spec: Still})["1"]
+    assert [{window["joules"] for window in found[name]["windows"]} for name in "ab"] == [{2.0}, {1.0}]
 
 
 def declared(path, shape, kind=TensorProto.FLOAT):
@@ -153,8 +185,12 @@ def test_inputs_that_cannot_be_made_up_ask_for_data(tmp_path, shape, kind, match
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"batch_sizes": ()}, {"threads": (0,)}, {"seconds": 0}, {"window": -1}, {"starts": -1}, {"patience": 0}]
-)
+    "wrong",
+    [
+        {"batch_sizes": ()}, {"threads": (0,)}, {"seconds": 0}, {"seconds": math.inf}, {"window": -1},
+        {"window": math.nan}, {"starts": -1}, {"patience": 0}, {"patience": math.nan},
+    ],
+)  # fmt: skip
 def test_conditions_that_cannot_be_are_refused(wrong):
     with pytest.raises(InputError, match="no conditions"):
         Conditions(**wrong)
@@ -267,6 +303,23 @@ def test_a_module_that_refuses_its_inputs_is_named(tmp_path, gradients_stay):
         opened.call(2).first()
     with pytest.raises(InputError, match="there is no such device"):
         open_module(spec(tmp_path, torch.randn(2, 5), device="cuda:99"), lambda: torch.nn.Linear(4, 3), "m")()
+
+
+def test_compiled_models_of_one_class_are_compiled_for_every_batch_size(tmp_path, gradients_stay, monkeypatch):
+    from torch._dynamo import config, reset
+    from torch._dynamo.testing import CompileCounter
+
+    counter, compiled = CompileCounter(), torch.compile
+    monkeypatch.setattr(config, "recompile_limit", config.recompile_limit)
+    monkeypatch.setattr(torch, "compile", lambda module, **more: compiled(module, backend=counter, **more))
+    reset()
+    given = spec(tmp_path, torch.randn(2, 4), compiled=True)
+    for width in (3, 5):
+        opened = open_module(given, lambda width=width: torch.nn.Linear(4, width), "m")()
+        for batch in range(1, 7):
+            opened.call(batch).run()
+    assert counter.frame_count == 12  # torch stops at eight, and runs the others eagerly
+    reset()
 
 
 def test_names_of_benchmarks_are_public():

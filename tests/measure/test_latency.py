@@ -1,3 +1,5 @@
+import math
+import random
 import subprocess
 import sys
 
@@ -7,7 +9,7 @@ import torch
 
 from tersor.core.errors import ArtifactError, InputError, TersorError
 from tersor.core.progress import Progress
-from tersor.measure.fresh_process import run_fresh
+from tersor.measure.fresh_process import Watch, run_fresh
 from tersor.measure.latency import _measurements, compare_latency
 from tersor.measure.latency_worker import FEWEST_SITTINGS, SITTINGS, Schedule, Warm, warm_up
 from tersor.measure.memory import peak_memory
@@ -143,3 +145,21 @@ def test_peak_memory_grows_with_the_weights_and_not_with_this_process(perceptron
     large = peak_memory(perceptron("large", 2048, 2), (torch.zeros(1, 2048),), batch=4, threads=1)
     assert len(ballast) and 0 < small.value < 60e6 and small.unit == "bytes" and "peak" in small.conditions["method"]
     assert 2 * 2048**2 * 4 < large.value - small.value + 8e6 < 480e6
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="PYTHONSAFEPATH came with Python 3.11")
+def test_a_fresh_process_finds_modules_where_this_one_does_and_not_in_its_folder(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "random.py").write_text("raise RuntimeError('not Python's own')")
+    (tmp_path / "there").mkdir()
+    worker = (
+        "import random\nfrom tersor.measure.fresh_process import serve\nserve(lambda request, tick: random.__file__)\n"
+    )
+    (tmp_path / "there" / "works_there.py").write_text(worker)
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setattr(sys, "path", [str(tmp_path / "there"), *(each for each in sys.path if each)])
+    assert run_fresh("works_there", {}) == random.__file__
+
+
+def test_patience_without_an_end_is_no_alarm():
+    assert Watch(None, math.inf)._timer is None
