@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import onnx
-from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto
+from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
 
 from tersor.core.errors import InputError
 from tersor.measure.runnable import check_onnx
@@ -157,8 +157,20 @@ class _Reader:
             f"{count} × {operator}: its result's shape is not known, so that it is not counted"
             for operator, count in self.missing.items()
         )
+        notes += tuple(
+            f"{count} × {name}: what it runs inside is not counted" for name, count in self._nested().items()
+        )
         taken = [value.name for value in graph.output]
         return self.builder.workload(self.name, batch, self.weights, given, taken, notes)
+
+    def _nested(self) -> Counter[str]:
+        """Operators that run a graph of their own: If, Loop, Scan, and the file's own functions."""
+        functions = {(each.domain, each.name) for each in self.proto.functions}
+        bodies = {AttributeProto.GRAPH, AttributeProto.GRAPHS}
+        return Counter(
+            node.op_type for node in self.proto.graph.node
+            if (node.domain, node.op_type) in functions or any(each.type in bodies for each in node.attribute)
+        )  # fmt: skip
 
     def _node(self, node: NodeProto) -> None:
         reads = tuple(name for name in node.input if name and self.builder.knows(name))

@@ -206,6 +206,16 @@ def test_open_dimensions_have_the_sizes_that_are_given(tmp_path):
         onnx_workload(path, sizes={"sequence": 0})
 
 
+def test_a_graph_inside_an_operator_is_not_counted_and_said(tmp_path):
+    text = """<ir_version: 10, opset_import: ["" : 20]> agraph (float[4, 4] x, bool c) => (float[4, 4] z)
+    { y = If (c) <then_branch = g () => (float[4, 4] a) { a = MatMul(x, x) },
+                  else_branch = h () => (float[4, 4] b) { b = MatMul(x, x) }>
+       z = MatMul(y, x) }"""
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "if.onnx")
+    found = onnx_workload(tmp_path / "if.onnx", batch=4)
+    assert found.macs == 64 and "1 × If: what it runs inside is not counted" in found.notes
+
+
 def test_inputs_have_the_bytes_of_their_type():
     table = nn.Embedding(10, 4)
     assert workload(table, (torch.zeros(1, 50, dtype=torch.long),)).activation_peak() == 50 * 8 + 50 * 4 * 4
