@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from tersor.cli.output import DebugOption, FormatOption, JsonOption, Output, QuietOption, show_reports
-from tersor.cli.values import parse_counts, parse_formats
+from tersor.cli.values import parse_counts, parse_words
 
 _MODEL = "A file .onnx, the folder of a run or an artifact, file.py:function, or task (the data's own model)"
 
@@ -55,10 +55,10 @@ def benchmark(
     sizes = parse_counts(batch_sizes, "--batch")
     counts = () if threads is None else parse_counts(threads, "--threads")
     conditions = Conditions(sizes, counts, seconds, window, starts)
-    named: Any = tuple(engines.split(","))
-    asked = Engines(named, () if providers is None else tuple(providers.split(",")), device, bfloat16)
+    named: Any = parse_words(engines)
+    asked = Engines(named, () if providers is None else parse_words(providers), device, bfloat16)
     found = job(
-        *models, data=data, out=out, conditions=conditions, engines=asked, formats=parse_formats(formats),
+        *models, data=data, out=out, conditions=conditions, engines=asked, formats=parse_words(formats),
         progress=output.progress,
     ).to_json()  # fmt: skip
     output.json(found)

@@ -17,7 +17,7 @@ from tersor.cli.output import (
     set_threads,
     show_reports,
 )
-from tersor.cli.values import parse_formats, parse_points, parse_share
+from tersor.cli.values import parse_points, parse_share, parse_words
 from tersor.core.errors import InputError
 
 EXIT_CODES = """
@@ -82,8 +82,8 @@ def evaluate(
     tried, within = _integers(severities), _budgets(budgets)
     stress = Stress(stress_samples, tried, within, 10 if within else 0, stress_seconds) if tried or within else None
     done = job(
-        original, compressed, data, out, limits=limits, stress=stress, shown=shown, limit=limit,
-        formats=parse_formats(formats), progress=output.progress,
+        original, compressed, data, out, limits=limits, stress=stress, shown=shown, limit=limit, threads=threads,
+        formats=parse_words(formats), progress=output.progress,
     )  # fmt: skip
     found = done.to_json()
     output.json(found)

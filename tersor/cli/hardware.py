@@ -18,7 +18,7 @@ from tersor.cli.output import (
     ThreadsOption,
     show_reports,
 )
-from tersor.cli.values import parse_formats, parse_points, parse_sizes
+from tersor.cli.values import parse_points, parse_sizes, parse_words
 
 OnOption = Annotated[
     str, typer.Option("--on", help="this (the machine, measured once), profiles (phone,iot,…) or YAML files.")
@@ -57,7 +57,7 @@ def fits(
     output = Output(quiet=quiet, as_json=as_json)
     done = job(
         model, tuple(find_profiles(on)), batch=batch, context=context, sizes=parse_sizes(sizes, "--sizes"),
-        threads=threads, out=out, formats=parse_formats(formats), progress=output.progress,
+        threads=threads, out=out, formats=parse_words(formats), progress=output.progress,
     )  # fmt: skip
     found = done.to_json()
     output.json(found)

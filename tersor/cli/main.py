@@ -31,7 +31,7 @@ from tersor.cli.output import (
     conclude,
     set_threads,
 )
-from tersor.cli.values import parse_formats
+from tersor.cli.values import parse_words
 from tersor.core.errors import TersorError
 
 RESUMABLE = ("compress", "resume", "distill")
@@ -176,7 +176,7 @@ def report(
     """
     from tersor.report.write import write_reports
 
-    for path in write_reports(folder, parse_formats(formats)):
+    for path in write_reports(folder, parse_words(formats)):
         Output(quiet=quiet, as_json=False).show(str(path))
 
 

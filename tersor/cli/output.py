@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from tersor.cli.values import parse_bytes, parse_formats, parse_milliseconds, parse_points
+from tersor.cli.values import parse_bytes, parse_milliseconds, parse_points, parse_words
 
 if TYPE_CHECKING:
     from tersor.run.budgets import Budgets
@@ -65,7 +65,7 @@ class Output:
 
 def show_reports(output: Output, stem: Path, formats: str) -> None:
     """Where the reports lie that were written under ``stem``."""
-    for kind in parse_formats(formats):
+    for kind in parse_words(formats):
         if kind != "json":
             output.show(f"report:  {stem.with_suffix(f'.{kind}')}")
 

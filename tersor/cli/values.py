@@ -47,8 +47,8 @@ def parse_milliseconds(text: str | None) -> float | None:
     return _parse(text, _MILLISECONDS, "--max-latency", "5ms")
 
 
-def parse_formats(text: str) -> tuple[str, ...]:
-    """ "html,md" → ("html", "md")."""
+def parse_words(text: str) -> tuple[str, ...]:
+    """ "html, md" → ("html", "md")."""
     return tuple(part.strip().lower() for part in text.split(","))
 
 

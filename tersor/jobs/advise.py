@@ -71,8 +71,11 @@ def advise(
 
     For a profile nothing runs: the lines rest on its figures. Raises InputError and GraphError.
     """
+    max_seconds = None if max_seconds == math.inf else max_seconds
     if max_seconds is not None and not max_seconds > 0:
         raise InputError("no time at all", where="--max-seconds", got=max_seconds, expected="seconds above 0")
+    if batch < 1 or not 0 < seconds < math.inf or (limit is not None and limit < 1):
+        raise InputError("nothing to try", where="advise", got=f"{batch=}, {seconds=}, {limit=}", expected="above 0")
     told = progress or Progress()
     profile, measured = device_of(on, threads, told)
     found = find_task(task, told) if isinstance(task, (str, Path)) else task

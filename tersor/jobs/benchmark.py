@@ -16,19 +16,19 @@ from tersor.core.errors import InputError
 from tersor.core.progress import Progress
 from tersor.core.task import Arguments, Task, first_batch
 from tersor.jobs.contenders import Engines, Field, Model, find
-from tersor.jobs.documents import expect_folder, write_document
+from tersor.jobs.documents import expect_folder, leave
 from tersor.jobs.find_data import Data, find_data
-from tersor.measure.behaviour.data import NoModel
+from tersor.jobs.find_task import absolute
+from tersor.measure.behaviour.data import EvaluationData, NoModel
 from tersor.measure.behaviour.schema import Skipped
 from tersor.measure.benchmark import Conditions, measure_contenders
 from tersor.measure.benchmark_schema import Benchmark
 from tersor.measure.contender import Contender
 from tersor.measure.made_up import fixed_batch, made_up_inputs
-from tersor.report.write import expect_formats, write_reports
+from tersor.report.write import expect_formats
 from tersor.run.environment import environment
 from tersor.zoo import BUILTIN
 
-JSON = "benchmark.json"
 WORKER = "tersor.jobs.benchmark_worker"
 SAMPLES = 32  # of the data; larger batches repeat them
 
@@ -59,7 +59,7 @@ def benchmark(
     if out is not None:
         expect_folder(Path(out))
     task, name = _data(data, models, progress)
-    found = find(models, task, data_named=bool(name))
+    found = find(models, task, data_named=bool(name), own_named=not isinstance(data, Task | EvaluationData))
     files = [each.file for each in found if each.file is not None]
     args, kwargs, said = _inputs(task, data is not None, files)
     with tempfile.TemporaryDirectory() as folder:
@@ -76,8 +76,7 @@ def benchmark(
         settings=json.loads(json.dumps(asked)), environment=environment(), seconds=time.perf_counter() - start,
     )  # fmt: skip
     if out is not None:
-        write_document(result.to_json(), Path(out) / JSON)
-        write_reports(Path(out), formats, of="benchmark")
+        leave(result.to_json(), Path(out), "benchmark", formats)
     return result
 
 
@@ -88,7 +87,8 @@ def _data(data: Data | None, models: Sequence[Model], progress: Progress) -> tup
     if data is None:
         return Task(NoModel(), name="no data"), ""
     if isinstance(data, (str, Path)):
-        return find_data(data, progress).based, str(data)
+        name = absolute(str(data), "task")  # now: the task's own code may go to another folder
+        return find_data(data, progress).based, name
     task = data if isinstance(data, Task) else find_data(data).based
     return task, task.source
 

@@ -50,7 +50,7 @@ def bit_sensitivity(
     """
     if max_size is not None and max_latency is not None:
         raise InputError("give one budget", where="bit_sensitivity", got=f"{max_size=}, {max_latency=}")
-    complete = checked_task(task, progress)
+    complete = checked_task(task, out, progress)
     folded = FoldBatchNorm().run(complete.model, complete).model
     found = measure(folded, complete, probe, progress=progress)
     within = fewest_bits(found, drop=in_own_unit(complete, max_drop))

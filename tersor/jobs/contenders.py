@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import inspect
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, final, get_args
@@ -18,7 +19,7 @@ from tersor.core.measurement import Measurement
 from tersor.core.task import Task
 from tersor.export.half import has_floats, store_file_half
 from tersor.export.onnx import export_onnx, quiet_export
-from tersor.jobs.find_model import find_model
+from tersor.jobs.find_model import OWN, find_model
 from tersor.jobs.find_task import absolute
 from tersor.measure.behaviour.schema import Skipped
 from tersor.measure.contender import Contender, file_spec
@@ -54,8 +55,8 @@ class Engines:
     def __post_init__(self) -> None:
         if not self.names or not set(self.names) <= set(get_args(Engine)):
             raise InputError("no such engine", where="Engines", got=self.names, expected=" or ".join(get_args(Engine)))
-        if self.device.partition(":")[0] not in ("cpu", "cuda"):
-            raise InputError("no such device", where="Engines", got=self.device, expected="cpu or cuda")
+        if re.fullmatch(r"cpu|cuda(:\d+)?", self.device) is None:
+            raise InputError("no such device", where="Engines", got=self.device, expected="cpu, cuda or cuda:1")
         object.__setattr__(self, "providers", checked_providers(self.providers))
 
     @property
@@ -76,14 +77,16 @@ class Found:
     named: bool = False
 
 
-def find(models: Sequence[Model], task: Task, *, data_named: bool) -> list[Found]:
+def find(models: Sequence[Model], task: Task, *, data_named: bool, own_named: bool) -> list[Found]:
     """The models, each under a name of its own. ONNX files are looked at, and opened in no process but a fresh one.
 
+    ``data_named``: whether another process finds the data; ``own_named``: and their own model with them, which it does
+    not where Python handed over a task that may have got another model since.
     Raises what ``find_model`` raises, and InputError for callables, which no other process could open.
     """
     found: list[Found] = []
     for source in models:
-        one = _found(source, task, data_named)
+        one = _found(source, task, data_named and (own_named or str(source) != OWN))
         taken = {each.name for each in found}
         free = (name for number in range(1, len(models) + 1) if (name := _numbered(one.name, number)) not in taken)
         found.append(dataclasses.replace(one, name=next(free)))
@@ -143,9 +146,8 @@ class Field:
         facts = {"source": found.source, "backend": engines.runtime, "precision": precision, "device": "cpu"}
         if engines.providers != (CPU,):
             facts["device"] = engines.providers[0].removesuffix("ExecutionProvider").lower()
-        return self._contender(
-            found, suffix, precision, file_spec(file, "", engines.providers), facts, file_bytes(file)
-        )
+        spec = {**file_spec(file, "", engines.providers), "device": facts["device"]}
+        return self._contender(found, suffix, precision, spec, facts, file_bytes(file))
 
     def _module(self, found: Found, engine: Engine, suffix: str, precision: str, engines: Engines) -> Contender:
         assert found.module is not None
@@ -182,17 +184,17 @@ class Field:
         assert found.module is not None
         path = self.folder / f"{self._free()}.pt2"
         module = copy.deepcopy(found.module).cpu().eval().requires_grad_(False)
-        args = tuple(_three(value) for value in self.args)
-        kwargs = {name: _three(value) for name, value in self.kwargs.items()}
         batch = torch.export.Dim("batch")
         names = list(inspect.signature(module.forward).parameters)
-        shapes: Any = tuple({0: batch} for _ in args)
-        if kwargs:
-            shapes = {name: {0: batch} for name in [*names[: len(args)], *kwargs]}
+        shapes: Any = tuple({0: batch} for _ in self.args)
+        if self.kwargs:
+            shapes = {name: {0: batch} for name in [*names[: len(self.args)], *self.kwargs]}
         try:
+            args = tuple(_three(value) for value in self.args)
+            kwargs = {name: _three(value) for name, value in self.kwargs.items()}
             with quiet_export(), torch.no_grad():
                 torch.export.save(torch.export.export(module, args, kwargs, dynamic_shapes=shapes), path)
-        except Exception as error:  # tracing runs the user's forward
+        except Exception as error:  # tracing runs the user's forward; an input may have no batch
             raise InputError(
                 "the module cannot be carried to a fresh process", where=found.name,
                 got=type_and_message(error).splitlines()[0],

@@ -16,7 +16,7 @@ from torch import nn
 from tersor.core.errors import InputError, located
 from tersor.core.measurement import Measurement
 from tersor.core.progress import Progress
-from tersor.jobs.documents import expect_folder, write_document
+from tersor.jobs.documents import expect_folder, leave
 from tersor.jobs.find_data import Data, find_data
 from tersor.jobs.find_model import find_model
 from tersor.measure.behaviour.agreement import agreement, order_warning
@@ -30,10 +30,9 @@ from tersor.measure.behaviour.quality import quality
 from tersor.measure.behaviour.robustness import Stress, robustness
 from tersor.measure.behaviour.schema import DataFacts, Evaluation, ModelFacts, Robustness, Skipped
 from tersor.measure.runnable import Runnable
-from tersor.report.write import expect_formats, write_reports
+from tersor.report.write import expect_formats
 from tersor.run.environment import environment
 
-JSON = "evaluation.json"
 FEW = 100  # samples below which the result says that it rests on few
 Model = str | Path | nn.Module | Runnable
 
@@ -48,6 +47,7 @@ def evaluate(
     stress: Stress | None = Stress(),
     shown: int = 16,
     limit: int | None = None,
+    threads: int | None = None,
     formats: Sequence[str] = ("html",),
     progress: Progress | None = None,
 ) -> Evaluation:
@@ -56,9 +56,9 @@ def evaluate(
     ``original``, ``compressed``: a module, an ONNX file, the folder of a run or an artifact, a function's name, or
     "task", the data's own model. ``data``: an EvaluationData, a Task, a loader, or the name of what gives one.
     ``stress``: how they are corrupted and attacked (None: not at all). ``shown``: worst samples kept with their inputs.
-    ``limit``: only so many test samples. ``out``: a folder for evaluation.json and its report in ``formats`` (html, md,
-    csv; json: the numbers alone); of a run's folder the report and the model card are written again, with the
-    evaluation in them.
+    ``limit``: only so many test samples. ``threads``: of ONNX files; default: the physical cores. ``out``: a folder for
+    evaluation.json and its report in ``formats`` (html, md, csv; json: the numbers alone); of a run's folder the report
+    and the model card are written again, with the evaluation in them.
 
     Raises InputError for unusable input, outputs of different shapes, and limits on what the data do not tell;
     ArtifactError for damaged files; VerificationError for outputs that are not finite.
@@ -68,8 +68,8 @@ def evaluate(
     if out is not None:
         expect_folder(Path(out))
     known = find_data(data, progress)
-    models = find_model(original, known.based), find_model(compressed, known.based)
-    models = _told_apart(*models)
+    one, other = (find_model(each, known.based, threads=threads) for each in (original, compressed))
+    models = _told_apart(one, other)
     known = _labelled(known, *models)
     found = collect(*models, known, limit=limit, shown=shown, progress=progress)
     attributes, skipped = groups(found, known)
@@ -84,14 +84,11 @@ def evaluate(
         gate=verdict, quality=told, agreement=alike, flips=flips(found, known), calibration=calibrated,
         robustness=stressed, fairness=attributes, outside=elsewhere,
         skipped=(*skipped, *more, *_unsaid(found, known)), notes=_notes(found),
-        settings=_settings(limits, stress, limit, shown),
+        settings=_settings(limits, stress, limit, shown, threads),
         environment=environment(), seconds=time.perf_counter() - start,
     )  # fmt: skip
     if out is not None:
-        write_document(result.to_json(), Path(out) / JSON)
-        write_reports(Path(out), formats, of="evaluation")
-        if (Path(out) / "summary.json").is_file():
-            write_reports(Path(out), formats, of="run")
+        leave(result.to_json(), Path(out), "evaluation", formats)
     return result
 
 
@@ -183,6 +180,8 @@ def _notes(found: Collected) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _settings(limits: Limits, stress: Stress | None, limit: int | None, shown: int) -> dict[str, Any]:
-    asked = {"limits": dataclasses.asdict(limits), "limit": limit, "shown": shown}
+def _settings(
+    limits: Limits, stress: Stress | None, limit: int | None, shown: int, threads: int | None
+) -> dict[str, Any]:
+    asked = {"limits": dataclasses.asdict(limits), "limit": limit, "shown": shown, "threads": threads}
     return json.loads(json.dumps({**asked, "stress": None if stress is None else dataclasses.asdict(stress)}))

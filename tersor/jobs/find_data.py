@@ -9,7 +9,7 @@ from pathlib import Path
 from tersor.core.errors import InputError
 from tersor.core.progress import Progress
 from tersor.core.task import Batch, Task
-from tersor.jobs.find_task import find_task, made
+from tersor.jobs.find_task import find_task, found_as, made
 from tersor.measure.behaviour.data import EvaluationData
 from tersor.zoo import BUILTIN
 
@@ -25,16 +25,13 @@ def find_data(source: Data, progress: Progress | None = None) -> EvaluationData:
     name = str(source)
     if name in BUILTIN:
         return EvaluationData(find_task(name, progress))
-    expected = "tersor.EvaluationData or tersor.Task"
+    expected = "tersor.Task or tersor.EvaluationData"
     found, where = made(name, "task", expected)
     if isinstance(found, EvaluationData):
         based = found.based
         return dataclasses.replace(found, task=dataclasses.replace(based, source=based.source or where))
     if isinstance(found, Task):
-        stem = Path(name.partition(":")[0]).stem
-        return EvaluationData(
-            dataclasses.replace(found, source=where, name=stem if found.name == "task" else found.name)
-        )
+        return EvaluationData(found_as(found, name, where))
     if isinstance(found, Iterable) and not isinstance(found, (str, bytes)):
         return EvaluationData(found)
     raise InputError("the function gave no data", where=where, got=type(found).__name__, expected=expected)

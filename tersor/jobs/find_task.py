@@ -39,6 +39,12 @@ def find_task(source: str | Path, progress: Progress | None = None) -> Task:
         raise InputError(
             f"{function or 'task'}() returned no Task", where=source, got=type(task).__name__, expected="tersor.Task"
         )
+    return found_as(task, name, source)
+
+
+def found_as(task: Task, name: str, source: str) -> Task:
+    """The task with its absolute ``source``; one without a name is called after the file or module in ``name``."""
+    path = name.partition(":")[0]
     stem = Path(path).stem if path.endswith(".py") else path.rpartition(".")[2]
     return dataclasses.replace(task, source=source, name=stem if task.name == "task" else task.name)
 

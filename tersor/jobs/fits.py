@@ -19,16 +19,14 @@ from tersor.hardware.fits import DeviceFits, fits_on, usual_bits
 from tersor.hardware.profile import Profile, read_profile
 from tersor.hardware.roofline import Roofline, roofline_of, this_roofline
 from tersor.hardware.this import THIS, this_profile
-from tersor.jobs.documents import write_document
+from tersor.jobs.documents import expect_folder, leave
 from tersor.jobs.find_task import find_task
 from tersor.measure.graph_workload import workload
 from tersor.measure.kv_cache import KeyValueCache, kv_cache
 from tersor.measure.onnx_workload import onnx_workload
 from tersor.measure.workload import Workload
 from tersor.report.roofline import VERSION
-from tersor.report.write import expect_formats, write_reports
-
-JSON = "fits.json"
+from tersor.report.write import expect_formats
 
 
 @dataclass(frozen=True)
@@ -75,6 +73,8 @@ def fits(
     if batch < 1:
         raise InputError("a pass has at least one sample", where="--batch", got=batch)
     expect_formats(formats)
+    if out is not None:
+        expect_folder(Path(out))
     told = progress or Progress()
     devices = _devices(on, threads, told)
     work, cache = workload_of(model, batch, context, told, sizes)
@@ -91,8 +91,7 @@ def fits(
     rooflines = {profile.name: roof or roofline_of(profile) for profile, roof in devices}
     result = ModelFits(work.name, work.batch, totals, found, rooflines)
     if out is not None:
-        write_document(result.to_json(), Path(out) / JSON)
-        write_reports(Path(out), formats, of="fits")
+        leave(result.to_json(), Path(out), "fits", formats)
     return result
 
 
@@ -147,7 +146,13 @@ def workload_of(
             do="A task's sizes are those of its example inputs",
         )  # fmt: skip
     task = model if isinstance(model, Task) else find_task(model, progress)
-    return task_workload(task, batch), kv_cache(task.model, context)
+    cache = kv_cache(task.model, context)
+    if context is not None and cache is None:
+        raise InputError(
+            "the model keeps no keys and values", where="--context", got=context,
+            expected="a transformers decoder, whose configuration says how large they are",
+        )  # fmt: skip
+    return task_workload(task, batch), cache
 
 
 def task_workload(task: Task, batch: int, model: nn.Module | None = None) -> Workload:

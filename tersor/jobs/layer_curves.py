@@ -13,6 +13,7 @@ from tersor.core.errors import ArtifactError
 from tersor.core.files import write_atomically
 from tersor.core.progress import Progress
 from tersor.core.task import Task
+from tersor.jobs.documents import expect_folder
 from tersor.jobs.find_task import find_task
 from tersor.measure.bit_budgets import BitBudgets
 from tersor.measure.layer_budgets import LayerBudgets
@@ -50,8 +51,11 @@ class Told(Generic[F, B]):
         return folder / JSON, folder / PAGE
 
 
-def checked_task(task: Task | str | Path, progress: Progress | None) -> Task:
-    """The task, found where it is a name or a file, completed and checked. Raises InputError."""
+def checked_task(task: Task | str | Path, out: str | Path | None, progress: Progress | None) -> Task:
+    """The task, found where it is a name or a file, completed and checked. Raises InputError; ArtifactError for an
+    ``out`` that cannot become a folder."""
+    if out is not None:
+        expect_folder(Path(out))
     found = find_task(task, progress or Progress()) if isinstance(task, (str, Path)) else task
     complete = found.complete()
     check_task(complete)

@@ -37,7 +37,7 @@ def sensitivity(
     ``out``: a folder for sensitivity.json and sensitivity.html. Decisions are taken on validation data. Raises
     InputError for unusable input.
     """
-    complete = checked_task(task, progress)
+    complete = checked_task(task, out, progress)
     found = measure(complete.model, complete, probe, progress=progress)
     within = within_tolerance(found, drop=in_own_unit(complete, max_drop))
     together = None if overall is None else least_loss(found, overall)

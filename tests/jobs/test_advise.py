@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import tersor
 from tersor.cli.main import main
-from tersor.core.errors import InputError, TersorError
+from tersor.core.errors import ArtifactError, InputError, TersorError
 from tersor.core.measurement import Measurement
 from tersor.core.plan import Plan
 from tersor.core.progress import Progress
@@ -151,6 +151,10 @@ def test_for_a_profile_nothing_runs_and_data_are_not_asked_for(task):
     assert not found.trials and found.expected and found.lines[0].topic == "first"
     with pytest.raises(InputError, match="no such profile"):
         advise(bare, "toaster")
+    for wrong in ({"batch": 0}, {"seconds": math.nan}, {"limit": 0}):
+        with pytest.raises(InputError, match="nothing to try"):
+            advise(bare, "gpu-a100", **wrong)
+    assert advise(bare, "gpu-a100", max_seconds=math.inf).settings["max_seconds"] is None
 
 
 def test_linear_models_are_tried_with_dynamic_integers_and_low_bits():
@@ -246,6 +250,10 @@ def test_a_task_and_its_file_fit_alike(task, machine, tmp_path):
     assert given.rooflines["this"].peaks["int8"].value == 8e11 and json.dumps(given.to_json())
     with pytest.raises(InputError, match="--context"):
         fits(tmp_path / "net.onnx", ("iot",), context=10)
+    with pytest.raises(InputError, match="keeps no keys and values"):
+        fits(task, ("iot",), context=10)
+    with pytest.raises(ArtifactError, match="cannot be written"):
+        fits(tmp_path / "gone.onnx", ("iot",), out=tmp_path / "net.onnx")
     with pytest.raises(InputError, match="no such open dimension"):
         fits(tmp_path / "net.onnx", ("iot",), sizes={"width": 8})
     with pytest.raises(InputError, match="--sizes: only an ONNX file"):

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from tersor.cli.main import main
 from tersor.core.errors import ArtifactError, InputError
 from tersor.export.half import store_file_half
 from tersor.jobs.contenders import Engines
+from tersor.jobs.find_task import find_task
 from tersor.measure.benchmark_schema import parse_benchmark
 from tersor.measure.runnable import Runnable
 from tersor.report.schema_page import BENCHMARK, rewrite
@@ -111,6 +113,22 @@ def test_files_alone_need_no_data_and_the_same_file_twice_has_two_names(tmp_path
     assert "random inputs of the shapes that a.onnx declares" in found.inputs and len(found.comparisons) == 1
 
 
+def test_a_task_that_got_another_model_is_measured_with_that_one(tmp_path):
+    source = tmp_path / "mine.py"
+    source.write_text(MODELS)
+    wide = torch.nn.Linear(8, 5).eval()
+    given = dataclasses.replace(find_task(source), model=wide)
+    found = tersor.benchmark("task", data=given, conditions=BRIEF)
+    assert found.timings[0].outputs == ((2, 5),)
+
+
+def test_a_task_whose_code_goes_to_another_folder_is_found_again(tmp_path, monkeypatch):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "mine.py").write_text("import os; os.chdir('/')" + MODELS)
+    monkeypatch.chdir(tmp_path)
+    assert len(tersor.benchmark("task", data="sub/mine.py", conditions=BRIEF).timings) == 1
+
+
 def test_one_model_alone_is_compared_with_nothing(tmp_path):
     found = tersor.benchmark(written(tmp_path / "a.onnx"), conditions=BRIEF)
     assert len(found.timings) == 1 and found.comparisons == ()
@@ -180,7 +198,8 @@ def test_a_module_that_cannot_be_carried_over_says_what_to_do():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"names": ("tensorrt",)}, {"names": ()}, {"device": "mps"}, {"providers": ("warp",)}]
+    "wrong",
+    [{"names": ("tensorrt",)}, {"names": ()}, {"device": "mps"}, {"device": "cuda:x"}, {"providers": ("warp",)}],
 )
 def test_engines_that_are_not_there_are_refused(wrong):
     with pytest.raises(InputError, match="no such"):
@@ -190,8 +209,9 @@ def test_engines_that_are_not_there_are_refused(wrong):
 def test_a_command_with_wrong_numbers_is_wrong_usage(tmp_path, capsys):
     path = str(written(tmp_path / "a.onnx"))
     assert main(["benchmark", path, "--batch", "1,zero"]) == 2
-    assert main(["benchmark", path, "--engine", "tensorrt"]) == 2
-    assert "1,32" in capsys.readouterr().err
+    assert main(["benchmark", path, "--engine", "eager, tensorrt"]) == 2
+    said = capsys.readouterr().err
+    assert "1,32" in said and "('eager', 'tensorrt')" in said
 
 
 def test_the_page_specifies_the_file_as_it_is():

@@ -90,6 +90,34 @@ def test_an_unknown_format_is_refused_before_anything_is_measured(file, tmp_path
     assert main(["report", str(tmp_path)]) == 2 and "there are no numbers to report" in capsys.readouterr().err
 
 
+def test_what_is_measured_later_comes_into_the_report_that_lies_there(file, onnx_file, tmp_path, capsys):
+    options = ["--severities", "none", "--budgets", "none"]
+    assert main(["evaluate", "task", str(onnx_file), "--data", f"{file}:task", "-o", str(tmp_path), *options]) == 0
+    before = (tmp_path / "evaluation.html").read_text()
+    assert main(["fits", str(onnx_file), "--on", "iot", "-o", str(tmp_path)]) == 0
+    after = (tmp_path / "evaluation.html").read_text()
+    assert "What fits where" in after and "What fits where" not in before
+
+
+def test_threads_are_those_of_files_too(file, onnx_file, monkeypatch, capsys):
+    from tersor.measure import session
+
+    asked, opened = [], session.open_session
+    monkeypatch.setattr(
+        session, "open_session", lambda path, **more: (asked.append(more["threads"]), opened(path, **more))[1]
+    )
+    options = ["--data", f"{file}:task", "--severities", "none", "--budgets", "none", "--threads", "1", "--json"]
+    assert main(["evaluate", "task", str(onnx_file), *options]) == 0
+    assert asked == [1] and json.loads(capsys.readouterr().out)["settings"]["threads"] == 1
+
+
+def test_a_task_without_a_name_is_called_after_its_module(file, monkeypatch):
+    monkeypatch.syspath_prepend(file.parent)
+    (file.parent / "package").mkdir(exist_ok=True)
+    (file.parent / "package" / "inner.py").write_text(TASK)
+    assert find_data("package.inner:task").based.name == "inner" and find_data(f"{file}:task").based.name == "pair"
+
+
 def test_the_command_prints_what_it_writes_and_says_how_it_went(file, tmp_path, capsys):
     out = tmp_path / "out"
     code = main(["evaluate", "task", f"{file}:worse", "--data", f"{file}:grouped", "-o", str(out), *QUICK])

@@ -93,10 +93,10 @@ def test_what_cannot_be_used_is_one_sentence_and_exit_code_two(file, tmp_path, c
     assert re.search(match, capsys.readouterr().err) and not (tmp_path / "out").exists()
 
 
-def test_a_folder_that_cannot_be_made_is_said(file, tmp_path):
+def test_a_folder_that_cannot_be_made_is_said_at_once(tmp_path):
     (tmp_path / "taken").write_text("")
-    with pytest.raises(ArtifactError, match="cannot be written"):
-        tersor.sensitivity(file, tmp_path / "taken" / "inside", probe=Probe((0.5,)))
+    with pytest.raises(ArtifactError, match="cannot be written"):  # before the task is even looked for
+        tersor.sensitivity("gone.py", tmp_path / "taken" / "inside", probe=Probe((0.5,)))
 
 
 def test_with_bits_the_command_tells_widths_and_layers_that_stay_float(file, tmp_path, capsys):
