@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy import stats
+from scipy import special, stats
 from sklearn.metrics import confusion_matrix, recall_score, roc_auc_score
 
 from tersor.core.errors import InputError
@@ -258,7 +258,8 @@ def test_auroc_of_confidence_is_scikit_learns_and_its_interval_holds_it():
         scores = [getattr(each, which).scores.confidence for each in (found, elsewhere)]
         area = said[f"{which}_auroc"]
         assert area.value == pytest.approx(roc_auc_score(labels, np.concatenate(scores)))
-        assert area.low < area.value < area.high < 1
+        low, value, high = special.logit([area.low, area.value, area.high])
+        assert low < value < high < np.inf and high - value == pytest.approx(value - low)
     drop = said["auroc_drop"]
     assert drop.value == pytest.approx(said["original_auroc"].value - said["compressed_auroc"].value)
     assert drop.high - drop.low < said["original_auroc"].high - said["original_auroc"].low

@@ -9,6 +9,7 @@ from sklearn.calibration import calibration_curve
 from sklearn.metrics import brier_score_loss, log_loss
 
 from tersor.tensor.calibration import (
+    _folded,
     brier,
     cross_fitted,
     ece,
@@ -84,6 +85,13 @@ def test_debiased_ece_takes_off_what_noise_of_the_bins_adds():
     assert ece(confidence, correct, debias=True) == pytest.approx(max(0, expected), abs=2e-4)
 
 
+@pytest.mark.parametrize(("mean", "deviation"), [(0.0, 0.1), (0.05, 0.1), (-0.3, 0.1)])
+def test_moments_of_folded_gaps_are_scipys(mean, deviation):
+    first, variance, skewness = stats.foldnorm.stats(abs(mean) / deviation, scale=deviation, moments="mvs")
+    expected = (first, variance, skewness * variance**1.5)
+    assert np.ravel(_folded(np.array([mean]), np.array([deviation]))) == pytest.approx(expected, abs=1e-9)
+
+
 def test_debiasing_brings_a_calibrated_model_closer_to_zero():
     pairs = [sample(seed) for seed in range(20)]
     plain, corrected = (np.mean([ece(*pair, debias=choice) for pair in pairs]) for choice in (False, True))
@@ -125,6 +133,8 @@ def test_ece_increase_sees_a_model_made_overconfident_and_not_one_left_as_it_is(
     assert 0 < found.low <= found.value <= found.high
     same = ece_increase((confidence, correct), (confidence, correct))
     assert same.value == 0 and same.low <= 0 <= same.high
+    alone = ece_interval(confidence, correct)  # twice the same noise is none: only its lopsidedness is left
+    assert same.high - same.low < 0.8 * (alone.high - alone.low)
 
 
 def test_ece_increase_needs_the_same_samples():

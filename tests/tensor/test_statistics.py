@@ -226,6 +226,16 @@ def test_paired_difference_agrees_with_newcombes_published_example():
     assert paired_difference(a, b) == pytest.approx((0.2, 0.0569, 0.3404), abs=5e-5)
 
 
+def test_paired_difference_corrects_a_positive_correlation_as_newcombe_does():
+    both, only_a, only_b, neither = 80, 6, 4, 10
+    a, b = np.repeat([1, 1, 0, 0], [80, 6, 4, 10]), np.repeat([1, 0, 1, 0], [80, 6, 4, 10])
+    phi = (both * neither - only_a * only_b - 100 / 2) / math.sqrt(86 * 14 * 84 * 16)
+    (l1, u1), (l2, u2) = wilson(86, 100), wilson(84, 100)
+    below, above = (0.86 - l1, u2 - 0.84), (u1 - 0.86, 0.84 - l2)
+    reach = [math.sqrt(x**2 - 2 * phi * x * y + y**2) for x, y in (below, above)]
+    assert paired_difference(a, b) == pytest.approx((0.02, 0.02 - reach[0], 0.02 + reach[1]))
+
+
 def test_paired_difference_is_narrower_than_that_of_two_separate_samples():
     a = np.array([1] * 95 + [0] * 5)
     b = np.array([1] * 93 + [0] * 7)
