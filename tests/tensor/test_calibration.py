@@ -21,6 +21,7 @@ from tersor.tensor.calibration import (
     reliability,
     softmax,
 )
+from tersor.tensor.statistics import wilson
 
 
 def naive_ece(confidence, correct, edges):
@@ -247,3 +248,17 @@ def test_probabilities_and_targets_that_do_not_fit_are_refused(values, targets):
 def test_intervals_narrow_with_more_samples():
     few, many = (ece_interval(*sample(4, n, 2.0)) for n in (200, 5000))
     assert many.high - many.low < 0.4 * (few.high - few.low)
+
+
+def test_the_error_of_bins_may_be_as_large_as_that_of_all_samples_together():
+    confidence = np.linspace(0.998, 1, 100)
+    by_mass = ece_interval(confidence, np.ones(100), kind="mass")
+    low, _ = wilson(100, 100)
+    assert by_mass.high == pytest.approx(0.999 - low, abs=1e-9)
+    assert by_mass.low == 0
+
+
+def test_bins_that_are_all_off_to_one_side_are_off_as_all_samples_together_are():
+    found = ece_interval(np.full(100, 0.999), np.arange(100) < 96)
+    low, high = wilson(96, 100)
+    assert found.low == pytest.approx(0.999 - high) and found.high >= 0.999 - low - 1e-12
