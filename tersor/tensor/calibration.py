@@ -19,6 +19,7 @@ BINS = 15
 HOTTEST = 100.0  # temperatures are looked for between this and its inverse
 FEWEST_IN_BIN = 20  # samples below which nothing is said of the largest error of any bin
 _MCE_SHIFT = 0.75
+_ENOUGH = 10  # wrong (or right) answers, for the moments of bins
 _UNSURE = 1.25  # standard errors that a bin may be off by chance
 _STEPS = 100  # true errors that are tried
 _SMALLEST = float(np.finfo(np.float64).eps)  # the probability below which a log likelihood is cut off
@@ -135,9 +136,10 @@ def ece_interval(
     confidence intervals"), among models whose bins are off by s times what was found, for s from 0 (calibrated)
     upwards. Errors in few bins leave more room for noise in the others than errors in all do: for the lower end a bin
     counts as off by 1.25 standard errors less than found. What such a model would show follows from three moments of
-    its bins' folded normal gaps (Cornish and Fisher 1938). The upper end is never below what was found, nor below that
-    of |mean confidence − accuracy| over all samples, which is never more than the error (who is 99.9 % sure and always
-    right in 100 cases may be right in 98 %) and the same, at both ends, where all bins are off to one side.
+    its bins' folded normal gaps (Cornish and Fisher 1938). The upper end is never below what was found. Moments say
+    little where fewer than ten answers are wrong (or right): there it is never below that of |mean confidence −
+    accuracy| over all samples, which the error is never below (who is 99.9 % sure and always right in 100 cases may be
+    right in 98 %); nor is the lower end above it where all bins are off to one side and the two are the same.
     """
     found = _bins(confidence, correct, bins, kind)
     (_, low, high), value = _inverted(found, level), _debiased(found)
@@ -151,18 +153,21 @@ def _inverted(found: _Bins, level: float) -> Estimate:
     (low,) = _truths(found, few, [z])
     middle, high = _truths(found, many, [0.0, -z])
     nearest, farthest = _overall(found, level)
-    if abs(float(found.weight @ found.gap)) < found.error - 1e-12:  # bins are off to both sides
-        nearest = low
     return Estimate(middle, min(low, nearest, middle), max(high, farthest, found.error))
 
 
 def _overall(found: _Bins, level: float) -> tuple[float, float]:
-    """The interval of |mean confidence − accuracy| of all samples together, which is never more than the error, and
-    the same where all bins are off to one side."""
-    right = round(float(found.count @ found.accuracy))
-    low, high = wilson(right, int(found.count.sum()), level)
+    """Between what the ends must lie where few answers are wrong (or right): the lower one not above the first, the
+    upper one not below the second. By |mean confidence − accuracy| of all samples together, which is never more than
+    the error of bins, and the same where all bins are off to one side."""
+    right, n = round(float(found.count @ found.accuracy)), int(found.count.sum())
+    if min(right, n - right) >= _ENOUGH:
+        return 1.0, 0.0
+    low, high = wilson(right, n, level)
     confidence = float(found.weight @ found.confidence)
-    return max(0.0, confidence - high, low - confidence), max(confidence - low, high - confidence)
+    one_sided = abs(float(found.weight @ found.gap)) > found.error - 1e-12
+    nearest = max(0.0, confidence - high, low - confidence) if one_sided else 1.0
+    return nearest, max(confidence - low, high - confidence)
 
 
 def _models(found: _Bins) -> tuple[Array, Array]:
