@@ -53,7 +53,13 @@ def candidates(model: nn.Module, workload: Workload, multiple_of: int) -> tuple[
     low: Step | None = QuantizeWeights(Int(4, group_size=group)) if group and linear > 0.3 else None
     return (
         Candidate(INT8, "quantise", Pipeline(integers), "int8"),
-        Candidate(HALF_CHANNELS, "prune", channels, HALF_CHANNELS),
+        Candidate(
+            HALF_CHANNELS,
+            "prune",
+            channels,
+            HALF_CHANNELS,
+            part=f"prune_channels: {{sparsity: {channels.sparsity}, multiple_of: {multiple_of}}}",
+        ),
         Candidate(f"{HALF_CHANNELS}, int8", "both", Pipeline((channels, *integers)), f"{HALF_CHANNELS}, int8"),
         Candidate(DYNAMIC, "quantise", dynamic, why_not="" if dynamic else few, part="quantize_dynamically"),
         Candidate(

@@ -12,7 +12,9 @@ from tersor.jobs.candidates import INT8, SPARSE
 from tersor.report.format import value_of
 
 Verdict = Literal["faster", "faster, needs repair", "no difference shown", "slower", "not tried"]  # the best first
-_RECIPES = {INT8: "ptq", SPARSE: "sparse"}  # others: fast, or a step in a recipe of your own
+CHANNELS_INT8 = f"{HALF_CHANNELS}, {INT8}"
+# What does what was tried, and nothing else; the others are parts of a recipe of your own.
+_RECIPES = {INT8: "ptq", SPARSE: "sparse", CHANNELS_INT8: "fast"}
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,8 @@ def measured_lines(
         found["bits"] = _bits(known)
     if SPARSE in known:
         found["structure"] = _structure({trial.name: trial for trial in trials})
-    if task and (best := _winner(known)) is not None:
+    best = _winner(known)
+    if task and best is not None and (best.part or best.name in _RECIPES):
         found["then"] = _then(known, best, task)
     unsure = [trial.name for trial in known.values() if _straddles(trial.drop, max_drop)]
     if unsure:
@@ -101,14 +104,20 @@ def _straddles(drop: Measurement, most: float) -> bool:
 
 
 def _then(known: Mapping[str, Trial], best: Trial, task: str) -> Line:
-    if best.part:
-        what = f"tersor compress {task} --recipe MINE.yaml -o RUN, where a step has the part {best.part}"
-        return Line(
-            "then", what, "what was tried, in a recipe of your own; no training" + _more(known, best), "measured"
-        )
-    recipe = _RECIPES.get(best.name, "fast")
-    why = "calibrates, equalises and corrects; no training" if recipe == "ptq" else "trains what was lost back"
-    return Line("then", f"tersor compress {task} --recipe {recipe} -o RUN", why + _more(known, best), "measured")
+    """The command that does what was measured to help: no recipe with a step that was not, or that is slower here."""
+    recipe = _RECIPES.get(best.name)
+    if recipe is not None:
+        why = "calibrates, equalises and corrects; no training" if recipe == "ptq" else "trains what was lost back"
+        return Line("then", f"tersor compress {task} --recipe {recipe} -o RUN", why + _more(known, best), "measured")
+    trains = best.family != "quantise"
+    part = f"the parts {best.part} and finetune" if trains else f"the part {best.part}"
+    what = f"tersor compress {task} --recipe MINE.yaml -o RUN, where a step has {part}"
+    why = "what was tried, in a recipe of your own; " + ("training repairs what it loses" if trains else "no training")
+    if best.name == HALF_CHANNELS:
+        both = known.get(CHANNELS_INT8)
+        speed = "was not tried" if both is None else f"{told(both)}, and without int8 {best.speedup.value:.2f}×"
+        why += f". Not --recipe fast, which ends in int8: {CHANNELS_INT8} {speed}"
+    return Line("then", what, why + _more(known, best), "measured")
 
 
 def _winner(known: Mapping[str, Trial]) -> Trial | None:
@@ -122,7 +131,9 @@ def _more(known: Mapping[str, Trial], best: Trial) -> str:
     fastest = max(others, key=lambda trial: trial.speedup.value, default=best)
     if best.verdict != "faster" or fastest.speedup.value < WORTH * best.speedup.value:
         return ""
-    return f". Where training may repair it: {fastest.name}, {fastest.speedup.value:.2f}× as fast (--recipe fast)"
+    recipe = _RECIPES.get(fastest.name)
+    by = "" if recipe is None else f" (--recipe {recipe})"
+    return f". Where training may repair it: {fastest.name}, {fastest.speedup.value:.2f}× as fast{by}"
 
 
 def _first(known: Mapping[str, Trial]) -> Line:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
+import yaml
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -28,6 +29,7 @@ from tersor.jobs.candidates import Candidate, candidates
 from tersor.jobs.fits import fits, task_workload
 from tersor.jobs.trials import Trial, measured_lines, rank, verdict_of
 from tersor.jobs.try_out import made
+from tersor.recipes.recipe import parts_of, read_recipe
 
 
 class Said(Progress):
@@ -213,6 +215,37 @@ def test_measured_lines_replace_those_of_the_roofline_and_keep_the_others():
     assert lines["expected gain"].what == "about 2.6×"
     assert "--recipe ptq" in lines["then"].what and "half of the channels, 2.60×" in lines["then"].reason
     assert measured_lines(before, [Trial("never", "prune", {}, None, "not tried", "why")], "") == before
+
+
+@pytest.mark.parametrize("both", [(0.9, 1.1, 1.2), None])
+def test_a_recipe_that_ends_in_int8_is_not_advised_where_int8_is_slower_or_was_not_tried(task, both):
+    way = candidates(task.model, task_workload(task, 1), 8)[1]
+    assert way.name == "half of the channels"
+    trials = [
+        tried("int8", (0.7, 0.72, 0.75), 0.0),
+        replace(tried("half of the channels", (1.6, 1.7, 1.8), 40.0, family="prune"), part=way.part),
+    ]
+    if both is not None:
+        trials.append(tried("half of the channels, int8", both, 40.0, family="both"))
+    lines = {line.topic: line for line in measured_lines((), rank(trials), "task.py")}
+    then = lines["then"]
+    assert lines["bits"].what == "as they are, for speed" and "--recipe MINE.yaml" in then.what
+    assert f"the parts {way.part} and finetune" in then.what
+    assert (
+        "Not --recipe fast" in then.reason
+        and ("was not tried" if both is None else "without int8 1.70×") in then.reason
+    )
+    step = {"name": "mine", "parts": [yaml.safe_load(way.part), "finetune"]}
+    assert len(parts_of(read_recipe({"name": "mine", "steps": [step]}).steps[0].step)) == 2  # the words are a recipe's
+
+
+def test_a_recipe_of_ours_is_advised_where_all_of_it_was_tried():
+    trials = [
+        tried("half of the channels, int8", (2.5, 2.6, 2.7), 40.0, family="both"),
+        tried("half of the channels", (1.6, 1.7, 1.8), 40.0, family="prune"),
+    ]
+    lines = {line.topic: line for line in measured_lines((), rank(trials), "task.py")}
+    assert "--recipe fast" in lines["then"].what
 
 
 def test_nothing_is_advised_where_nothing_is_faster():
