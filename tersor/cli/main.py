@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import traceback
+import warnings
 from pathlib import Path
 from typing import Annotated
 
@@ -239,7 +240,8 @@ app.command(epilog=EXIT_CODES)(hardware.advise)
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; every error becomes one message and an exit code."""
     given = sys.argv[1:] if arguments is None else arguments
-    out = sys.stdout
+    out, form = sys.stdout, warnings.formatwarning
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     try:
         with insistent_interrupts():
             app(args=given, prog_name="tersor", standalone_mode=True)
@@ -254,7 +256,7 @@ def main(arguments: list[str] | None = None) -> int:
         told = f"unexpected {type(error).__name__}: {error}. This is a defect of Tersor: report what --debug shows."
         return _fail(told, error, 1, given)
     finally:
-        sys.stdout = out
+        sys.stdout, warnings.formatwarning = out, form
     return 0
 
 

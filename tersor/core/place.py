@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import cast
@@ -188,10 +189,28 @@ class Not(Selector):
 
 
 def select(model: nn.Module, where: Selector) -> dict[str, nn.Module]:
-    """The modules that ``where`` means, by path; never what only training needs. To match nothing is an error."""
+    """The modules that ``where`` means, by path; never what only training needs.
+
+    To match nothing is an error; a name within ``where`` that no module has, an excluded one too, is a warning.
+    """
     known = {path: module for path, module in model.named_modules() if not is_attached(path)}
     found = {path: module for path, module in known.items() if where.matches(path, module)}
     if not found:
         asked = getattr(where, "pattern", None) or getattr(where, "type_name", "")
         raise InputError("the selector matches no module", where=repr(where), do=nearest_names(str(asked), known))
+    for pattern in _patterns(where):
+        if not any(fnmatchcase(path, pattern) for path in known):
+            warnings.warn(f"{where!r}: no module is called {pattern!r}. {nearest_names(pattern, known)}", stacklevel=2)
     return found
+
+
+def _patterns(where: Selector) -> Iterator[str]:
+    """The patterns of names that the selector is made of."""
+    match where:
+        case ByName(pattern):
+            yield pattern
+        case Not(inner):
+            yield from _patterns(inner)
+        case Both(first, second) | Either(first, second):
+            yield from _patterns(first)
+            yield from _patterns(second)

@@ -126,3 +126,11 @@ def test_a_selector_that_matches_nothing_is_an_error_with_the_nearest_names():
         select(network(), ByName("heed"))
     with pytest.raises(InputError, match="matches no module"):
         select(network(), ByType("LSTM") & Everything())
+
+
+@pytest.mark.parametrize(
+    "where", [~ByName("haed.*"), ByName("head") | ByName("haed.*"), Everything() & ~ByName("haed.*")]
+)
+def test_a_name_within_a_selector_that_no_module_has_is_a_warning_with_the_nearest_names(where):
+    with pytest.warns(UserWarning, match=r"no module is called 'haed\.\*'. Nearest names: head"):
+        assert "head" in select(network(), where)
