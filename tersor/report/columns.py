@@ -10,6 +10,13 @@ from tersor.report.format import human
 from tersor.report.schema import StepSummary, Summary
 
 
+# Said below every table that has both: a row's ms and the original's were taken in sittings of their own.
+TIMES_APART = (
+    "Milliseconds of different rows were measured apart and do not compare; the speed-up does: each file was timed "
+    "in turns with the original."
+)
+
+
 @dataclass(frozen=True)
 class Column:
     """One measured quantity: ``name`` as in ``measurements``, ``title`` for the page.

@@ -9,7 +9,7 @@ from typing import Any
 from tersor.core.measurement import Measurement
 from tersor.core.record import Record
 from tersor.report import format as numbers
-from tersor.report.columns import Row, all_columns, present, rows
+from tersor.report.columns import TIMES_APART, Row, all_columns, present, rows
 from tersor.report.findings import findings
 from tersor.report.markdown import RUN_STATUS
 from tersor.report.page import Figure, Section, fill
@@ -40,6 +40,7 @@ def render(summary: Mapping[str, Any], records: Sequence[Record], more: Sequence
     """
     parsed = parse_summary(summary)
     table = rows(parsed)
+    columns = present(all_columns(parsed), table)
     return fill(
         "template.html",
         summary=parsed,
@@ -51,7 +52,8 @@ def render(summary: Mapping[str, Any], records: Sequence[Record], more: Sequence
         ],
         findings=findings(parsed, records),
         table=table,
-        columns=present(all_columns(parsed), table),
+        columns=columns,
+        under_table=TIMES_APART if any(column.name.startswith("speedup") for column in columns) else "",
         cell=Row.at,
         plots=draw_all(parsed, records),
         details=[(stage, _did(stage, records), _facts(stage)) for stage in parsed.stages],

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tersor.core.measurement import Measurement
-from tersor.report.columns import Column, Row, rows
+from tersor.report.columns import TIMES_APART, Column, Row, rows
 from tersor.report.format import (
     MISSING,
     both_of,
@@ -65,7 +65,9 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
 def _caption(summary: Summary) -> str:
     drops = [stage.measurements["drop_points"] for stage in summary.stages if "drop_points" in stage.measurements]
     unit = scale_of(0.0, drops[-1].unit).suffix.strip() if drops else "points"
-    return f"[ ]: 95 % interval. lost: {unit}. b1, b32: latency at batch 1 and 32, × the original's speed (in turns)."
+    return (
+        f"[ ]: 95 % interval. lost: {unit}. b1, b32: latency at batch 1 and 32, × the original's speed. {TIMES_APART}"
+    )
 
 
 def _at(row: Row, name: str, *, against: bool = False) -> Measurement | None:

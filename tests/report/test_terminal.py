@@ -2,6 +2,8 @@
 
 from rich.console import Console
 
+from tersor.report.columns import TIMES_APART
+from tersor.report.html import render
 from tersor.report.terminal import (
     agreement_line,
     dry_run_view,
@@ -28,6 +30,14 @@ def test_the_summary_fits_eighty_columns_with_a_row_for_each_stage(summary):
     named = [line.split()[0] for line in lines if line.strip() and line.split()[0].isalnum()]
     assert named[:7] == ["after", "original", "prune", "recover", "distill", "int8", "final"]
     assert "[97.4, 99.4]" in text and "2.09 MB" in text and "4.7×" in text and "…" not in text
+
+
+def test_beside_milliseconds_of_sittings_apart_the_table_says_that_only_the_ratio_compares(summary, records):
+    said = " ".join(printed(summary_table(summary)).split())
+    assert TIMES_APART in said and TIMES_APART in render(summary, records)
+    for stage in [summary["baseline"], *summary["steps"], summary["final"]]:
+        stage["measurements"] = {n: m for n, m in stage["measurements"].items() if not n.startswith("speedup")}
+    assert TIMES_APART not in render(summary, records)  # nothing that compares is there
 
 
 def test_a_summary_without_measurements_prints_dashes(summary):
