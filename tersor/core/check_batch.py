@@ -124,17 +124,17 @@ def out_of_range(targets: Tensor, classes: int) -> Tensor:
 
 def metric_values(task: Task, outputs: Tensor, targets: Tensor, where: str) -> Tensor:
     """The metric's value of each sample, float64 [batch] on the CPU. Raises InputError where the metric gives else."""
-    assert task.metric is not None, "a completed task has a metric"
+    metric = task.demand_metric()
     expected = f"it to take outputs {list(outputs.shape)} and targets {list(targets.shape)}"
-    with user_code("the metric cannot be computed", where=f"{where}, metric {task.metric.name}", expected=expected):
-        values: Any = task.metric.per_sample(outputs, targets)
+    with user_code("the metric cannot be computed", where=f"{where}, metric {metric.name}", expected=expected):
+        values: Any = metric.per_sample(outputs, targets)
     got = f"shape {list(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
     if not isinstance(values, Tensor) or values.shape != (len(outputs),):
         raise InputError(
-            "the metric must give one value per sample", where=f"{where}, metric {task.metric.name}", got=got,
+            "the metric must give one value per sample", where=f"{where}, metric {metric.name}", got=got,
             expected=f"a tensor of shape [{len(outputs)}]",
             do="For sequences, average over positions: per_sample=lambda outputs, targets: (…).float().mean(dim=1)",
         )  # fmt: skip
     if not bool(torch.isfinite(values).all()):
-        raise InputError("the metric gives values that are not finite", where=f"{where}, metric {task.metric.name}")
+        raise InputError("the metric gives values that are not finite", where=f"{where}, metric {metric.name}")
     return values.detach().to("cpu", torch.float64)

@@ -70,13 +70,13 @@ def _check_dtypes(task: Task) -> None:
 
 
 def _check_example(task: Task) -> None:
-    assert task.example_inputs is not None, "a completed task has example inputs"
-    for number, value in enumerate(task.example_inputs):
+    example = task.demand_example()
+    for number, value in enumerate(example):
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
             raise InputError(
                 "example inputs are not finite", where=f"task.example_inputs[{number}]", got="NaN or infinity"
             )
-    shape = task.example_inputs[0].shape
+    shape = example[0].shape
     if len(shape) == 0 or shape[0] == 0:
         raise InputError("example inputs need a batch", where="task.example_inputs[0]", got=f"shape {list(shape)}")
 
@@ -133,9 +133,8 @@ def _check_loss(task: Task, batch: Batch) -> None:
 
 
 def _notes(task: Task, train_batches: list[Batch]) -> list[str]:
-    assert task.train is not None, "a completed task has training data"
     notes = []
-    if not same(train_batches[:2], _first_batches(task.train, "train")[:2]):
+    if not same(train_batches[:2], _first_batches(task.demand_loader("train"), "train")[:2]):
         notes.append(
             "the train loader has randomness of its own (with torch, numpy, random and its own generator seeded alike "
             "it gives other batches, as a generator within the dataset does): a resumed run may end with other weights"

@@ -90,11 +90,11 @@ class Method(Step):
 
     @final
     def run(self, model: nn.Module, task: Task, context: Context | None = None) -> Result:
-        """Plan, apply, and verify that removed channels are gone without a trace and that what preserves does.
+        """Complete the task, plan, apply, and verify that removed channels are gone and that what preserves does.
 
         Raises VerificationError where the edited model differs from what it must equal; the model given is untouched.
         """
-        context = context or Context()
+        context, task = context or Context(), task.ready()
         with seeded(context.seed, task.calibration):  # calibration batches are often shuffled
             plan = self.plan(model, task)
         if not plan.edits:
@@ -113,7 +113,7 @@ class Pipeline(Step):
 
     def run(self, model: nn.Module, task: Task, context: Context | None = None) -> Result:
         """Run every step on the model that the one before gave."""
-        context = context or Context()
+        context, task = context or Context(), task.ready()
         result = Result(model)
         for number, step in enumerate(self.steps):
             part = step.run(result.model, task, context.part(number, type(step).__name__))

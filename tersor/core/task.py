@@ -137,14 +137,63 @@ class Task:
             return self.loss(model, plain(batch))
         return default_loss(self.outputs(model, batch), self.targets(batch))
 
+    def demand_example(self) -> tuple[Tensor, ...]:
+        """The example inputs. Raises InputError on a task that is not completed."""
+        if self.example_inputs is None:
+            raise self._lacks("example inputs", "Task(example_inputs=…) or what complete() derives")
+        return self.example_inputs
+
+    def demand_metric(self) -> Metric:
+        """The metric. Raises InputError on a task that is not completed."""
+        if self.metric is None:
+            raise self._lacks("metric", "Task(metric=…) or what complete() derives")
+        return self.metric
+
+    def demand_loader(self, split: Split | Literal["calibration"]) -> Iterable[Batch]:
+        """The loader of a split. Raises InputError where there is none."""
+        loader: Iterable[Batch] | None = getattr(self, split)
+        if loader is None:
+            kind = "training" if split == "train" else split
+            raise self._lacks(f"{kind} data", f"Task({split}=DataLoader)")
+        return loader
+
+    def _lacks(self, what: str, expected: str) -> InputError:
+        return InputError(
+            f"the task has no {what}", where=f"task {self.name!r}", expected=expected,
+            do="Pass task.complete(); run(model, task) completes it by itself",
+        )  # fmt: skip
+
+    @property
+    def _is_ready(self) -> bool:
+        """Whether nothing but a metric is left to derive."""
+        found = self.calibration is not None and self.example_inputs is not None
+        return found and self.reference is not None and _rests(self.reference)
+
+    def ready(self) -> Task:
+        """The task as ``run`` of a step takes it: itself where it is complete or has no data, else completed.
+
+        Nothing is demanded here: what a step needs and the task does not have, the step names. Raises InputError where
+        something that is there cannot be used.
+        """
+        if self._is_ready or (self.calibration is None and self.train is None):
+            return self
+        held_out: tuple[Split, ...] = ("validation", "test")
+        return self._completed([split for split in held_out if getattr(self, split) is not None], strict=False)
+
     def complete(self, needs: Collection[Split] = ("train", "validation", "test")) -> Task:
         """The task with what was missing derived where that is safe, each derivation named in ``derived``.
 
         ``needs``: the splits that must be there; ``()`` is enough for steps that calibrate only (``Quantize``), whose
         batches need no targets. Raises InputError where something is missing or cannot be derived.
         """
+        return self._completed(needs, strict=True)
+
+    def _completed(self, needs: Collection[Split], *, strict: bool) -> Task:
+        """``complete``; unless ``strict``, batches of keyword arguments leave the example inputs None."""
         check_types(self)
         self._demand_data(needs)
+        if self._is_ready and (self.metric is not None or not needs):
+            return self
         said = list(self.derived)
         calibration, split = self.calibration, "calibration"
         if calibration is None:
@@ -158,8 +207,9 @@ class Task:
         first = first_batch(calibration, split)
         check_inputs(self, first, f"task.{split}, batch 0", labelled=bool(needs))
         example = self.example_inputs
-        if example is None:
-            example = _example_of(self.inputs(first))
+        arguments = self.inputs(first)
+        if example is None and (strict or not arguments[1]):
+            example = _example_of(arguments)
             said.append("example inputs are the first two samples of a calibration batch")
         metric = self.metric
         if metric is None and needs:
@@ -231,15 +281,19 @@ def _example_of(inputs: Arguments) -> tuple[Tensor, ...]:
     return tuple(value[:2] for value in args)
 
 
+def _rests(model: nn.Module) -> bool:
+    """Whether a model is in eval mode and without gradients."""
+    return not any(part.training for part in model.modules()) and not any(
+        parameter.requires_grad for parameter in model.parameters()
+    )
+
+
 def at_rest(model: nn.Module, *, copied: bool = False) -> nn.Module:
     """``model`` in eval mode and without gradients: itself where it is so, else (or if ``copied``) a copy.
 
     The user's own modules stay as they are. Raises InputError where it cannot be copied.
     """
-    resting = not any(part.training for part in model.modules()) and not any(
-        parameter.requires_grad for parameter in model.parameters()
-    )
-    if resting and not copied:
+    if _rests(model) and not copied:
         return model
     try:
         return copy.deepcopy(model).eval().requires_grad_(False)

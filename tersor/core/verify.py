@@ -76,10 +76,10 @@ def verify_edits(
     """
     if not plan.edits or not (plan.preserves or plan.reference is not None or _slices(plan)):
         return None
-    assert task.example_inputs is not None, "a completed task has example inputs"
+    example = task.demand_example()
     reference = masked_reference(original, plan) if plan.reference is None else plan.reference
     edited = sharing_copy(edited)
-    probes = [task.example_inputs, *(_noise_like(task.example_inputs, seed) for seed in range(draws))]
+    probes = [example, *(_noise_like(example, seed) for seed in range(draws))]
     expected = [_run(reference, probe, task) for probe in probes]
     # A model may overflow on noise; on the examples it may not.
     chosen = [n for n, outputs in enumerate(expected) if n == 0 or bool(torch.isfinite(outputs).all())]

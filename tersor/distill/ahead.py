@@ -44,8 +44,9 @@ class Ahead:
         for name in ("reference", "train"):
             if getattr(task, name) is None:
                 raise InputError("the task is not whole", where=f"task.{name}", got="None", do="Pass task.complete()")
-        assert task.train is not None, "was demanded"
-        return replace(task, train=_AheadLoader(task.train, AheadAnswers(task, torch.device(self.device))))
+        return replace(
+            task, train=_AheadLoader(task.demand_loader("train"), AheadAnswers(task, torch.device(self.device)))
+        )
 
 
 class _How(NamedTuple):

@@ -32,6 +32,5 @@ class Teach(Step):
 
     def run(self, model: nn.Module, task: Task, context: Context | None = None) -> Result:
         """Train; history and facts are those of ``training``."""
-        context = context or Context()
-        task = task if task.reference is not None else task.complete()
+        context, task = context or Context(), task.ready()
         return self.training.run(model, self.cache.on(task, context.progress) if self.cache else task, context)

@@ -73,14 +73,14 @@ def layer_costs(model: nn.Module, task: Task, probe: BitProbe, found: BitSensiti
     so all widths cost the same; conversions where integers meet floats are not counted. A layer that cannot be told
     apart in what runs costs 0.
     """
-    assert task.example_inputs is not None, "a completed task has example inputs"
+    example = task.demand_example()
     quantised = dataclasses.replace(probe.quantize, learn=False).run(model, task).model
-    sample = tuple(value[:1] for value in task.example_inputs)
+    sample = tuple(value[:1] for value in example)
     with tempfile.TemporaryDirectory() as folder:
         files = {}
         for name, each in (("float", model), ("integers", quantised)):
             files[name] = Path(folder) / f"{name}.onnx"
-            export_onnx(each, task.example_inputs, files[name], output_of=task.sole_output)
+            export_onnx(each, example, files[name], output_of=task.sole_output)
         times = layer_latency(files, sample)
     costs: dict[str, dict[Bits, float]] = {}
     for layer in found.layers:

@@ -177,9 +177,8 @@ def _work(folder: RunFolder, task: Task, recipe: Recipe, progress: Progress, stu
 def _finish(
     folder: RunFolder, task: Task, facts: Mapping[str, Any], records: list[Record], base: nn.Module
 ) -> Compressed:
-    assert task.metric is not None
     budgets = Budgets(**facts["budgets"])
-    shipped = choose(records, budgets, task.metric)
+    shipped = choose(records, budgets, task.demand_metric())
     source = folder.step(shipped.number, shipped.name)
     parsed = parse_summary(summarise(task, facts, records, shipped, budgets))
     summary = parsed.to_json()

@@ -66,7 +66,7 @@ def dry_run(
 
 
 def _plan_step(model: nn.Module, task: Task, named: NamedStep) -> tuple[nn.Module, PlannedStep]:
-    assert task.example_inputs is not None
+    example = task.demand_example()
     plans: list[Plan] = []
     seconds = 0.0
     for part in parts_of(named.step):
@@ -79,7 +79,7 @@ def _plan_step(model: nn.Module, task: Task, named: NamedStep) -> tuple[nn.Modul
     copies = 7 if trains else 2  # weights, gradient, two moments, best state, the model given and the teacher
     step = PlannedStep(
         named.name, named.title, tuple(plan.summary() for plan in plans), round(seconds, 1), 4 * count * copies, count,
-        int(macs(model, task.example_inputs).value),
+        int(macs(model, example).value),
     )  # fmt: skip
     return model, step
 

@@ -64,10 +64,10 @@ def checked_task(task: Task | str | Path, out: str | Path | None, progress: Prog
 
 def told(task: Task, found: Curves[Any], max_drop: float, within: B, together: B | None) -> dict[str, Any]:
     """What both jobs say, as plain JSON values."""
-    assert task.metric is not None, "a completed task has a metric"
+    metric = task.demand_metric()
     return {
         "task": task.name,
-        "metric": {"name": task.metric.name, "unit": task.metric.unit, "value": found.metric},
+        "metric": {"name": metric.name, "unit": metric.unit, "value": found.metric},
         **{key: value for key, value in found.to_json().items() if key != "metric"},
         "max_drop": max_drop,
         "within": dataclasses.asdict(within),

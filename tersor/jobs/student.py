@@ -48,8 +48,7 @@ class Student:
     def build(self, task: Task) -> nn.Module | None:
         """The student; None where it is the task's model, pruned or not. ``task`` is completed."""
         if self.drop_layers is not None:
-            assert task.example_inputs is not None, "a completed task has example inputs"
-            return drop_layers(task.model, task.example_inputs, self.drop_layers)
+            return drop_layers(task.model, task.demand_example(), self.drop_layers)
         return None if self.factory is None else module_of(self.factory)
 
     def resolved(self) -> Student:

@@ -146,11 +146,12 @@ class _Work:
     def measured(self) -> dict[str, dict[str, Measurement]]:
         """name → bytes, validation metric, drop, latency and speed-up; the original's alone where time was up."""
         task, batch = self.task, self.settings.batch
-        assert task.example_inputs is not None and task.metric is not None
+        example = task.demand_example()
+        metric = task.demand_metric()
         try:
             with time_limit(self.clock.left):
                 times = compare_latency(
-                    self.files, tuple(value[:1] for value in task.example_inputs), batch_sizes=(batch,),
+                    self.files, tuple(value[:1] for value in example), batch_sizes=(batch,),
                     threads=self.settings.threads, seconds=self._affordable(), progress=self.told,
                 )  # fmt: skip
         except TimeUp:
@@ -161,7 +162,7 @@ class _Work:
         for name, timed in times.items():
             found[name] = {
                 "size_bytes": file_bytes(self.files[name]),
-                f"validation_{task.metric.name}": quality(self.seen[name], task),
+                f"validation_{metric.name}": quality(self.seen[name], task),
             }
             if timed:
                 found[name]["latency_ms"] = timed[f"latency_ms_batch_{batch}"]
@@ -173,8 +174,7 @@ class _Work:
     def _see(self, name: str, model: nn.Module, seconds: float = math.inf) -> None:
         """Export a model and evaluate its file."""
         task, path = self.task, self.folder / f"{len(self.files)}.onnx"
-        assert task.example_inputs is not None
-        export_onnx(model, task.example_inputs, path, output_of=task.sole_output)
+        export_onnx(model, task.demand_example(), path, output_of=task.sole_output)
         runnable = OnnxRunnable(path, threads=self.settings.threads)
         self.seen[name] = evaluate(runnable, task, "validation", self.told, self.samples, seconds)
         self.files[name] = path

@@ -127,8 +127,7 @@ def _work(
     model: nn.Module, task: Task, probe: BitProbe
 ) -> tuple[list[tuple[int, TensorPlace, tuple[Quantizer, ...]]], tuple[Skip, ...]]:
     """(bits, a weight's place, the quantisers of its layer alone) for each point; and what is passed over."""
-    assert task.example_inputs is not None, "a completed task has example inputs"
-    graph = trace(model, task.example_inputs)
+    graph = trace(model, task.demand_example())
     work: list[tuple[int, TensorPlace, tuple[Quantizer, ...]]] = []
     skips: dict[Skip, None] = {}
     for bits, method in probe.methods().items():

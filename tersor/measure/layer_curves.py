@@ -100,8 +100,7 @@ class Judge:
     @property
     def higher_is_better(self) -> bool:
         """Whether more of the metric is better."""
-        assert self.task.metric is not None, "a completed task has a metric"
-        return self.task.metric.higher_is_better
+        return self.task.demand_metric().higher_is_better
 
     def __call__(self, model: nn.Module) -> tuple[float, float]:
         """(loss, metric), means over samples; infinite and NaN where outputs are not finite."""
@@ -128,8 +127,7 @@ def in_time(
 
 def in_own_unit(task: Task, points: float) -> float:
     """Percentage points as a difference of the task's metric; as they are where that is no fraction."""
-    assert task.metric is not None, "a completed task has a metric"
-    return points / 100 if task.metric.unit == "fraction" else points
+    return points / 100 if task.demand_metric().unit == "fraction" else points
 
 
 def validation_batches(task: Task, model: nn.Module, samples: int) -> list[Batch]:

@@ -106,7 +106,7 @@ def _evaluate_batch(runnable: Runnable, task: Task, batch: Batch, where: str) ->
 
 def quality(evaluation: Evaluation, task: Task) -> Measurement:
     """The task's metric: Wilson's interval where each value is 0 or 1, ``mean_interval`` otherwise."""
-    assert task.metric is not None, "a completed task has a metric"
+    metric = task.demand_metric()
     values, n = evaluation.values, evaluation.n
     low: float | None = None
     high: float | None = None
@@ -117,7 +117,7 @@ def quality(evaluation: Evaluation, task: Task) -> Measurement:
     else:
         method = "none: one sample"
     conditions = {"split": evaluation.split, "interval": method}
-    return Measurement(float(values.mean()), task.metric.unit, low, high, n, conditions=conditions)
+    return Measurement(float(values.mean()), metric.unit, low, high, n, conditions=conditions)
 
 
 def agreement(a: Evaluation, b: Evaluation) -> Measurement:
@@ -138,16 +138,16 @@ def paired_drop(original: Evaluation, compressed: Evaluation, task: Task) -> Mea
     In percentage points where the metric is a fraction, in its own unit otherwise. The interval is that of the paired
     differences: Newcombe's for values 0 and 1, ``mean_interval`` otherwise.
     """
-    assert task.metric is not None, "a completed task has a metric"
+    metric = task.demand_metric()
     _check_pairs(original, compressed)
     better, worse = original.values, compressed.values
-    if not task.metric.higher_is_better:
+    if not metric.higher_is_better:
         better, worse = worse, better
     estimate = paired_difference(better, worse)
-    fraction = task.metric.unit == "fraction"
+    fraction = metric.unit == "fraction"
     method = "Newcombe, paired" if is_binary(better) and is_binary(worse) else f"{MEAN}, of paired differences"
     return Measurement.of(
-        estimate, "percentage points" if fraction else task.metric.unit, original.n, scale=100 if fraction else 1,
+        estimate, "percentage points" if fraction else metric.unit, original.n, scale=100 if fraction else 1,
         split=compressed.split, interval=method, positive="worse",
     )  # fmt: skip
 

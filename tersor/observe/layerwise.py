@@ -51,7 +51,7 @@ def stages_of(model: nn.Module, paths: Sequence[str], task: Task) -> list[Stage]
     """The layers at ``paths`` in the order in which the forward calls them first; those never called are left out."""
     if not paths:
         return []
-    assert task.example_inputs is not None, "a completed task has example inputs"
+    example = task.demand_example()
     read: list[tuple[Tensor, list[str]]] = []
     calls: dict[str, int] = {}
 
@@ -65,7 +65,7 @@ def stages_of(model: nn.Module, paths: Sequence[str], task: Task) -> list[Stage]
                 together.append(path)
 
     with seeing(model, paths, see), torch.no_grad(), fixed_randomness(0):
-        model(*send_to_device(task.example_inputs, device_of(model)))
+        model(*send_to_device(example, device_of(model)))
     return [Stage(tuple(found), sum(calls[path] for path in found)) for _, found in read]
 
 

@@ -264,8 +264,7 @@ def _calls(model: nn.Module, path: str, arguments: Arguments) -> list[tuple[Any,
 
 def _ends(model: nn.Module, task: Task) -> dict[str, float]:
     """Path of each layer that a ReLU or clamp from zero alone follows → where that ends (infinity: nowhere)."""
-    assert task.example_inputs is not None, "a completed task has example inputs"
-    flow = Flow(trace(model, task.example_inputs))
+    flow = Flow(trace(model, task.demand_example()))
     found: dict[str, list[float | None]] = {}
     for call in flow.graph.calls:
         if call.operator in WEIGHTED | {"addmm"}:

@@ -71,7 +71,7 @@ class ScaleByActivations(Method):
 
     def plan(self, model: nn.Module, task: Task) -> Plan:
         """A Write for each tensor that bears a factor; each line says α and the readers' error before and after."""
-        assert task.example_inputs is not None, "a completed task has example inputs"
+        task.demand_example()
         if found := quantizers(model):
             raise InputError(
                 "the model is quantised already", where=next(iter(found)), got=f"{len(found)} quantisers",
@@ -103,9 +103,8 @@ class ScaleByActivations(Method):
 
     def _pairs(self, model: nn.Module, task: Task) -> tuple[list[Pair], list[Skip]]:
         """The pairs whose readers can be rounded as the scheme says, and why others are none."""
-        assert task.example_inputs is not None, "a completed task has example inputs"
         chosen = select(model, self.where)
-        found, skips = commuting(model, trace(model, task.example_inputs))
+        found, skips = commuting(model, trace(model, task.demand_example()))
         pairs = []
         for pair in found:
             left_out = [path for path in pair.modules if path not in chosen]

@@ -49,11 +49,11 @@ class QuantizeDynamically(Method):
     def plan(self, model: nn.Module, task: Task) -> Plan:
         """Two Quantizers for each layer. What cannot be intercepted, what where leaves out, and convolutions are
         skips. Raises InputError where a weight is quantised."""
-        assert task.example_inputs is not None, "a completed task has example inputs"
-        graph = trace(model, task.example_inputs)
+        example = task.demand_example()
+        graph = trace(model, example)
         flow = Flow(graph)
         found, skips = self._linear(model, graph)
-        places = _sources(model, flow, found, task.example_inputs)
+        places = _sources(model, flow, found, example)
         activations: dict[ActivationPlace, Quantizer] = {}
         weights: dict[TensorPlace, Quantizer] = {}
         for call in found:

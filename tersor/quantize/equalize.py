@@ -57,13 +57,13 @@ class Equalize(Method):
 
     def plan(self, model: nn.Module, task: Task) -> Plan:
         """A Write for each weight and bias between whose layers a factor wandered, and a line for each pair."""
-        assert task.example_inputs is not None, "a completed task has example inputs"
+        example = task.demand_example()
         if found := quantizers(model):
             raise InputError(
                 "the model is quantised already", where=next(iter(found)), got=f"{len(found)} quantisers",
                 do="Put Equalize() before quantisation",
             )  # fmt: skip
-        pairs, skips = self._pairs(model, trace(model, task.example_inputs))
+        pairs, skips = self._pairs(model, trace(model, example))
         values = {each.place: stored(model, each.place).double() for pair in pairs for each in _touched(pair)}
         before = [_precision(pair, values) for pair in pairs]
         factors = self._sweep(pairs, values)

@@ -45,8 +45,7 @@ class FoldBatchNorm(Method):
 
     def plan(self, model: nn.Module, task: Task) -> Plan:
         """One Write for the weight, one for the bias and one Swap per norm. A norm that cannot be folded is skipped."""
-        assert task.example_inputs is not None, "a completed task has example inputs"
-        graph = trace(model, task.example_inputs)
+        graph = trace(model, task.demand_example())
         pairs, skips = foldable(model, graph)
         chosen = select(model, self.where)
         edits: list[Edit] = []

@@ -109,19 +109,19 @@ class Quantize(Method):
         calibration batches (a dead ReLU) tells no range: it is a skip, and the layers around it stay float. An
         activation with outliers is said in its line, with the range that helps.
         """
-        assert task.example_inputs is not None, "a completed task has example inputs"
+        example = task.demand_example()
         expect_float_activations(model)
         for name, parameter in model.named_parameters():
             module, _, tensor = name.rpartition(".")
             expect_finite_weight(TensorPlace(module, tensor), parameter)
-        graph = trace(model, task.example_inputs)
+        graph = trace(model, example)
         _expect_folded(model, graph)
         flow = Flow(graph)
         weighted, skips = self._weighted(model, graph, flow)
         products = self._products(model, graph)
         model, gates, whole = split_gates(model, task, flow, weighted, products)
         if gates:
-            graph = trace(model, task.example_inputs)
+            graph = trace(model, example)
             flow = Flow(graph)
             weighted, skips = self._weighted(model, graph, flow)
             products = self._products(model, graph)
@@ -222,7 +222,7 @@ class Quantize(Method):
 
         Returns the points, what was seen at each of their places, and why each place that was given up cannot be.
         """
-        assert task.example_inputs is not None, "a completed task has example inputs"
+        example = task.demand_example()
         missed: dict[ActivationPlace, str] = {}
         barred: set[str] = set()
         statistics: dict[ActivationPlace, Statistics] = {}
@@ -230,7 +230,7 @@ class Quantize(Method):
             points = decide(flow, weighted, barred, products)
             names = {flow.place(name): name for name in points.values}
             shapes = {place: flow.shape(name) for place, name in names.items()}
-            found = unreachable(model, flow.graph, shapes, task.example_inputs)
+            found = unreachable(model, flow.graph, shapes, example)
             if not found:
                 new = [place for place in names if place not in statistics]
                 statistics |= watch(model, new, task, batches=self.calibration_batches) if new else {}

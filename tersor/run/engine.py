@@ -182,10 +182,9 @@ def _transform(task: Task, base: nn.Module, path: Path, named: NamedStep, previo
 
 def _export(task: Task, base: nn.Module, path: Path) -> None:
     """Write and verify ``model.onnx``; what the verification found goes to ``onnx.json``."""
-    assert task.example_inputs is not None
     model = load_artifact(path, base).eval()
     quantized = any(isinstance(edit, Quantizer) for edit in read_edits(path))
-    export_onnx(model, task.example_inputs, path / "model.onnx", output_of=task.output)
+    export_onnx(model, task.demand_example(), path / "model.onnx", output_of=task.output)
     write_json(path / "onnx.json", dict(verify_onnx(path / "model.onnx", model, task, quantized=quantized)))
 
 

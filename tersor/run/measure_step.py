@@ -43,34 +43,35 @@ def measure_step(
 
     Test and validation are evaluated on the ONNX file; latency is interleaved with the baseline's in a fresh process.
     """
-    assert task.example_inputs is not None and task.metric is not None, "a completed task"
+    example = task.demand_example()
+    metric = task.demand_metric()
     file = folder / "model.onnx"
     found = {
         "size_bytes": file_bytes(file),
         "parameters": parameters(model),
         "nonzeros": nonzeros(model),
-        "macs": macs(model, task.example_inputs),
+        "macs": macs(model, example),
     }
     runnable = OnnxRunnable(file)
     for split in SPLITS:
         _keep(folder / f"{split}.safetensors", evaluate(runnable, task, split=split, progress=progress))
     test, original = stored_evaluation(folder, "test"), stored_evaluation(baseline, "test")
-    found[task.metric.name] = quality(test, task)
-    found[f"validation_{task.metric.name}"] = quality(stored_evaluation(folder, "validation"), task)
+    found[metric.name] = quality(test, task)
+    found[f"validation_{metric.name}"] = quality(stored_evaluation(folder, "validation"), task)
     found["drop_points"] = paired_drop(original, test, task)
     if test.predictions is not None and original.predictions is not None:
         found["agreement"] = agreement(original, test)
     if test.predictions is not None and any(isinstance(module, FakeQuantize) for module in model.modules()):
         found["onnx_agreement"] = agreement(evaluate(model, task, split="test", progress=progress), test)
     found |= _latency(file, baseline / "model.onnx", task, timing, progress)
-    sample = tuple(value[:1] for value in task.example_inputs)
+    sample = tuple(value[:1] for value in example)
     found["peak_memory_bytes"] = peak_memory(file, sample, batch=max(BATCH_SIZES), threads=timing.threads)
-    return found, layer_table(model, task.example_inputs)
+    return found, layer_table(model, example)
 
 
 def _latency(file: Path, baseline: Path, task: Task, timing: Timing, progress: Progress) -> dict[str, Measurement]:
-    assert task.example_inputs is not None
-    sample = tuple(value[:1] for value in task.example_inputs)
+    example = task.demand_example()
+    sample = tuple(value[:1] for value in example)
     files = {"baseline": baseline, "step": file}
     timed = compare_latency(
         files, sample, batch_sizes=BATCH_SIZES, threads=timing.threads, seconds=timing.seconds, progress=progress

@@ -17,7 +17,7 @@ def summarise(
     task: Task, facts: Mapping[str, Any], records: Sequence[Record], shipped: Record, budgets: Budgets
 ) -> dict[str, Any]:
     """The whole summary as plain JSON values."""
-    assert task.metric is not None
+    metric = task.demand_metric()
     baseline = records[0]
     intervals = _ratios(baseline, shipped)
     checked = budgets.check(shipped)
@@ -27,10 +27,10 @@ def summarise(
         "task": {
             "name": task.name,
             "source": task.source,
-            "metric": task.metric.name,
-            "metric_unit": task.metric.unit,
-            "higher_is_better": task.metric.higher_is_better,
-            "samples": _samples(task, baseline, task.metric.name),
+            "metric": metric.name,
+            "metric_unit": metric.unit,
+            "higher_is_better": metric.higher_is_better,
+            "samples": _samples(task, baseline, metric.name),
             "notes": [*task.derived, *facts["notes"]],
         },
         "recipe": facts["recipe"],
@@ -105,13 +105,13 @@ def _sentence(
     ratios: Mapping[str, Measurement],
     budgets: Budgets,
 ) -> str:
-    assert task.metric is not None
+    metric = task.demand_metric()
     checked = budgets.check(shipped)
-    metric = shipped.measurements[task.metric.name]
+    measured = shipped.measurements[metric.name]
     drop = ratios["accuracy_drop_points"]
-    percent = task.metric.unit == "fraction"
-    value = f"{100 * metric.value:.1f} %" if percent else f"{metric.value:.4g}"
-    fell = (drop.value > 0) == task.metric.higher_is_better
+    percent = metric.unit == "fraction"
+    value = f"{100 * measured.value:.1f} %" if percent else f"{measured.value:.4g}"
+    fell = (drop.value > 0) == metric.higher_is_better
     change = f"{abs(drop.value):.2f} {'points' if percent else drop.unit} {'lower' if fell else 'higher'}"
     change += f" than the original's{_around(drop)}"
     if abs(drop.value) < 5e-3:
@@ -119,7 +119,7 @@ def _sentence(
     parts = [
         f"{ratios['size'].value:.1f}× smaller",
         *(_speed(ratios[f"latency_batch_{batch}"], batch) for batch in (1, 32)),
-        f"{task.metric.name.replace('_', ' ')} {value}, {change}",
+        f"{metric.name.replace('_', ' ')} {value}, {change}",
     ]
     sentence = "; ".join(parts) + "."
     if not checked:
@@ -128,7 +128,7 @@ def _sentence(
     if missed:
         told = ", ".join(f"{m['name']} is {m['value']:.4g} {m['unit']}, allowed {m['limit']:.4g}" for m in missed)
         sentence += f" Budget missed: {told}."
-    if budgets.max_drop is not None and validation_drop(records[0], shipped, task.metric) > budgets.max_drop:
+    if budgets.max_drop is not None and validation_drop(records[0], shipped, metric) > budgets.max_drop:
         sentence += f" No step keeps max_drop on validation; {shipped.name!r} lost least there."
     elif shipped.number != records[-1].number:
         sentence += f" The step {records[-1].name!r} does not keep the budgets; {shipped.name!r} is shipped instead."

@@ -200,11 +200,11 @@ class Adapt(Companion):
     def _measure(self, moment: Moment) -> Tensor:
         """The rule's numbers, the mean over batches and processes: [terms]."""
         model, task, device = moment.model, moment.task, device_of(moment.model)
-        assert task.validation is not None, "a completed task has validation data"
+        loader = task.demand_loader("validation")
         parameters = [p for name, p in model.named_parameters() if p.requires_grad and not is_attached(name)]
         found = []
         with fixed_randomness(0), eval_mode(model), torch.enable_grad():
-            for batch in islice(batches_of(task.validation, "task.validation"), self.objective.batches):
+            for batch in islice(batches_of(loader, "task.validation"), self.objective.batches):
                 forward = Forward(model, send_to_device(batch, device), task, self.objective.reads())
                 losses = [part.of(forward) for _, part in self.objective.terms]
                 found.append(self.objective.rule.measured(losses, parameters))

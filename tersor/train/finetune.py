@@ -95,7 +95,7 @@ class Finetune(Step):
 
     def run(self, model: nn.Module, task: Task, context: Context | None = None) -> Result:
         """Train a copy; returns it in eval mode, on the device and with the ``requires_grad`` of the one given."""
-        context = context or Context()
+        context, task = context or Context(), task.ready()
         task = task if task.metric is not None and task.validation is not None else task.complete()
         with _reference_put_back(task):
             return _Run(self, model, task, context).all_epochs()
@@ -129,7 +129,6 @@ class _Run:
     """One run of a Finetune: the loop over epochs, and what is remembered between them."""
 
     def __init__(self, step: Finetune, model: nn.Module, task: Task, context: Context):
-        assert task.train is not None, "a completed task has training data"
         self.step, self.task, self.context, self.say = step, task, context, context.progress.say
         self.home = device_of(model)
         precision = self._precision()
@@ -141,7 +140,7 @@ class _Run:
             copied, task, step.objective, step.optimizer,
             precision=precision, clip=step.clip, companions=self.companions,
         )  # fmt: skip
-        self.batches = self.trainer.share(task.train)
+        self.batches = self.trainer.share(task.demand_loader("train"))
         self.length = length_of(self.batches)
         if self.length == 0:
             raise InputError("the loader is empty", where="task.train", got="no batch", expected="at least one batch")
@@ -200,13 +199,13 @@ class _Run:
         main = self.trainer.accelerator.is_main_process
         folder = self.context.folder / "tensorboard" if self.context.folder and main else None
         board = Board(folder, self.state.epoch)
-        assert self.task.metric is not None
+        metric = self.task.demand_metric().name
         with closing(self._ticks()) as self.ticks:
             next(self.ticks, None)  # starts it
             while self.state.epoch < self.step.epochs and not self._out_of_patience():
                 entry = self._good_epoch()
                 self._remember(entry)
-                board.write(entry, self.task.metric.name)
+                board.write(entry, metric)
                 if self.checkpoints and main:
                     self.checkpoints.write(self.state)
                 self.trainer.accelerator.wait_for_everyone()
@@ -365,7 +364,8 @@ def estimate(step: Finetune, model: nn.Module, task: Task) -> float:
     The random state is left as it was; a loader without a length is read once to count it. Raises what training raises.
     """
     task = task if task.metric is not None and task.validation is not None else task.complete()
-    assert task.train is not None and task.validation is not None
+    train = task.demand_loader("train")
+    held_out = task.demand_loader("validation")
     with fixed_randomness(0), _reference_put_back(task):
         bf16 = step.precision == "bf16" and multiplies_bf16(accelerator().device)
         copied = copy.deepcopy(model)
@@ -376,18 +376,18 @@ def estimate(step: Finetune, model: nn.Module, task: Task) -> float:
         )  # fmt: skip
         times = []
         begun = time.perf_counter()
-        for number, batch in enumerate(islice(batches_of(task.train, "task.train"), 4)):
+        for number, batch in enumerate(islice(batches_of(train, "task.train"), 4)):
             with user_code("a batch cannot be trained on", where=f"task.train, batch {number}", kind=TrainingError):
                 float(trainer.step(batch))  # waits until it is done
             times.append(time.perf_counter() - begun)
             begun = time.perf_counter()
         if not times:
             raise InputError("the loader is empty", where="task.train", got="no batch", expected="at least one batch")
-        training = sorted(times[1:] or times)[len(times[1:]) // 2] * _count(task.train)
+        training = sorted(times[1:] or times)[len(times[1:]) // 2] * _count(train)
         begun = time.perf_counter()
-        some = list(islice(batches_of(task.validation, "task.validation"), 2))
+        some = list(islice(batches_of(held_out, "task.validation"), 2))
         validate(trainer.model, replace(task, validation=some), trainer.device)
-        validation = (time.perf_counter() - begun) / max(1, len(some)) * _count(task.validation)
+        validation = (time.perf_counter() - begun) / max(1, len(some)) * _count(held_out)
     return step.epochs * (training + validation)
 
 

@@ -39,7 +39,7 @@ class RecalibrateBatchNorm(Step):
 
     def run(self, model: nn.Module, task: Task, context: Context | None = None) -> Result:
         """Recalibrate a copy; returns it in eval mode on the device of the one given."""
-        context = context or Context()
+        context, task = context or Context(), task.ready()
         copied = copy.deepcopy(model).eval()
         norms = [module for module in copied.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
         if not norms:
@@ -58,11 +58,11 @@ class RecalibrateBatchNorm(Step):
         return Result(copied.to(device_of(model)).eval(), facts={"recalibrated": len(norms)})
 
     def _pass_batches(self, model: nn.Module, task: Task, context: Context, device: torch.device) -> None:
-        assert task.train is not None, "a completed task has training data"
-        seen, length = 0, length_of(task.train)
+        loader = task.demand_loader("train")
+        seen, length = 0, length_of(loader)
         total = self.batches if length is None else min(self.batches, length)
-        with seeded(derive_seed(context.seed, 0), task.train), torch.no_grad():
-            batches = islice(batches_of(task.train, "task.train"), self.batches)
+        with seeded(derive_seed(context.seed, 0), loader), torch.no_grad():
+            batches = islice(batches_of(loader, "task.train"), self.batches)
             for batch in context.progress.track(batches, "batch norm statistics", total):
                 with user_code("the model does not run on this batch", where=f"task.train, batch {seen}"):
                     task.outputs(model, send_to_device(batch, device))

@@ -25,9 +25,8 @@ def rehearse(objective: Objective, model: nn.Module, task: Task, see: Callable[[
     Without gradients; what was given stays as it is (the teacher goes to the device of training). Raises InputError
     that names the batch, and whatever ``see`` raises.
     """
-    assert task.train is not None, "a completed task has training data"
     device, where = accelerator().device, "task.train, batch 0"
-    batch = send_to_device(first_batch(task.train, "train"), device)
+    batch = send_to_device(first_batch(task.demand_loader("train"), "train"), device)
     copied = copy.deepcopy(model).to(device).train()
     with fixed_randomness(0), torch.no_grad(), located(where), user_code("a batch cannot be trained on", where=""):
         return see(Forward(copied, batch, task, objective.reads()))

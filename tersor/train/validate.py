@@ -19,10 +19,10 @@ def validate(model: nn.Module, task: Task, device: torch.device) -> float:
     Raises InputError where there are no validation batches or one cannot be read or run, and where the metric gives no
     finite value per sample.
     """
-    assert task.validation is not None, "a completed task has validation data"
+    loader = task.demand_loader("validation")
     values = []
     with torch.no_grad(), eval_mode(model):
-        for number, batch in enumerate(batches_of(task.validation, "task.validation")):
+        for number, batch in enumerate(batches_of(loader, "task.validation")):
             where = f"task.validation, batch {number}"
             with user_code("the model does not run on this batch", where=where):
                 batch = batch if device.type == "cpu" else send_to_device(batch, device)
@@ -35,7 +35,7 @@ def validate(model: nn.Module, task: Task, device: torch.device) -> float:
 
 def is_better(task: Task, value: float, than: float | None, *, or_equal: bool = False) -> bool:
     """Whether a metric value beats another (None: there is none yet)."""
-    assert task.metric is not None, "a completed task has a metric"
+    higher = task.demand_metric().higher_is_better
     if than is None:
         return True
-    return (value > than if task.metric.higher_is_better else value < than) or (or_equal and value == than)
+    return (value > than if higher else value < than) or (or_equal and value == than)

@@ -306,3 +306,36 @@ def test_a_task_of_dict_batches_is_completed():
     assert task.metric is ACCURACY
     assert [tuple(value.shape) for value in task.example_inputs] == [(2, 4), (2, 4)]
     assert torch.equal(task.example_inputs[0], batches[0]["tokens"][:2])
+
+
+def test_completing_a_complete_task_reads_nothing_and_gives_it_back(model):
+    task = Task(model, train=loader(), validation=loader(), test=loader()).complete()
+    assert task.complete() is task and task.complete(needs=()) is task and task.ready() is task
+
+
+def test_what_is_ready_is_complete_as_far_as_the_data_go(model):
+    bare = Task(model)
+    assert bare.ready() is bare  # what needs no data runs without
+    calibrated = Task(model, calibration=[torch.randn(4, 4)]).ready()
+    assert len(calibrated.example_inputs[0]) == 2 and calibrated.metric is None and calibrated.reference is not model
+    assert Task(model, train=loader(), validation=loader()).ready().metric is ACCURACY
+
+    class Named(nn.Module):
+        def forward(self, **inputs):
+            return inputs["x"]
+
+    assert Task(Named(), train=[{"x": X, "labels": Y}]).ready().example_inputs is None
+
+
+@pytest.mark.parametrize(
+    "ask, said",
+    [
+        (lambda task: task.demand_example(), "no example inputs"),
+        (lambda task: task.demand_metric(), "no metric"),
+        (lambda task: task.demand_loader("train"), r"no training data.*Task\(train=DataLoader\)"),
+        (lambda task: task.demand_loader("validation"), "no validation data"),
+    ],
+)
+def test_what_a_task_lacks_is_named_with_what_to_do(model, ask, said):
+    with pytest.raises(InputError, match=rf"task 'mine': the task has {said}.*Pass task.complete\(\)"):
+        ask(Task(model, name="mine"))

@@ -138,10 +138,9 @@ def _no_targets(batch: Batch) -> Tensor:
 
 def _with_metric(task: Task) -> Task:
     """The task with the metric that its targets call for; without one where there are no targets."""
-    assert task.test is not None
     if task.targets_of is _no_targets:
         return task
-    first = first_batch(task.test, "test")
+    first = first_batch(task.demand_loader("test"), "test")
     if not has_targets(task, first):
         return replace(task, metric=None)
     check_inputs(task, first, "task.test, batch 0")

@@ -59,7 +59,7 @@ class PruneAndReconstruct(Step):
 
     def run(self, model: nn.Module, task: Task, context: Context | None = None) -> Result:
         """Prune a copy and repair it; the model given is the one that its layers are held against."""
-        context = context or Context()
+        context, task = context or Context(), task.ready()
         pruned = self.prune.run(model, task, context)
         plan = reconstruction(
             model, pruned.model, pruned.plans, task, batches=self.batches, rows=self.rows, ridge=self.ridge,

@@ -71,7 +71,7 @@ class LotteryTicket(Step):
 
     def run(self, model: nn.Module, task: Task, context: Context | None = None) -> Result:
         """The winning ticket, trained. ``facts``: what the last of its trainings noted."""
-        context = context or Context()
+        context, task = context or Context(), task.ready()
         history: list[Mapping[str, Any]] = []
         start = copy.deepcopy(model) if self.initial == "given" else reinitialised(model, context.seed)
         if self.rewind:

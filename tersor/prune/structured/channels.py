@@ -156,8 +156,7 @@ class _Whole:
 
     @classmethod
     def of(cls, model: nn.Module, task: Task, heads: Heads) -> _Whole:
-        assert task.example_inputs is not None
-        found = groups_of(model, task.example_inputs, task.sole_output)
+        found = groups_of(model, task.demand_example(), task.sole_output)
         return cls(model, found, found.prunable(heads))
 
     def cost(self) -> Cost:
