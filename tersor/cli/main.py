@@ -34,6 +34,7 @@ from tersor.cli.output import (
 )
 from tersor.cli.values import parse_words
 from tersor.core.errors import TersorError
+from tersor.recipes.built_in import BUILT_IN
 
 RESUMABLE = ("compress", "resume", "distill")
 
@@ -44,11 +45,7 @@ app = typer.Typer(
 
 RecipeOption = Annotated[
     str,
-    typer.Option(
-        "--recipe",
-        "-r",
-        help="balanced, small, fast, sparse, coarse-to-fine, joint, or a YAML file (see: tersor recipes).",
-    ),
+    typer.Option("--recipe", "-r", help=f"{', '.join(BUILT_IN)}, or a YAML file (see: tersor recipes)."),
 ]
 RunArgument = Annotated[Path, typer.Argument(help="A run's folder, as tersor compress made it.")]
 
@@ -208,7 +205,7 @@ def recipes(
 
     The YAML has every setting spelled out: start your own recipe from it.
     """
-    from tersor.recipes.recipe import BUILT_IN, read_recipe, to_yaml
+    from tersor.recipes.recipe import read_recipe, to_yaml
 
     output = Output(quiet=False, as_json=as_json)
     if name is not None:

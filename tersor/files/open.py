@@ -16,6 +16,19 @@ PACKED = "tersor.packed."  # metadata under PACKED + name: how that tensor is st
 KINDS = "NAME.safetensors, NAME.npz, NAME.safetensors.index.json, or a folder with one index or one safetensors file"
 
 
+PICKLED = (".pt", ".pth", ".bin", ".ckpt", ".pkl")  # never opened: unpickling runs whatever lies in them
+
+
+def from_pickle(path: str | Path) -> str:
+    """How to get from a pickled checkpoint, by its name, to weights that are read here; "" for any other name."""
+    if Path(path).suffix.lower() not in PICKLED:
+        return ""
+    return (
+        "Pickled files are not opened. Write the weights out once, in Python, and take that file: "
+        'safetensors.torch.save_file(model.state_dict(), "model.safetensors")'
+    )
+
+
 def is_weights(path: str | Path) -> bool:
     """Whether a path looks like weights, by its name or because it is a folder that has some."""
     path = Path(path)
@@ -45,7 +58,7 @@ def open_weights(path: str | Path) -> WeightsFile:
             return NpzFile(path)
     except OSError as error:
         raise InputError("the file cannot be read", where=str(path), got=error.strerror or error) from error
-    raise InputError("not a file of weights by its name", where=str(path), expected=KINDS)
+    raise InputError("not a file of weights by its name", where=str(path), expected=KINDS, do=from_pickle(path))
 
 
 def _inside(folder: Path) -> list[Path]:

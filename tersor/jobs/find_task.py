@@ -14,6 +14,7 @@ from typing import Any
 from tersor.core.errors import InputError, TersorError
 from tersor.core.progress import Progress
 from tersor.core.task import Task
+from tersor.files.open import from_pickle
 from tersor.run.folder import RunFolder
 from tersor.zoo import BUILTIN
 from tersor.zoo import load as load_builtin
@@ -33,6 +34,7 @@ def find_task(source: str | Path, progress: Progress | None = None) -> Task:
         raise InputError(
             "unknown task", where="TASK", got=repr(name),
             expected=f"a built-in one ({', '.join(BUILTIN)}), a Python file, or package.module:function",
+            do=_of_weights(path),
         )  # fmt: skip
     task, source = made(name, "task", "tersor.Task")
     if not isinstance(task, Task):
@@ -40,6 +42,12 @@ def find_task(source: str | Path, progress: Progress | None = None) -> Task:
             f"{function or 'task'}() returned no Task", where=source, got=type(task).__name__, expected="tersor.Task"
         )
     return found_as(task, name, source)
+
+
+def _of_weights(path: str) -> str:
+    """What to do with a file of weights where a task is asked for; "" for any other name."""
+    do = from_pickle(path)
+    return do and f"{do}; inspect, prune and quantize read it. Every other command needs a task that loads the weights"
 
 
 def found_as(task: Task, name: str, source: str) -> Task:

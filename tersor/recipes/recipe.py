@@ -13,12 +13,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tersor.core.errors import InputError
 from tersor.core.step import Pipeline, Step
+from tersor.recipes.built_in import BUILT_IN
 from tersor.recipes.registry import STEPS
 from tersor.recipes.schema import explain
 from tersor.run.budgets import Budgets
 from tersor.run.engine import NamedStep
-
-BUILT_IN = ("balanced", "small", "fast", "sparse", "coarse-to-fine", "joint", "ptq")
 
 
 class _StepModel(BaseModel):

@@ -9,7 +9,6 @@ from tersor.core.measurement import Measurement
 from tersor.report.format import human
 from tersor.report.schema import StepSummary, Summary
 
-
 # Said below every table that has both: a row's ms and the original's were taken in sittings of their own.
 TIMES_APART = (
     "Milliseconds of different rows were measured apart and do not compare; the speed-up does: each file was timed "

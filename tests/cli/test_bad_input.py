@@ -7,12 +7,13 @@ import subprocess
 import sys
 import textwrap
 import time
+from importlib import resources
 from pathlib import Path
 
 import pytest
 
 from tersor.cli.main import main
-from tersor.recipes.recipe import BUILT_IN
+from tersor.recipes.built_in import BUILT_IN
 
 TASKS = Path(__file__).parent.parent / "tasks"
 
@@ -153,6 +154,15 @@ def test_help_names_the_exit_codes_and_every_command(capsys):
         assert word in said
     assert main(["compress", "--help"]) == 0
     assert "130 interrupted" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("command", ["compress", "plan"])
+def test_help_lists_every_recipe_that_comes_along(capsys, command):
+    there = {path.stem for path in resources.files("tersor.recipes").iterdir() if path.suffix == ".yaml"}
+    assert there == set(BUILT_IN)
+    assert main([command, "--help"]) == 0
+    said = "".join(capsys.readouterr().out.split())  # lines break at hyphens too
+    assert f"{','.join(BUILT_IN)},oraYAMLfile" in said
 
 
 def test_recipes_are_listed_explained_and_printed(capsys):

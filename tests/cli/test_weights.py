@@ -88,6 +88,16 @@ def test_the_input_and_foreign_files_are_refused(source, tmp_path, capsys):
         assert str(read) in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["cnn.pt", "cnn.PTH", "pytorch_model.bin"])
+@pytest.mark.parametrize("command", ["inspect", "prune", "quantize"])
+def test_a_pickled_file_is_refused_with_the_line_that_makes_safetensors_of_it(tmp_path, capsys, command, name):
+    (tmp_path / name).write_bytes(b"PK")
+    more = {"inspect": [], "prune": ["--sparsity", "0.5"], "quantize": ["--bits", "8"]}[command]
+    out = [] if command == "inspect" else ["-o", str(tmp_path / "o.safetensors")]
+    assert main([command, str(tmp_path / name), *out, *more]) == 2
+    assert 'safetensors.torch.save_file(model.state_dict(), "model.safetensors")' in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("kind", ["safetensors", "npz"])
 def test_inspect_shows_tensors_and_bytes_of_either_kind(source, tmp_path, capsys, kind):
     path = source

@@ -24,7 +24,8 @@ from tersor.quantize.quantize import Quantize
 from tersor.quantize.ranges import MovingAverage
 from tersor.quantize.schemes import Int
 from tersor.quantize.spread import ScaleSpread
-from tersor.recipes.recipe import BUILT_IN, parts_of, read_recipe, to_yaml
+from tersor.recipes.built_in import BUILT_IN
+from tersor.recipes.recipe import parts_of, read_recipe, to_yaml
 from tersor.recipes.registry import STEPS
 from tersor.train.adaptive import Adaptive, ValidationLoss
 from tersor.train.conflict import Conflict
