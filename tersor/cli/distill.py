@@ -25,6 +25,7 @@ from tersor.cli.output import (
     conclude,
     set_threads,
 )
+from tersor.cli.values import parse_share
 
 
 def distill(
@@ -34,7 +35,9 @@ def distill(
         str | None, typer.Option(help="What builds the student: package.module:function, or file.py:function.")
     ] = None,
     drop_layers: Annotated[int | None, typer.Option(help="Or: every so many-th layer of the task's model.")] = None,
-    prune: Annotated[float | None, typer.Option(help="Or: the task's model without this fraction of channels.")] = None,
+    prune: Annotated[
+        str | None, typer.Option(help="Or: the task's model without this share of its channels, such as 50%.")
+    ] = None,
     teacher: Annotated[
         list[str] | None,
         typer.Option(help="What gives a trained teacher, named as --student; repeatable. Default: the task's."),
@@ -82,7 +85,7 @@ def distill(
     given = [f"--{name}={value}" for name, value in options.items() if value is not None]
     command = ["tersor", "distill", task, "-o", str(out), *given, *(f"--teacher={name}" for name in teacher or ())]
     done = distill_student(
-        task, Student(student, drop_layers, prune), out, teachers=teacher or (), teach=Teach(training, kept),
+        task, Student(student, drop_layers, parse_share(prune, "--prune")), out, teachers=teacher or (), teach=Teach(training, kept),
         budgets=budgets, seed=seed, timing=timing, progress=output.progress,
         command=join(command) + told(budgets, seed, timing),
     )  # fmt: skip

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from tersor.cli.output import DebugOption, JsonOption, Output, QuietOption
-from tersor.cli.values import parse_bytes, parse_milliseconds, parse_points
+from tersor.cli.values import parse_bytes, parse_milliseconds, parse_points, parse_share
 from tersor.core.errors import InputError
 
 
@@ -19,14 +19,14 @@ def sensitivity(
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="The folder for sensitivity.json and sensitivity.html.")],
     sparsity: Annotated[
-        list[float] | None, typer.Option(help="A fraction to try, repeatable. Default: 0.5, 0.7, 0.8, 0.9, 0.95.")
+        list[str] | None, typer.Option(help="A share to try, repeatable. Default: 50%, 70%, 80%, 90%, 95% (0.5 …).")
     ] = None,
     pattern: Annotated[
         str, typer.Option(help="element, n:m along the inputs (2:4), or blocks rxc of outputs x inputs (4x1).")
     ] = "element",
     max_drop: Annotated[str, typer.Option(help="What one layer alone may cost of the metric, such as 1%.")] = "1%",
     overall: Annotated[
-        float | None, typer.Option(help="A sparsity of all layers together, divided at the least predicted loss.")
+        str | None, typer.Option(help="A sparsity of all layers together (90%), divided at the least predicted loss.")
     ] = None,
     bits: Annotated[
         list[int] | None, typer.Option(help="Quantise instead of prune: a width to try, repeatable (8, 4, 3, 2).")
@@ -65,8 +65,9 @@ def sensitivity(
     if bits:
         done: Any = _quantised(task, out, tuple(bits), (max_size, max_latency), drop, samples, seconds, output)
     else:
-        tried = tuple(sparsity) if sparsity else None
-        done = _pruned(task, out, tried, pattern, overall, drop, samples, seconds, output)
+        tried = tuple(parse_share(each, "--sparsity") or 0.0 for each in sparsity or ())
+        total = parse_share(overall, "--overall")
+        done = _pruned(task, out, tried, pattern, total, drop, samples, seconds, output)
     output.json(done.data)
     output.show(sensitivity_view(done.data))
     for layer, reason in done.data["within"].get("kept_float", {}).items():
@@ -89,7 +90,7 @@ def _quantised(
 
 
 def _pruned(
-    task: str, out: Path, sparsities: tuple[float, ...] | None, pattern: str, overall: float | None, drop: float,
+    task: str, out: Path, sparsities: tuple[float, ...], pattern: str, overall: float | None, drop: float,
     samples: int, seconds: float | None, output: Output,
 ) -> Any:  # fmt: skip
     from tersor.jobs.prune_file import parse_pattern

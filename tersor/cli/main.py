@@ -6,6 +6,7 @@ import sys
 import traceback
 import warnings
 from pathlib import Path
+from shlex import quote
 from typing import Annotated
 
 import typer
@@ -259,7 +260,15 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _interrupted(arguments: list[str]) -> str:
     kept = arguments and arguments[0] in RESUMABLE
-    return "interrupted" + ("; finished steps and epochs are kept: tersor resume RUN goes on" if kept else "")
+    run = quote(str(_run_of(arguments))) if kept else ""
+    return "interrupted" + (f"; finished steps and epochs are kept: tersor resume {run} goes on" if kept else "")
+
+
+def _run_of(arguments: list[str]) -> Path | str:
+    """The run's folder that a command was given, however it was written (-o X, --out=X); RUN where there is none."""
+    command = typer.main.get_group(app).commands[arguments[0]]
+    with command.make_context(arguments[0], arguments[1:], resilient_parsing=True) as context:
+        return context.params.get("out") or context.params.get("run") or "RUN"
 
 
 def _fail(message: str, error: BaseException, code: int, arguments: list[str]) -> int:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 from tersor.core.errors import InputError
+from tersor.jobs.by_name import share
 
 _BYTES = {"": 1.0, "b": 1.0, "kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2.0**10, "mib": 2.0**20, "gib": 2.0**30}
 _MILLISECONDS = {"": 1.0, "ms": 1.0, "s": 1e3, "us": 1e-3, "µs": 1e-3}
-_SHARES = {"": 1.0, "%": 0.01}
 _POINTS = {"": 1.0, "%": 1.0, "points": 1.0}
 
 
@@ -34,7 +35,15 @@ def parse_points(text: str | None, option: str = "--max-drop") -> float | None:
 
 def parse_share(text: str | None, option: str) -> float | None:
     """ "97%" → 0.97; "0.97" too. Raises InputError."""
-    return _parse(text, _SHARES, option, "97%")
+    if text is None:
+        return None
+    try:
+        value = share(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < math.inf:
+        raise InputError("not a share", where=option, got=repr(text), expected="0.97, or a percentage such as 97%")
+    return value
 
 
 def parse_bytes(text: str | None) -> float | None:

@@ -23,7 +23,7 @@ def prune(
     out: OutOption,
     sparsity: Annotated[
         list[str] | None,
-        typer.Option(help="Fraction of zeros, such as 0.9; or 'GLOB=0.9', repeatable: the first that matches counts."),
+        typer.Option(help="Share of zeros, 0.9 or 90%; or 'GLOB=90%', repeatable: the first that matches counts."),
     ] = None,
     scope: Annotated[
         str, typer.Option(help="layer: of each tensor; global: of all together, one threshold.")

@@ -21,7 +21,7 @@ def by_name(said: str | Sequence[str], read: Callable[[str], T], what: str, exam
         try:
             return read(text)
         except ValueError:
-            expected = f"{example}, or GLOB={example}"
+            expected = f"{example}; or GLOB={example} for the tensors of these names"
             raise InputError("not a number", where=what, got=told, expected=expected) from None
 
     if len(parts) == 1 and "=" not in parts[0]:
@@ -33,3 +33,11 @@ def by_name(said: str | Sequence[str], read: Callable[[str], T], what: str, exam
             raise InputError("unclear", where=what, got=part, expected="one number, or GLOB=NUMBER for each name")
         found[glob] = value(text, part)
     return found
+
+
+def share(text: str) -> float:
+    """ "80%" → 0.8; "0.8" too. Raises ValueError."""
+    number, percent, rest = text.strip().partition("%")
+    if rest:
+        raise ValueError(text)
+    return float(number) / 100 if percent else float(number)

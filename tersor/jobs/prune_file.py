@@ -9,7 +9,7 @@ from pathlib import Path
 from tersor.core.errors import InputError
 from tersor.core.progress import Progress
 from tersor.files.open import open_weights
-from tersor.jobs.by_name import by_name
+from tersor.jobs.by_name import by_name, share
 from tersor.measure.weights_file import WeightsFacts, weights_facts
 from tersor.prune.files.prune import PrunedFile, PruneFile
 from tersor.prune.sparse.patterns import NM, Block, Element, Pattern
@@ -28,7 +28,7 @@ def prune_file(
 ) -> PrunedFile:
     """Set the smallest weights of a file (safetensors, a sharded checkpoint, .npz) to zero; no model class is needed.
 
-    ``sparsity``: 0.9, or "GLOB=0.9" for tensors whose name matches (several; the first that matches counts).
+    ``sparsity``: 0.9 or "90%", or "GLOB=0.9" for tensors whose name matches (several; the first that matches counts).
     ``pattern``: "element", "2:4" (any n:m, along the inputs), "4x1" (blocks of r outputs × c inputs). The rest as
     ``tersor.prune.files.prune.PruneFile``, whose ``run`` says what is refused.
     """
@@ -60,4 +60,4 @@ def parse_pattern(text: str) -> Pattern:
 def _sparsity(said: float | str | Sequence[str] | None) -> float | dict[str, float] | None:
     if said is None or isinstance(said, (int, float)):
         return said
-    return by_name(said, float, "sparsity", "0.9") if len(said) else None
+    return by_name(said, share, "sparsity", "0.9 or 90%") if len(said) else None

@@ -51,7 +51,11 @@ def quantize_file(
         raise InputError("unknown range", where="range", got=repr(range), expected=" or ".join(RANGES))
 
     def scheme(width: int | None) -> Int | None:
-        return None if width is None else Int(width, symmetric=symmetric, group_size=group_size)
+        if width is None:
+            return None
+        if not 2 <= width <= 8:  # Int has 16 too, which is for activations
+            raise InputError("impossible width", where="bits", got=width, expected="a whole number from 2 to 8")
+        return Int(width, symmetric=symmetric, group_size=group_size)
 
     schemes = {name: scheme(width) for name, width in read.items()} if isinstance(read, dict) else scheme(read)
     settings = QuantizeFile(schemes, RANGES[range] if isinstance(range, str) else range, dtype, tuple(where))

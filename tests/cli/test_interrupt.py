@@ -35,3 +35,22 @@ def test_an_interrupt_points_to_resume_only_where_there_is_something_to_resume(t
     assert main([command, *options]) == 130
     said = capsys.readouterr().err
     assert "interrupted" in said and ("tersor resume" in said) == resumable
+
+
+@pytest.mark.parametrize(
+    "out", [["-o", "my runs/one"], ["-omy runs/one"], ["--out", "my runs/one"], ["--out=my runs/one"]]
+)
+def test_after_an_interrupt_the_command_that_goes_on_can_be_copied(tmp_path, capsys, out):
+    task = tmp_path / "task.py"
+    task.write_text("def task():\n    raise KeyboardInterrupt\n")
+    assert main(["compress", *out, str(task), "--recipe", "fast"]) == 130
+    assert "tersor resume 'my runs/one' goes on" in capsys.readouterr().err
+
+
+def test_an_interrupted_resume_names_its_run(monkeypatch, capsys):
+    def interrupted(run, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("tersor.jobs.compress.resume", interrupted)
+    assert main(["resume", "--quiet", "runs/two"]) == 130
+    assert "tersor resume runs/two goes on" in capsys.readouterr().err

@@ -44,6 +44,13 @@ def test_json_holds_what_the_table_says(source, tmp_path, capsys):
     assert told["skips"] == [{"place": "b", "reason": "fewer than two axes (a pattern of names, where, would take it)"}]
 
 
+def test_a_sparsity_may_be_a_percentage(source, tmp_path, capsys):
+    arguments = ["prune", str(source), "-o", str(tmp_path / "b.safetensors"), "--json"]
+    assert main([*arguments, "--sparsity", "fc1*=7%", "--sparsity", "fc*=80 %"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert [row["target"] for row in told["tensors"]] == [0.07, 0.8]
+
+
 @pytest.mark.parametrize(
     "pattern, where, zeros", [("2:4", ("fc2.weight",), 200), ("4x1", ("fc2*",), 0), ("2x5", ("fc*",), 300 + 100)]
 )
@@ -63,6 +70,8 @@ def test_patterns_and_names_are_read(source, tmp_path, capsys, pattern, where, z
     [
         (["--sparsity", "much"], "sparsity: not a number. Got much"),
         (["--sparsity", "1"], "0 <= sparsity < 1"),
+        (["--sparsity", "80"], "such as 0.8 (80%)"),
+        (["--sparsity", "8%0"], "sparsity: not a number. Got 8%0"),
         (["--sparsity", "0.5", "--sparsity", "0.6"], "GLOB=NUMBER"),
         (["--sparsity", "0.5", "--scope", "model"], "layer or global"),
         (["--sparsity", "0.5", "--pattern", "2;4"], "such as 2:4"),
@@ -157,8 +166,9 @@ def test_json_holds_what_quantising_did(source, tmp_path, capsys):
         ([], "neither integers nor a type"),
         (["--bits", "four"], "bits: not a number. Got four"),
         (["--bits", "4.5"], "bits: not a number"),
-        (["--bits", "1"], "Int.bits: impossible width"),
-        (["--bits", "16"], "2 to 8 bits"),
+        (["--bits", "1"], "bits: impossible width. Got 1; expected a whole number from 2 to 8."),
+        (["--bits", "9"], "bits: impossible width. Got 9; expected a whole number from 2 to 8."),
+        (["--bits", "16"], "a whole number from 2 to 8."),
         (["--bits", "-4"], "impossible width"),
         (["--bits", "99999999999999999999999"], "impossible width"),
         (["--bits", "4", "--bits", "8"], "GLOB=NUMBER"),

@@ -38,7 +38,7 @@ def file(tmp_path):
 def test_the_command_writes_the_page_and_the_numbers_and_prints_the_table(file, tmp_path, capsys):
     out = tmp_path / "out"
     assert (
-        main(["sensitivity", str(file), "-o", str(out), "--overall", "0.8", "--sparsity", "0.5", "--sparsity", "0.9"])
+        main(["sensitivity", str(file), "-o", str(out), "--overall", "80%", "--sparsity", "0.5", "--sparsity", "90%"])
         == 0
     )
     shown = capsys.readouterr().out
@@ -84,7 +84,8 @@ def test_the_fractions_go_straight_into_prune(file):
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        (["--sparsity", "1.5"], "Probe.sparsities"), (["--overall", "0.99"], "more zeros are asked for"),
+        (["--sparsity", "1.5"], "Probe.sparsities"), (["--sparsity", "100%"], "Probe.sparsities"),
+        (["--sparsity", "nan"], "--sparsity: not a share"), (["--overall", "0.99"], "more zeros are asked for"),
         (["--pattern", "odd"], "unknown pattern"), (["--max-drop", "much"], "not a value"),
     ],
 )  # fmt: skip

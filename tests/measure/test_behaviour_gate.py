@@ -120,6 +120,8 @@ def test_limits_are_passed_failed_or_left_open_by_the_data():
     assert gated(Limits(max_drop=40), found, data).status == "passed"
     failed = gated(Limits(max_drop=2, min_agreement=0.9), found, data)
     assert failed.status == "failed" and [c.status for c in failed.checks] == ["failed", "passed"]
+    said = [check.sentence for check in failed.checks]
+    assert said[0].endswith("at most 2 points allowed") and said[1].endswith("at least 0.9 asked")
     drop = quality(found, data).drop.value
     untold = gated(Limits(max_drop=drop + 0.5), found, data)
     assert untold.status == "not enough data" and "samples would tell" in untold.sentence

@@ -163,9 +163,9 @@ def _check(name: str, limit: float, measured: Measurement) -> Check:
     unit = {"fraction": "", "probability": "", "percentage points": " points"}.get(measured.unit, f" {measured.unit}")
     low = "−∞" if measured.low is None else f"{measured.low:.4g}"
     high = "∞" if measured.high is None else f"{measured.high:.4g}"
-    bound = "at most" if name.startswith("max") else "at least"
+    bound, word = ("at most", "allowed") if name.startswith("max") else ("at least", "asked")
     group = f" ({measured.conditions['group']})" if "group" in measured.conditions else ""
-    said = f"{_WORDS[name]}{group} {measured.value:.4g} [{low}, {high}]{unit}, {bound} {limit:g}{unit} allowed"
+    said = f"{_WORDS[name]}{group} {measured.value:.4g} [{low}, {high}]{unit}, {bound} {limit:g}{unit} {word}"
     needed = samples_to_tell(measured, limit) if status == "not enough data" else None
     if needed is not None:
         said += f"; about {needed:,} samples would tell (there are {measured.n:,})"

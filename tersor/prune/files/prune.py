@@ -60,7 +60,7 @@ class PruneFile:
         given = self.sparsity if isinstance(self.sparsity, Mapping) else {"sparsity": self.sparsity}
         for name, value in given.items():
             if not 0 <= value < 1:
-                raise InputError("out of range", where=name, got=value, expected="0 <= sparsity < 1")
+                raise InputError("out of range", where=name, got=value, expected="0 <= sparsity < 1, such as 0.8 (80%)")
         if isinstance(self.sparsity, Mapping) and (self.scope == "global" or not self.sparsity):
             raise InputError("sparsities by name need scope layer, and at least one", where="sparsity")
 

@@ -43,7 +43,7 @@ def gate_section(found: Evaluation) -> Section | None:
     says = [_more(found, each) for each in gate.checks if each.status == "not enough data"]
     if gate.explanation:
         says.append(f"The limit on the loss is that of {gate.explanation}. Presets are a start for a talk, not a rule.")
-    table = Table(("Limit", "Allowed", "Measured", "Outcome"), rows)
+    table = Table(("Limit", "Asked", "Measured", "Outcome"), rows)
     return Section("gate", "The limits", _MEANING, tuple(filter(None, says)), (table,))
 
 
