@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from tersor.core.errors import InputError, TersorError, VerificationError, user_code
+from tersor.core.errors import InputError, TersorError, VerificationError, located, user_code
 from tersor.core.metric import ACCURACY
 
 if TYPE_CHECKING:
     from tersor.core.task import Batch, Task
 
+_ROUNDING = 1e-4  # by which a fraction in half precision may miss [0, 1]
 IGNORED = -100  # the target that torch's cross entropy leaves out
 
 
@@ -126,15 +127,30 @@ def metric_values(task: Task, outputs: Tensor, targets: Tensor, where: str) -> T
     """The metric's value of each sample, float64 [batch] on the CPU. Raises InputError where the metric gives else."""
     metric = task.demand_metric()
     expected = f"it to take outputs {list(outputs.shape)} and targets {list(targets.shape)}"
-    with user_code("the metric cannot be computed", where=f"{where}, metric {metric.name}", expected=expected):
+    where = f"{where}, metric {metric.name}"
+    with user_code("the metric cannot be computed", where=where, expected=expected), located(where):
         values: Any = metric.per_sample(outputs, targets)
     got = f"shape {list(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
     if not isinstance(values, Tensor) or values.shape != (len(outputs),):
         raise InputError(
-            "the metric must give one value per sample", where=f"{where}, metric {metric.name}", got=got,
+            "the metric must give one value per sample", where=where, got=got,
             expected=f"a tensor of shape [{len(outputs)}]",
             do="For sequences, average over positions: per_sample=lambda outputs, targets: (…).float().mean(dim=1)",
         )  # fmt: skip
     if not bool(torch.isfinite(values).all()):
-        raise InputError("the metric gives values that are not finite", where=f"{where}, metric {metric.name}")
-    return values.detach().to("cpu", torch.float64)
+        raise InputError("the metric gives values that are not finite", where=where)
+    found = values.detach().to("cpu", torch.float64)
+    if metric.unit == "fraction":
+        _expect_fractions(found, metric.name, where)
+    return found
+
+
+def _expect_fractions(values: Tensor, name: str, where: str) -> None:
+    wrong = (values < -_ROUNDING) | (values > 1 + _ROUNDING)
+    if bool(wrong.any()):
+        sample = int(wrong.nonzero()[0])
+        raise InputError(
+            "the metric's unit is \"fraction\", and its values are none", where=where,
+            got=f"{float(values[sample]):.6g} for sample {sample}", expected="values in [0, 1]",
+            do=f'Metric("{name}", f, unit="…", higher_is_better=False) for an error in a unit of its own',
+        )  # fmt: skip

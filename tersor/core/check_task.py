@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tersor.core.check_batch import check_inputs, check_outputs, check_targets, metric_values
 from tersor.core.check_types import SPLITS, check_types
-from tersor.core.errors import InputError, user_code
+from tersor.core.errors import InputError, TersorError, located, user_code
 from tersor.core.eval_mode import eval_mode
 from tersor.core.loading import batches_of
 from tersor.core.randomness import fixed_randomness, seeded
@@ -19,6 +19,11 @@ from tersor.core.task import Batch, Task
 
 BATCHES = 3  # of each loader
 SEED = 0
+_SHARED = (
+    ("validation", "test", "decisions are taken on what the report measures"),
+    ("train", "test", "the report measures on what was trained on"),
+    ("train", "validation", "decisions are taken on what was trained on"),
+)
 
 
 def check_task(task: Task) -> tuple[str, ...]:
@@ -42,7 +47,57 @@ def check_task(task: Task) -> tuple[str, ...]:
     train = seen[id(task.train)]
     with fixed_randomness(SEED):
         _check_loss(task, train[0])
-    return tuple(_notes(task, train))
+    firsts = {split: seen[id(getattr(task, split))][0] for split in ("train", "validation", "test")}
+    return (*_notes(task, train), *_shared(task, firsts))
+
+
+def shared_data(task: Task) -> tuple[str, ...]:
+    """What to say where two splits of a task begin with the same samples; a loader that shuffles may hide it.
+
+    The first batch of each split is read; one that cannot be read is not compared.
+    """
+    firsts = {}
+    for split in ("train", "validation", "test"):
+        try:
+            if getattr(task, split) is not None:
+                firsts[split] = _first_batches(getattr(task, split), split, 1)[0]
+        except TersorError:
+            continue
+    return tuple(_shared(task, firsts))
+
+
+def _shared(task: Task, firsts: Mapping[str, Batch]) -> Iterator[str]:
+    for one, other, harm in _SHARED:
+        if one not in firsts or other not in firsts:
+            continue
+        if getattr(task, one) is getattr(task, other):
+            yield f"{one} and {other} are the same data: {harm}"
+        elif count := _same_samples(_tensors(task, firsts[one]), _tensors(task, firsts[other])):
+            yield f"{one} and {other} are the same data, at least their first {count} samples: {harm}"
+
+
+def _tensors(task: Task, batch: Batch) -> list[Tensor]:
+    """The tensors of a batch's inputs and targets, batch first; none where it cannot be read."""
+    try:
+        with user_code("the batch cannot be read", where="task"):
+            args, kwargs = task.inputs(batch)
+            values = [*args, *kwargs.values(), task.targets(batch)]
+    except TersorError:
+        return []
+    return [value for value in values if isinstance(value, Tensor) and value.ndim > 0]
+
+
+def _same_samples(one: list[Tensor], other: list[Tensor]) -> int:
+    """With how many of the same samples two batches begin, all that the shorter one has; 0: they differ.
+
+    A single sample, and samples that are all alike, say nothing.
+    """
+    if not one or len(one) != len(other):
+        return 0
+    count = min(len(value) for value in (*one, *other))
+    cut = [(a[:count], b[:count]) for a, b in zip(one, other, strict=True)]
+    varied = any(bool((a != a[:1]).any()) for a, _ in cut)
+    return count if varied and all(same(a, b) for a, b in cut) else 0
 
 
 def _check_complete(task: Task) -> None:
@@ -81,9 +136,9 @@ def _check_example(task: Task) -> None:
         raise InputError("example inputs need a batch", where="task.example_inputs[0]", got=f"shape {list(shape)}")
 
 
-def _first_batches(loader: Iterable[Batch], split: str) -> list[Batch]:
+def _first_batches(loader: Iterable[Batch], split: str, count: int = BATCHES) -> list[Batch]:
     with seeded(SEED, loader):
-        batches = list(islice(batches_of(loader, f"task.{split}"), BATCHES))
+        batches = list(islice(batches_of(loader, f"task.{split}"), count))
     if not batches:
         raise InputError(
             "the loader is empty", where=f"task.{split}", got="no batch", expected="at least one batch",
@@ -116,7 +171,7 @@ def _check_forward(task: Task, batch: Batch, where: str) -> torch.Size:
 
 def _check_loss(task: Task, batch: Batch) -> None:
     where = "task.loss on batch 0 of task.train"
-    with user_code("the loss cannot be computed", where=where):
+    with user_code("the loss cannot be computed", where=where), located(where):
         with torch.enable_grad(), eval_mode(task.model) as model:
             loss: Any = task.loss_of(model, batch)
     if not isinstance(loss, Tensor) or loss.ndim != 0:
@@ -139,8 +194,6 @@ def _notes(task: Task, train_batches: list[Batch]) -> list[str]:
             "the train loader has randomness of its own (with torch, numpy, random and its own generator seeded alike "
             "it gives other batches, as a generator within the dataset does): a resumed run may end with other weights"
         )
-    if task.test is task.validation:
-        notes.append("validation and test are the same data: decisions are taken on what the report measures")
     return notes
 
 

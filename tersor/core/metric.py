@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from tersor.core.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -14,7 +17,8 @@ class Metric:
     """A metric as one value per sample, so that intervals and paired tests can be made of it.
 
     ``per_sample(outputs, targets)`` → float tensor [batch]; the metric is its mean. ``unit`` "fraction" means values
-    in [0, 1] that reports show in percent.
+    in [0, 1] that reports show in percent (others are refused); an error has a unit of its own and False for
+    ``higher_is_better``.
     """
 
     name: str
@@ -25,20 +29,52 @@ class Metric:
 
 def _correct(outputs: Tensor, targets: Tensor) -> Tensor:
     if outputs.shape[:-1] != targets.shape:  # labels instead of scores would otherwise be compared by their position
-        raise ValueError("accuracy needs a score for each class, [n, classes], of each target [n]")
+        raise _no_labels(outputs, targets)
     return (outputs.argmax(dim=-1) == targets).float()
 
 
 def _squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
+    _expect_as_many(outputs, targets)
     return (outputs.reshape(targets.shape) - targets).square().reshape(len(targets), -1).mean(dim=1)
 
 
 def default_loss(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Mean squared error for float targets; cross entropy for integer ones, outputs [batch, …, classes]."""
+    """Mean squared error for float targets; cross entropy for integer ones, outputs [batch, …, classes].
+
+    Raises InputError for targets that are neither as many numbers as the outputs nor labels of their rows.
+    """
     if targets.is_floating_point():
+        _expect_as_many(outputs, targets)
         return F.mse_loss(outputs.float().reshape(targets.shape), targets)
+    if targets.dtype not in _LABELS or outputs.ndim < 2 or outputs[..., 0].numel() != targets.numel():
+        raise _no_labels(outputs, targets)
     return F.cross_entropy(outputs.float().flatten(0, -2), targets.flatten())
 
 
+def _expect_as_many(outputs: Tensor, targets: Tensor) -> None:
+    if outputs.numel() != targets.numel():
+        raise _no_labels(outputs, targets)
+
+
+def _no_labels(outputs: Tensor, targets: Tensor) -> InputError:
+    """What is said of targets that are neither class labels of the outputs nor numbers to come near to."""
+    rows, shape = list(outputs.shape[:-1]), list(targets.shape)
+    if targets.dtype not in _LABELS:
+        what, do = "class labels must be whole numbers (torch.int64)", "targets.long()"
+    else:
+        what, do = "class labels must be whole numbers, with a score for each class of each", ""
+    if targets.ndim == outputs.ndim and outputs.ndim > 1:
+        squeezed = shape[-1] == 1
+        do = ("targets.squeeze(-1)" if squeezed else "One-hot labels: targets.argmax(-1)") + (".long()" if do else "")
+    expected = f"torch.int64 {rows}" if rows else "outputs [n, classes] for torch.int64 [n]"
+    if targets.is_floating_point():
+        expected += f" (or, for numbers to come near to, floats {list(outputs.shape)})"
+    return InputError(
+        what, got=f"{targets.dtype} {shape} for outputs {list(outputs.shape)}", expected=expected,
+        do=do and f"{do}, in the dataset or by Task(targets_of=…)",
+    )  # fmt: skip
+
+
+_LABELS = (torch.int64, torch.uint8)  # what torch's cross entropy takes for labels
 ACCURACY = Metric("accuracy", _correct)
 MEAN_SQUARED_ERROR = Metric("mean_squared_error", _squared_error, higher_is_better=False, unit="squared units")

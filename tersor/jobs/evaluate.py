@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import nn
 
+from tersor.core.check_task import shared_data
 from tersor.core.errors import InputError, located
 from tersor.core.measurement import Measurement
 from tersor.core.progress import Progress
@@ -83,7 +84,7 @@ def evaluate(
         tersor=version("tersor"), data=_facts(found, known), original=_model(models[0]), compressed=_model(models[1]),
         gate=verdict, quality=told, agreement=alike, flips=flips(found, known), calibration=calibrated,
         robustness=stressed, fairness=attributes, outside=elsewhere,
-        skipped=(*skipped, *more, *_unsaid(found, known)), notes=_notes(found),
+        skipped=(*skipped, *more, *_unsaid(found, known)), notes=(*_notes(found), *shared_data(known.based)),
         settings=_settings(limits, stress, limit, shown, threads),
         environment=environment(), seconds=time.perf_counter() - start,
     )  # fmt: skip

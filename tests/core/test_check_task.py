@@ -13,6 +13,7 @@ from tersor.core.task import Metric, Task
 X = torch.linspace(-1, 1, 32).reshape(8, 4)
 Y = torch.arange(8) % 3
 GOOD = [(X, Y), (X + 1, Y), (X + 2, Y)]
+HELD_OUT, TEST = ([(x + shift, y) for x, y in GOOD] for shift in (0.1, 0.2))
 
 
 def net():
@@ -21,7 +22,7 @@ def net():
 
 
 def task(**changes):
-    parts = {"model": net(), "train": GOOD, "validation": list(GOOD), "test": list(GOOD), **changes}
+    parts = {"model": net(), "train": GOOD, "validation": HELD_OUT, "test": TEST, **changes}
     return Task(**parts).complete()
 
 
@@ -94,7 +95,7 @@ def test_sequences_may_leave_targets_out():
     x = torch.stack([X, X], 1)
     per_sequence = Metric("accuracy", lambda o, t: (o.argmax(-1) == t).float().mean(1))
     model = nn.Linear(4, 3)
-    assert check_task(Task(model, [(x, y)], [(x, y)], [(x, y)], metric=per_sequence).complete()) == ()
+    assert check_task(Task(model, [(x, y)], [(-x, y)], [(2 * x, y)], metric=per_sequence).complete()) == ()
 
 
 def test_a_generator_is_refused_as_readable_only_once():
@@ -219,5 +220,58 @@ def test_a_task_that_is_not_completed_is_refused():
 
 
 def test_deciding_on_the_test_data_gives_a_note():
-    (note,) = check_task(task(validation=GOOD, test=GOOD))
+    (note,) = check_task(task(train=TEST, validation=GOOD, test=GOOD))
     assert "validation and test are the same data" in note
+
+
+def distances(outputs, targets):
+    return 44 + (outputs[:, 0] - targets).abs()
+
+
+def test_a_metric_that_is_no_fraction_must_say_its_unit():
+    error = refused('unit is "fraction"', metric=Metric("mae_points", distances))
+    assert error.where == "task.train, batch 0, metric mae_points" and error.got.startswith("4")
+    assert 'Metric("mae_points", f, unit="…", higher_is_better=False)' in error.do
+    refused('unit is "fraction"', metric=Metric("minus", lambda o, t: -(o.argmax(-1) == t).float() - 0.5))
+    assert check_task(task(metric=Metric("mae_points", distances, unit="points", higher_is_better=False))) == ()
+
+
+@pytest.mark.parametrize(
+    "targets, got, expected, do",
+    [
+        (Y.float(), "torch.float32 [8]", "torch.int64 [8] (or", "targets.long()"),
+        (Y.int(), "torch.int32 [8]", "torch.int64 [8]", "targets.long()"),
+        (Y[:, None], "torch.int64 [8, 1]", "torch.int64 [8]", "targets.squeeze(-1), in"),
+        (Y[:, None].float(), "torch.float32 [8, 1]", "torch.int64 [8]", "targets.squeeze(-1).long()"),
+        (nn.functional.one_hot(Y), "torch.int64 [8, 3]", "torch.int64 [8]", "One-hot labels: targets.argmax(-1)"),
+    ],
+)
+def test_labels_of_another_type_or_shape_are_named_with_what_to_write(targets, got, expected, do):
+    batches = [(X, targets)]
+    error = refused("class labels must be", train=batches, validation=batches, test=batches)
+    assert error.got == f"{got} for outputs [8, 3]" and error.expected.startswith(expected) and do in error.do
+    assert error.where.startswith("task.")
+
+
+def test_labels_for_a_loss_and_a_metric_of_the_users_own_may_be_anything():
+    def loss(model, batch):
+        return nn.functional.cross_entropy(model(batch[0]), batch[1].flatten().long())
+
+    metric = Metric("right", lambda outputs, targets: (outputs.argmax(-1) == targets.flatten()).float())
+    for targets in (Y.float(), Y.int(), Y[:, None]):
+        batches = [(X, targets)]
+        check_task(task(train=batches, loss=loss, metric=metric))
+
+
+@pytest.mark.parametrize("split, other", [("validation", "test"), ("train", "test"), ("train", "validation")])
+def test_splits_that_begin_with_the_same_samples_are_noted(split, other):
+    data = TensorDataset(X.flip(0), Y)
+    (note,) = check_task(task(**{split: DataLoader(data, batch_size=8), other: DataLoader(data, batch_size=4)}))
+    assert note.startswith(f"{split} and {other} are the same data, at least their first 4 samples: ")
+
+
+def test_different_data_give_no_note_however_alike():
+    alike = [(X, Y.flip(0))]  # the same inputs, other targets
+    assert check_task(task(validation=[(X, Y)], test=alike, train=[(X[:4] + 1, Y[:4])])) == ()
+    black = [(torch.zeros(8, 4), torch.zeros(8, dtype=torch.int64))]
+    assert check_task(task(validation=black, test=list(black))) == ()

@@ -303,6 +303,14 @@ def test_a_bare_loader_is_data_and_a_bare_callable_is_no_model(file):
         evaluate(f"{file}:net", lambda x: x, batches, stress=None)
 
 
+def test_splits_that_are_the_same_data_are_noted(file):
+    found = evaluate(f"{file}:net", f"{file}:worse", f"{file}:task", stress=None)
+    (note, *_) = [note for note in found.notes if "the same data" in note]
+    assert note.startswith("validation and test are the same data, at least their first 100 samples: decisions")
+    bare = evaluate(f"{file}:net", f"{file}:worse", f"{file}:grouped", stress=None)
+    assert not any("the same data" in note for note in bare.notes)
+
+
 def test_an_error_in_data_from_elsewhere_says_whose_it_is(file):
     data = find_data(f"{file}:grouped")
     with pytest.raises(InputError, match="EvaluationData.outside"):

@@ -141,7 +141,7 @@ def scripted(values):
 def test_the_best_epoch_is_kept_and_patience_stops_training(higher, sign):
     values = [sign * value for value in (0.25, 0.5, 0.375, 0.125, 0.75)]
     metric = scripted(values)
-    metric = Metric("scripted", metric.per_sample, higher_is_better=higher)
+    metric = Metric("scripted", metric.per_sample, higher_is_better=higher, unit="points")
     step = Finetune(epochs=5, schedule=Constant(), patience=2)
     result = run(step, make_task(metric=metric))
     assert [entry["validation"] for entry in result.history] == values[:4]
