@@ -44,8 +44,8 @@ class OnnxFile:
 
 def export_onnx(
     model: nn.Module,
-    example_inputs: Sequence[Any],
-    path: Path,
+    example_inputs: Tensor | Sequence[Any],
+    path: str | Path,
     *,
     dynamic_batch: bool = True,
     output_of: Callable[[Any], Tensor] | None = None,
@@ -54,7 +54,8 @@ def export_onnx(
 
     Weight quantisers become int8 initialisers with a DequantizeLinear, activation quantisers QuantizeLinear /
     DequantizeLinear pairs, masks zeros in the weights; weights stored in half precision stay so, behind a Cast.
-    ``example_inputs``: positional tensors, batch first. With ``dynamic_batch`` dimension 0 of every input is free.
+    ``example_inputs``: positional tensors, batch first, or the only one. With ``dynamic_batch`` dimension 0 of every
+    input is free.
     ``output_of``: what the model returns → the one tensor that the file shall give (``task.output``); without it the
     file gives every tensor that the model returns, flattened.
 
@@ -74,7 +75,15 @@ def export_onnx(
     return OnnxFile(Path(path), len(data), _opset(target), *names, dynamic_batch)
 
 
-def _example(example_inputs: Sequence[Any], dynamic_batch: bool) -> tuple[Tensor, ...]:
+def _example(example_inputs: Tensor | Sequence[Any], dynamic_batch: bool) -> tuple[Tensor, ...]:
+    if isinstance(example_inputs, Tensor):
+        example_inputs = (example_inputs,)
+    if not isinstance(example_inputs, (tuple, list)):
+        raise InputError(
+            "no example inputs", where="export_onnx(model, example_inputs, path)", got=type(example_inputs).__name__,
+            expected="a tensor, or a tuple of tensors in the order of the forward's arguments",
+            do="Of a task: task.complete().example_inputs; of a dict: its values in that order",
+        )  # fmt: skip
     for number, value in enumerate(example_inputs):
         if not isinstance(value, Tensor) or (dynamic_batch and value.ndim == 0):
             raise InputError(

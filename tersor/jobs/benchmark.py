@@ -15,7 +15,7 @@ from torch import Tensor
 from tersor.core.errors import InputError
 from tersor.core.progress import Progress
 from tersor.core.task import Arguments, Task, first_batch
-from tersor.jobs.contenders import Engines, Field, Model, find
+from tersor.jobs.contenders import Engines, Field, Model, find, simulated
 from tersor.jobs.documents import expect_folder, leave
 from tersor.jobs.find_data import Data, find_data
 from tersor.jobs.find_task import absolute
@@ -72,7 +72,8 @@ def benchmark(
     asked = {"conditions": dataclasses.asdict(conditions), "engines": dataclasses.asdict(engines)}
     result = Benchmark(
         tersor=version("tersor"), inputs=said, models=measured.models, timings=measured.timings,
-        comparisons=measured.comparisons, skipped=(*skipped, *measured.skipped), notes=measured.notes,
+        comparisons=measured.comparisons, skipped=(*skipped, *measured.skipped),
+        notes=(*simulated(found, engines), *measured.notes),
         settings=json.loads(json.dumps(asked)), environment=environment(), seconds=time.perf_counter() - start,
     )  # fmt: skip
     if out is not None:

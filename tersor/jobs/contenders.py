@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from tersor.core.errors import InputError, type_and_message
+from tersor.core.fake_quantize import FakeQuantize
 from tersor.core.measurement import Measurement
 from tersor.core.task import Task
 from tersor.export.half import has_floats, store_file_half
@@ -78,19 +79,38 @@ class Found:
 
 
 def find(models: Sequence[Model], task: Task, *, data_named: bool, own_named: bool) -> list[Found]:
-    """The models, each under a name of its own. ONNX files are looked at, and opened in no process but a fresh one.
+    """The models, each under a name of its own: namesakes as they were typed. ONNX files are looked at, and opened in
+    no process but a fresh one.
 
     ``data_named``: whether another process finds the data; ``own_named``: and their own model with them, which it does
     not where Python handed over a task that may have got another model since.
     Raises what ``find_model`` raises, and InputError for callables, which no other process could open.
     """
-    found: list[Found] = []
-    for source in models:
-        one = _found(source, task, data_named and (own_named or str(source) != OWN))
-        taken = {each.name for each in found}
-        free = (name for number in range(1, len(models) + 1) if (name := _numbered(one.name, number)) not in taken)
-        found.append(dataclasses.replace(one, name=next(free)))
-    return found
+    found = [_found(source, task, data_named and (own_named or str(source) != OWN)) for source in models]
+    named: list[Found] = []
+    for source, one in zip(models, found, strict=True):
+        namesakes = {each.source for each in found if each.name == one.name}
+        name = str(source) if len(namesakes) > 1 and isinstance(source, (str, Path)) else one.name
+        taken = {each.name for each in named}
+        free = (said for number in range(1, len(models) + 1) if (said := _numbered(name, number)) not in taken)
+        named.append(dataclasses.replace(one, name=next(free)))
+    return named
+
+
+def simulated(found: Sequence[Found], engines: Engines) -> tuple[str, ...]:
+    """What to say of quantised models that run in PyTorch, whose times are not those of integers."""
+    if set(engines.names) == {"onnxruntime"}:
+        return ()
+    names = [
+        each.name for each in found
+        if each.module is not None and any(isinstance(part, FakeQuantize) for part in each.module.modules())
+    ]  # fmt: skip
+    if not names:
+        return ()
+    return (
+        f"{', '.join(names)}: PyTorch simulates integers in floating point, which takes longer than not to; "
+        "in integers runs the exported file (a run's model.onnx, or --engine onnxruntime)",
+    )
 
 
 def _numbered(name: str, number: int) -> str:

@@ -121,6 +121,8 @@ def open_module(spec: Spec, make: Callable[[], nn.Module], where: str) -> Opener
 
 def open_program(spec: Spec) -> Opener:
     """A module carried here as the graph that ``torch.export`` made of it. Spec: path, name, and ``open_module``'s."""
+    from torch.ao.quantization.fx import _decomposed  # noqa: F401  (declares what quantised graphs call)
+
     return open_module(spec, lambda: _InferenceOnly(torch.export.load(spec["path"]).module()), spec["name"])
 
 

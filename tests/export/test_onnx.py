@@ -1,5 +1,6 @@
 """Export: the numbers stay, the file is small, and nothing else is touched."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -166,6 +167,12 @@ def test_several_inputs_keep_their_names(tmp_path):
     assert file.inputs == ("left", "right") and file.outputs == ("output_0", "output_1")
 
 
+def test_the_only_input_may_be_a_bare_tensor(tmp_path):
+    one = export_onnx(nn.Linear(3, 3), torch.randn(2, 3), str(tmp_path / "one.onnx"))
+    other = export_onnx(nn.Linear(3, 3), (torch.randn(2, 3),), tmp_path / "other.onnx")
+    assert dataclasses.replace(one, path=other.path) == other
+
+
 def test_what_cannot_be_exported_is_refused_in_one_sentence(tmp_path, capfd):
     class Branch(nn.Module):
         def forward(self, x):
@@ -175,6 +182,8 @@ def test_what_cannot_be_exported_is_refused_in_one_sentence(tmp_path, capfd):
         export_onnx(Branch(), (torch.randn(2, 3),), tmp_path / "model.onnx")
     with pytest.raises(InputError, match=r"example_inputs\[0\].*Got list"):
         export_onnx(nn.Linear(3, 3), ([1, 2],), tmp_path / "model.onnx")
+    with pytest.raises(InputError, match=r"Got dict; expected a tensor, or a tuple .* of a dict: its values"):
+        export_onnx(nn.Linear(3, 3), {"x": torch.randn(2, 3)}, tmp_path / "model.onnx")
     with pytest.raises(GraphError, match="cannot be exported"):
         export_onnx(nn.Linear(4, 3), (torch.randn(2, 3),), tmp_path / "model.onnx")
     assert not list(tmp_path.iterdir()) and capfd.readouterr() == ("", "")

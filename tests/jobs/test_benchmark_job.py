@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import tersor
 from tersor.cli.main import main
+from tersor.core.apply import apply
 from tersor.core.errors import ArtifactError, InputError
 from tersor.export.half import store_file_half
 from tersor.jobs.contenders import Engines
@@ -81,6 +83,18 @@ def test_a_named_module_a_module_of_this_process_and_a_file_in_one_run(tmp_path,
     assert len(found.comparisons) == 3 and found.inputs == "samples of mine (test)"
     assert all(each.outputs == ((1, 3),) and each.throughput.value > 0 for each in found.timings)
     assert parse_benchmark(json.loads((tmp_path / "out" / "benchmark.json").read_text())) == found
+
+
+def test_namesakes_are_called_as_they_were_typed_and_simulated_integers_are_said(tmp_path, file):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    shutil.copy(file, folder / "model.onnx")
+    complete = task(name="mine")
+    quantised = apply(net(), tersor.QuantizeDynamically().plan(net(), complete))
+    found = tersor.benchmark("task", folder / "model.onnx", quantised, data=complete, conditions=BRIEF)
+    assert [each.name for each in found.models] == ["task", str(folder / "model.onnx"), "Sequential"]
+    (note,) = [note for note in found.notes if "simulates" in note]
+    assert note.startswith("Sequential: ") and "model.onnx" in note
 
 
 def test_modules_run_on_onnx_runtime_too_and_in_bfloat16(file):
