@@ -85,8 +85,8 @@ def distill(
     given = [f"--{name}={value}" for name, value in options.items() if value is not None]
     command = ["tersor", "distill", task, "-o", str(out), *given, *(f"--teacher={name}" for name in teacher or ())]
     done = distill_student(
-        task, Student(student, drop_layers, parse_share(prune, "--prune")), out, teachers=teacher or (), teach=Teach(training, kept),
-        budgets=budgets, seed=seed, timing=timing, progress=output.progress,
+        task, Student(student, drop_layers, parse_share(prune, "--prune")), out, teachers=teacher or (),
+        teach=Teach(training, kept), budgets=budgets, seed=seed, timing=timing, progress=output.progress,
         command=join(command) + told(budgets, seed, timing),
     )  # fmt: skip
     conclude(output, done.folder, done.summary)

@@ -188,12 +188,15 @@ def load_check(
     The artifact into the original architecture, the ONNX file into ONNX Runtime; both against the summary.
     """
     from tersor.jobs.load_check import load_check as job
+    from tersor.report.onnx_facts import load_check_view
+    from tersor.report.schema import parse_summary
+    from tersor.run.folder import RunFolder, read_json
 
     output = Output(quiet=quiet, as_json=as_json)
     found = job(run, progress=output.progress)
     output.json(found)
-    output.show("The artifact loads into the original architecture and agrees with the ONNX file.")
-    output.show("\n".join(f"  {name}: {value}" for name, value in found.items()))
+    task = parse_summary(read_json(RunFolder.open(run).summary)).task
+    output.show(load_check_view(found, task.metric, task.metric_unit))
 
 
 @app.command(epilog=EXIT_CODES)

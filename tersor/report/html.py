@@ -12,6 +12,7 @@ from tersor.report import format as numbers
 from tersor.report.columns import TIMES_APART, Row, all_columns, present, rows
 from tersor.report.findings import findings
 from tersor.report.markdown import RUN_STATUS
+from tersor.report.onnx_facts import onnx_facts
 from tersor.report.page import Figure, Section, fill
 from tersor.report.plots import draw_all
 from tersor.report.schema import StepSummary, Summary, parse_summary
@@ -114,38 +115,11 @@ def _facts(stage: StepSummary) -> list[tuple[str, str]]:
             ("edits verified", f"largest relative difference to the model that they must equal {verified:.1e}")
         )
     onnx = stage.facts.get("onnx")
-    found += _onnx_facts(onnx) if isinstance(onnx, Mapping) else []
+    found += onnx_facts(onnx) if isinstance(onnx, Mapping) else []
     found += [
         (numbers.human(key), numbers.plain(value)) for key, value in stage.facts.items() if key not in _SHOWN_ELSEWHERE
     ]
     return found
-
-
-def _onnx_facts(onnx: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What the comparison of the ONNX file with PyTorch found: agreement with its interval, then whatever else."""
-    found: list[tuple[str, str]] = []
-    told: set[str] = set()
-    samples = f", {onnx['n']} samples" if onnx.get("n") else ""
-    if onnx.get("relative_difference") is not None:
-        allowed = f" (allowed: {onnx['tolerance']:.0e})" if onnx.get("tolerance") is not None else ""
-        difference = f"largest relative difference {onnx['relative_difference']:.1e}"
-        found.append(("ONNX against PyTorch", f"{difference}{allowed}{samples}"))
-        told = {"relative_difference", "tolerance", "n"}
-    elif onnx.get("top1_agreement") is not None:
-        same = Measurement(onnx["top1_agreement"], "fraction", onnx.get("low"), onnx.get("high"))
-        found.append(("ONNX against PyTorch", f"same answer for {numbers.both_of(same)}{samples}"))
-        told = {"top1_agreement", "low", "high", "n"}
-    if isinstance(onnx.get("within_one_step"), float):
-        found.append(("outputs at most one step apart", f"{100 * onnx['within_one_step']:.1f} %"))
-        told |= {"within_one_step"}
-    share = onnx.get("integer_share")
-    if isinstance(share, Mapping) and share.get("integer"):
-        found.append(("products in integers", f"{share['integer']} of {share.get('total', numbers.MISSING)}"))
-        stayed = share.get("float_layers")
-        found += [("layers that stayed float", numbers.plain(stayed))] if stayed else []
-    told.add("integer_share")
-    rest = ((key, value) for key, value in onnx.items() if key not in told and value not in ({}, [], None))
-    return found + [(f"ONNX {numbers.human(str(key))}", numbers.plain(value)) for key, value in rest]
 
 
 def _skips(summary: Summary) -> list[tuple[StepSummary, tuple[SkipGroup, ...]]]:

@@ -13,6 +13,11 @@ class SkipGroup:
     reason: str
     places: tuple[str, ...]
 
+    def named(self, most: int) -> str:
+        """At most so many of the places by name: "a, b and 55 more"."""
+        more = len(self.places) - most
+        return ", ".join(self.places[:most]) + (f" and {more:,} more" if more > 0 else "")
+
 
 def group_skips(skips: Iterable[tuple[str, str]]) -> tuple[SkipGroup, ...]:
     """Groups of (place, reason) pairs, the largest first; places in the order given, each once."""

@@ -25,7 +25,7 @@ from tersor.report.format import (
     value_of,
 )
 from tersor.report.schema import Summary, parse_summary
-from tersor.report.skips import group_skips
+from tersor.report.skips import SkipGroup, group_skips
 from tersor.report.table import plain_table
 
 _VERDICTS = {
@@ -125,13 +125,12 @@ def plan_view(plans: Sequence[Mapping[str, Any]]) -> RenderableType:
                 body.add_row(Text(str(place)), Text(str(what), style="dim"))
             parts.append(Padding(body, (0, 0, 0, 2)))
         for group in group_skips((str(skip["place"]), str(skip["reason"])) for skip in plan.get("skips", ())):
-            parts.append(Padding(_skip(group.places, group.reason), (0, 0, 0, 2)))
+            parts.append(Padding(_skip(group), (0, 0, 0, 2)))
     return Group(*parts) if parts else Text("no plan: this step edits nothing by itself", style="dim")
 
 
-def _skip(places: Sequence[str], reason: str) -> Text:
-    named = ", ".join(places[:_PLACES]) + (f" and {len(places) - _PLACES} more" if len(places) > _PLACES else "")
-    return Text.assemble(("skipped ", "yellow"), named, (f": {reason}", "dim"))
+def _skip(group: SkipGroup) -> Text:
+    return Text.assemble(("skipped ", "yellow"), group.named(_PLACES), (f": {group.reason}", "dim"))
 
 
 def dry_run_view(steps: Sequence[Mapping[str, Any]]) -> RenderableType:

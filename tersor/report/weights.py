@@ -10,8 +10,10 @@ from rich.table import Table
 from rich.text import Text
 
 from tersor.report.format import MISSING, count, scale_of, shape_of
-from tersor.report.skips import group_skips
+from tersor.report.skips import SkipGroup, group_skips
 from tersor.report.table import plain_table
+
+_NAMED = 5  # tensors that a reason names before it only counts; --json names all
 
 
 def pruned_view(done: Mapping[str, Any]) -> RenderableType:
@@ -77,7 +79,11 @@ def weights_view(found: Mapping[str, Any]) -> RenderableType:
 def _passed_over(skips: Sequence[Mapping[str, str]]) -> list[str]:
     """A line for each reason; a state dict has dozens of biases and statistics, passed over for one."""
     groups = group_skips((skip["place"], skip["reason"]) for skip in skips)
-    return [f"skipped {', '.join(group.places)}: {group.reason}" for group in groups]
+    return [f"skipped {_counted(group)}{group.named(_NAMED)}: {group.reason}" for group in groups]
+
+
+def _counted(group: SkipGroup) -> str:
+    return f"{len(group.places):,} tensors, " if len(group.places) > _NAMED else ""
 
 
 def _magnitudes(found: Mapping[str, Any]) -> Table:

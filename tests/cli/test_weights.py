@@ -149,6 +149,19 @@ def test_what_is_passed_over_for_one_reason_takes_one_line(tmp_path, capsys):
     assert printed.count("skipped") == 1 and "skipped bn.bias, bn.weight: fewer than two axes" in printed
 
 
+@pytest.mark.parametrize("options", [("quantize", "--bits", "8"), ("prune", "--sparsity", "0.5")])
+def test_of_many_passed_over_five_are_named_and_all_are_in_json(tmp_path, capsys, options):
+    path, out = tmp_path / "bn.safetensors", tmp_path / "o.safetensors"
+    save_file({"w": torch.randn(4, 8), **{f"bn{n:02}.bias": torch.ones(4) for n in range(60)}}, path)
+    command, *more = options
+    assert main([command, str(path), "-o", str(out), *more]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    names = ", ".join(f"bn{n:02}.bias" for n in range(5))
+    assert f"skipped 60 tensors, {names} and 55 more: fewer than two axes" in printed and "bn05" not in printed
+    assert main([command, str(path), "-o", str(tmp_path / "again.safetensors"), *more, "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["skips"]) == 60
+
+
 def test_json_holds_what_quantising_did(source, tmp_path, capsys):
     assert main(["quantize", str(source), "-o", str(tmp_path / "b.safetensors"), "--bits", "8", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)

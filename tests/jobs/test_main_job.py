@@ -16,6 +16,7 @@ import torch
 from safetensors import safe_open
 
 import tersor
+from tersor.cli.main import main
 from tersor.core.errors import ArtifactError, InputError, TersorError
 from tersor.jobs.find_task import find_task
 
@@ -98,8 +99,10 @@ def test_the_final_model_loads_into_the_original_architecture(finished):
         assert len(list(file.keys())) > 10
 
 
-def test_load_check_agrees_and_notices_damage(finished, tmp_path):
+def test_load_check_agrees_and_notices_damage(finished, tmp_path, capsys):
     found = tersor.load_check(finished)
+    assert main(["load-check", str(finished)]) == 0
+    assert f"on {found['samples']} test samples, as in the summary" in " ".join(capsys.readouterr().out.split())
     assert found["accuracy"] == _summary(finished)["final"]["measurements"]["accuracy"]["value"]
     path = finished / "model" / "model.safetensors"
     whole = path.read_bytes()

@@ -4,6 +4,7 @@ from rich.console import Console
 
 from tersor.report.columns import TIMES_APART
 from tersor.report.html import render
+from tersor.report.onnx_facts import load_check_view
 from tersor.report.terminal import (
     agreement_line,
     dry_run_view,
@@ -65,6 +66,24 @@ def test_a_plan_lists_what_it_does_and_groups_what_it_skips(records):
     text = " ".join(printed(plan_view(records[4].plans)).split())
     assert "Quantize: 38 × Quantizer" in text and "stem int8 per channel" in text
     assert text.count("its input is quantised already") == 1 and "and 4 more" in text
+
+
+def test_a_load_check_is_told_in_the_words_of_the_report_and_does_not_contradict_itself():
+    found = {
+        "n": 360, "relative_error": 0.0312345678, "output_step": 0.1234567, "equal": False, "within_one_step": 0.97,
+        "top1_agreement": 0.9972, "low": 0.984, "high": 0.9995, "parts_at": "fc", "operators": {"QLinearConv": 16, "Add": 2},
+        "float_operators": {}, "integer_share": {"integer": 17, "total": 17, "share": 1.0, "float_layers": []},
+        "accuracy": 0.96388888, "samples": 360,
+    }  # fmt: skip
+    text = " ".join(printed(load_check_view(found, "accuracy", "fraction"), 200).split())
+    assert text.startswith("The artifact loads into the original architecture; the ONNX file comes near it, yet is not")
+    assert "accuracy 96.4 % on 360 test samples, as in the summary" in text
+    assert "same answer for 99.7 % [98.4, 100.0], 360 samples" in text and "QLinearConv 16, Add 2" in text
+    assert "equal within the limits of int8 no" in text and "0.03123 " in text
+    assert not any(sign in text for sign in ("{", "False", "agrees", "0.031234"))
+    alike = {"relative_difference": 2.123e-7, "tolerance": 1e-4, "n": 9, "mse": 0.123456, "samples": 9}
+    text = " ".join(printed(load_check_view(alike, "mse", "squared units"), 200).split())
+    assert "the ONNX file agrees with it" in text and "0.123 squared units on 9" in text and "2.1e-07" in text
 
 
 def test_a_dry_run_says_what_each_step_leaves_and_takes(records):
