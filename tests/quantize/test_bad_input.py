@@ -7,8 +7,12 @@ import torch
 from torch import nn
 
 from tersor.core.errors import InputError
+from tersor.core.step import Pipeline
 from tersor.core.task import Task
 from tersor.quantize.adaround import AdaRound
+from tersor.quantize.dynamic import QuantizeDynamically
+from tersor.quantize.equalize import Equalize
+from tersor.quantize.fold import FoldBatchNorm
 from tersor.quantize.gptq import GPTQ
 from tersor.quantize.quantize import Quantize
 from tersor.quantize.ranges import MinMax
@@ -134,3 +138,17 @@ def test_a_size_that_no_widths_meet_is_refused_with_the_least_that_they_take():
     with pytest.raises(InputError, match=said):
         MixedPrecision(bits=(8, 4), max_size=10).plan(model, task)
     assert MixedPrecision(bits=(8, 4), max_size=least).plan(model, task).edits
+
+
+def test_run_completes_the_task_and_plan_says_that_it_must_be():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(288, 3)).eval()
+    batches = [(torch.randn(8, 3, 8, 8), torch.arange(8) % 3)]
+    bare = Task(model, batches, batches, batches)
+    quantised = Pipeline((FoldBatchNorm(), Quantize())).run(model, bare).model
+    expected = Pipeline((FoldBatchNorm(), Quantize())).run(model, bare.complete()).model
+    x = batches[0][0]
+    assert bare.example_inputs is None and torch.equal(quantised(x), expected(x))
+    for method in (FoldBatchNorm(), Quantize(), Equalize(), AdaRound(), QuantizeDynamically()):
+        with pytest.raises(InputError, match=r"task 'task': the task has no .*Pass task.complete\(\)"):
+            method.plan(model, bare)

@@ -72,3 +72,9 @@ def test_a_batch_that_cannot_be_read_or_run_is_named(task):
     short = [*task.train[:2], (torch.randn(4, 3), torch.zeros(4))]
     with pytest.raises(InputError, match="task.train, batch 2: the model does not run on this batch"):
         RecalibrateBatchNorm().run(task.model, replace(task, train=short))
+
+
+def test_a_task_without_training_data_is_named(task):
+    bare = Task(task.model, calibration=task.train)
+    with pytest.raises(InputError, match=r"the task has no training data. Expected Task\(train=DataLoader\)"):
+        RecalibrateBatchNorm().run(task.model, bare)
