@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tersor.cli.output import DebugOption, JsonOption, Output, QuietOption
+from tersor.cli.output import DebugOption, JsonOption, Output, QuietOption, ThreadsOption, set_threads
 from tersor.cli.values import parse_bytes, parse_milliseconds, parse_points, parse_share
 from tersor.core.errors import InputError
 
@@ -39,6 +39,7 @@ def sensitivity(
     ] = None,
     samples: Annotated[int, typer.Option(help="Validation samples to judge by.", min=1)] = 1024,
     seconds: Annotated[float | None, typer.Option(help="Stop measuring after this many seconds.", min=0.1)] = None,
+    threads: ThreadsOption = None,
     quiet: QuietOption = False,
     as_json: JsonOption = False,
     debug: DebugOption = False,
@@ -50,6 +51,7 @@ def sensitivity(
     """
     from tersor.report.sensitivity import sensitivity_view
 
+    set_threads(threads)
     output = Output(quiet=quiet, as_json=as_json)
     drop = parse_points(max_drop) or 0.0
     given: dict[str, Any] = {"--max-size": max_size, "--max-latency": max_latency}
@@ -63,7 +65,7 @@ def sensitivity(
             do="Leave one out",
         )  # fmt: skip
     if bits:
-        done: Any = _quantised(task, out, tuple(bits), (max_size, max_latency), drop, samples, seconds, output)
+        done: Any = _quantised(task, out, tuple(bits), (max_size, max_latency), drop, samples, seconds, threads, output)
     else:
         tried = tuple(parse_share(each, "--sparsity") or 0.0 for each in sparsity or ())
         total = parse_share(overall, "--overall")
@@ -77,7 +79,7 @@ def sensitivity(
 
 def _quantised(
     task: str, out: Path, bits: tuple[int, ...], budgets: tuple[str | None, str | None], drop: float, samples: int,
-    seconds: float | None, output: Output,
+    seconds: float | None, threads: int | None, output: Output,
 ) -> Any:  # fmt: skip
     from tersor.jobs.bit_sensitivity import bit_sensitivity
     from tersor.measure.bit_sensitivity import BitProbe
@@ -85,8 +87,9 @@ def _quantised(
     probe = BitProbe(bits, samples=samples, seconds=seconds)
     size, latency = parse_bytes(budgets[0]), parse_milliseconds(budgets[1])
     return bit_sensitivity(
-        task, out, probe=probe, max_drop=drop, max_size=size, max_latency=latency, progress=output.progress
-    )
+        task, out, probe=probe, max_drop=drop, max_size=size, max_latency=latency, threads=threads,
+        progress=output.progress,
+    )  # fmt: skip
 
 
 def _pruned(

@@ -38,6 +38,7 @@ def bit_sensitivity(
     max_drop: float = 1.0,
     max_size: float | None = None,
     max_latency: float | None = None,
+    threads: int | None = None,
     progress: Progress | None = None,
 ) -> LayerBits:
     """Quantise one layer at a time at several widths, and say what each bears; the model is not changed.
@@ -45,8 +46,8 @@ def bit_sensitivity(
     Batch norm is folded first, on a copy. ``max_drop``: largest fall of the metric for one layer alone, in percentage
     points (in the metric's own unit where it is no fraction). ``max_size``: bytes of all these layers' weights and
     scales together, divided among them at the least predicted loss; or ``max_latency``: milliseconds of all their
-    kernels at batch 1 (``layer_costs``). ``out``: a folder for sensitivity.json and sensitivity.html. Decisions are
-    taken on validation data. Raises InputError for unusable input.
+    kernels at batch 1 (``layer_costs``), on ``threads`` threads (None: the physical cores). ``out``: a folder for
+    sensitivity.json and sensitivity.html. Decisions are taken on validation data. Raises InputError for unusable input.
     """
     if max_size is not None and max_latency is not None:
         raise InputError("give one budget", where="bit_sensitivity", got=f"{max_size=}, {max_latency=}")
@@ -54,7 +55,7 @@ def bit_sensitivity(
     folded = FoldBatchNorm().run(complete.model, complete).model
     found = measure(folded, complete, probe, progress=progress)
     within = fewest_bits(found, drop=in_own_unit(complete, max_drop))
-    costs = None if max_latency is None else layer_costs(folded, complete, probe, found)
+    costs = None if max_latency is None else layer_costs(folded, complete, probe, found, threads)
     budget = max_size if max_latency is None else max_latency
     together = None if budget is None else least_loss(found, budget, costs=costs)
     data = told(complete, found, max_drop, within, together)
@@ -66,7 +67,9 @@ def bit_sensitivity(
     return result
 
 
-def layer_costs(model: nn.Module, task: Task, probe: BitProbe, found: BitSensitivity) -> dict[str, dict[Bits, float]]:
+def layer_costs(
+    model: nn.Module, task: Task, probe: BitProbe, found: BitSensitivity, threads: int | None = None
+) -> dict[str, dict[Bits, float]]:
     """layer → width → milliseconds of its kernel in ONNX Runtime at batch 1; None is float's.
 
     From two files in turns: ``model`` in float, and quantised as a whole. A layer at any width runs on 8-bit kernels,
@@ -81,7 +84,7 @@ def layer_costs(model: nn.Module, task: Task, probe: BitProbe, found: BitSensiti
         for name, each in (("float", model), ("integers", quantised)):
             files[name] = Path(folder) / f"{name}.onnx"
             export_onnx(each, example, files[name], output_of=task.sole_output)
-        times = layer_latency(files, sample)
+        times = layer_latency(files, sample, threads=threads)
     costs: dict[str, dict[Bits, float]] = {}
     for layer in found.layers:
         integers = times["integers"].get(layer.layer, 0.0)

@@ -14,7 +14,7 @@ from tersor.report import format as numbers
 
 
 def onnx_facts(onnx: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """(name, what was found) of comparing an ONNX file with PyTorch: agreement with its interval, then whatever else."""
+    """(name, what was found) of comparing an ONNX file with PyTorch: agreement with its interval, then the rest."""
     found: list[tuple[str, str]] = []
     told: set[str] = set()
     samples = f", {onnx['n']} samples" if onnx.get("n") else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,8 @@ from tersor.report.page import fill
 from tersor.report.plots import MOST_LAYERS, Plot
 from tersor.report.svg import ACCENT, AFTER, BEFORE, inline, new_figure, quiet_axis, settings
 from tersor.report.table import plain_table
+
+_NAMED = 3  # layers that the verdict names on either side before it only counts
 
 
 def sensitivity_table(data: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
@@ -72,22 +75,71 @@ def sensitivity_view(data: Mapping[str, Any]) -> Table:
     return table
 
 
+def verdict(data: Mapping[str, Any]) -> str:
+    """Which layers bear most and which least within the drop asked for, in a sentence."""
+    ranked = _by_what_they_bear(data)
+    if not ranked:
+        return "How much each layer bears: nothing was measured."
+    done = "quantised" if _has_bits(data) else "pruned"
+    condition = f"within {data['max_drop']:g} {_points(data)}, each {done} alone"
+    (most, strong), (least, weak) = ranked[0], ranked[-1]
+    if len(ranked) == 1:
+        everything = "The only layer bears" if len(strong) == 1 else f"All {len(strong)} layers bear"
+        return f"{everything} {most} {condition}."
+    return f"{_names(strong)} {_bear(strong)} most ({most}) and {_names(weak)} least ({least}) {condition}."
+
+
+def _by_what_they_bear(data: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
+    """What is borne, in words, with the layers that bear it; the most first.
+
+    Shares that read alike are alike: counts of small layers fall a little below what was asked for.
+    """
+    groups: dict[str, list[str]] = {}
+    ranks: dict[str, float] = {}
+    for layer in data["layers"]:
+        place, within = layer["place"], data["within"]
+        if _has_bits(data):
+            bits = within["bits"][place.rpartition(".")[0]]
+            rank, said = (-math.inf, "float alone") if bits is None else (-float(bits), f"{bits} bits")
+        else:
+            rank = float(within["sparsity"][place])
+            said = f"{_percent(rank)} zeros"
+        groups.setdefault(said, []).append(place.removesuffix(".weight"))
+        ranks[said] = rank
+    return sorted(groups.items(), key=lambda group: -ranks[group[0]])
+
+
+def _names(layers: Sequence[str]) -> str:
+    named = [shorten(name, 40, keep_end=True) for name in layers[:_NAMED]]
+    if len(layers) > _NAMED:
+        named.append(f"{len(layers) - _NAMED} more")
+    return " and ".join(filter(None, (", ".join(named[:-1]), named[-1])))
+
+
+def _bear(layers: Sequence[str]) -> str:
+    return "bears" if len(layers) == 1 else "bear"
+
+
 def caption(data: Mapping[str, Any]) -> str:
     """What the numbers of the table are, in a few sentences."""
     metric = data["metric"]
     scale = scale_of(metric["value"], metric["unit"])
-    points = ("point" if data["max_drop"] == 1 else "points") if metric["unit"] == "fraction" else metric["unit"]
     done, most = ("quantised", "fewest bits") if _has_bits(data) else ("pruned", "largest sparsity")
     text = (
         f"{human(metric['name']).capitalize()} of the whole model with one layer {done}, on {data['samples']} "
         f"validation samples; as it is: {scale.full(metric['value'])}. within: the {most} that "
-        f"{'cost' if _has_bits(data) else 'costs'} at most {data['max_drop']:g} {points} by {_itself(data)}."
+        f"{'cost' if _has_bits(data) else 'costs'} at most {data['max_drop']:g} {_points(data)} by {_itself(data)}."
     )
     if data["together"]:
         text += f" together: {_total(data)} at the least predicted loss (+{data['together']['loss_increase']:.3g})."
     if data["left_out"]:
         text += f" There was no time for {data['left_out']} of the measurements."
     return text
+
+
+def _points(data: Mapping[str, Any]) -> str:
+    unit = data["metric"]["unit"]
+    return ("point" if data["max_drop"] == 1 else "points") if unit == "fraction" else str(unit)
 
 
 def _has_bits(data: Mapping[str, Any]) -> bool:
@@ -154,4 +206,6 @@ def render(data: Mapping[str, Any]) -> str:
     """The page: plot, table, caption, skips; needs no network."""
     plot = sensitivity_plot(data)
     header, rows = sensitivity_table(data)
-    return fill("sensitivity.html", data=data, plot=plot, header=header, rows=rows, caption=caption(data))
+    return fill(
+        "sensitivity.html", data=data, plot=plot, header=header, rows=rows, caption=caption(data), verdict=verdict(data)
+    )

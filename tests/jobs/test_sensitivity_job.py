@@ -10,9 +10,11 @@ from torch import nn
 import tersor
 from tersor.cli.main import main
 from tersor.core.errors import ArtifactError, InputError
+from tersor.jobs import bit_sensitivity as bit_job
 from tersor.measure.sensitivity import Probe
 from tersor.prune.sparse.prune import Prune
-from tersor.report.sensitivity import render, sensitivity_plot, sensitivity_table
+from tersor.report.format import tight
+from tersor.report.sensitivity import render, sensitivity_plot, sensitivity_table, verdict
 
 TASK = """
 import torch, tersor
@@ -71,6 +73,41 @@ def test_names_in_the_page_are_escaped_and_nothing_measured_is_no_plot(file):
     data = json.loads(json.dumps(done.data).replace("2.weight", "<b>2</b>.weight"))
     assert "&lt;b&gt;2&lt;/b&gt;" in render(data) and "<b>2" not in render(data)
     assert sensitivity_plot({**data, "layers": []}) is None and "How much" in render({**data, "layers": []})
+
+
+def judged(sparsities, max_drop=1.0):
+    layers = [{"place": f"{name}.weight"} for name in sparsities]
+    within = {"sparsity": {f"{name}.weight": value for name, value in sparsities.items()}}
+    return verdict({"layers": layers, "within": within, "max_drop": max_drop, "metric": {"unit": "fraction"}})
+
+
+def test_the_verdict_names_the_layers_that_bear_most_and_least(file):
+    said = judged({"a": 0.0, "b": 0.95, "c": 0.9499, "d": 0.5})
+    assert said == "b and c bear most (95 % zeros) and a least (0 % zeros) within 1 point, each pruned alone."
+    many = judged({**{f"m{n}": 0.9 for n in range(5)}, "z": 0.5}, 2.0)
+    assert many.startswith("m0, m1, m2 and 2 more bear most (90 % zeros) and z least") and "2 points" in many
+    assert judged({"a": 0.5, "b": 0.5}) == "All 2 layers bear 50 % zeros within 1 point, each pruned alone."
+    assert judged({}) == "How much each layer bears: nothing was measured."
+    layers = [{"place": "a.weight"}, {"place": "b.weight"}]
+    bits = {"layers": layers, "within": {"bits": {"a": None, "b": 3}}, "max_drop": 1, "metric": {"unit": "fraction"}}
+    assert verdict(bits) == "b bears most (3 bits) and a least (float alone) within 1 point, each quantised alone."
+    done = tersor.sensitivity(file, probe=Probe((0.5, 0.8)))
+    page = render(done.data)
+    assert f"<h1>{tight(verdict(done.data))}</h1>" in page and page.index("<h1>") < page.index("<h2") < page.index(
+        "<svg"
+    )
+
+
+def test_threads_go_to_torch_and_to_the_kernels_that_are_timed(file, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(torch, "set_num_threads", seen.append)
+    real = bit_job.layer_latency
+    monkeypatch.setattr(
+        bit_job, "layer_latency", lambda *given, threads: (seen.append(threads), real(*given, threads=threads))[1]
+    )
+    options = ["--threads", "1", "--bits", "8", "--max-latency", "10ms", "--quiet"]
+    assert main(["sensitivity", str(file), "-o", str(tmp_path / "out"), *options]) == 0
+    assert seen[0] == 1 and seen[-1] == 1 and len(seen) >= 2
 
 
 def test_the_fractions_go_straight_into_prune(file):

@@ -71,8 +71,9 @@ def test_a_plan_lists_what_it_does_and_groups_what_it_skips(records):
 def test_a_load_check_is_told_in_the_words_of_the_report_and_does_not_contradict_itself():
     found = {
         "n": 360, "relative_error": 0.0312345678, "output_step": 0.1234567, "equal": False, "within_one_step": 0.97,
-        "top1_agreement": 0.9972, "low": 0.984, "high": 0.9995, "parts_at": "fc", "operators": {"QLinearConv": 16, "Add": 2},
-        "float_operators": {}, "integer_share": {"integer": 17, "total": 17, "share": 1.0, "float_layers": []},
+        "top1_agreement": 0.9972, "low": 0.984, "high": 0.9995, "parts_at": "fc",
+        "operators": {"QLinearConv": 16, "Add": 2}, "float_operators": {},
+        "integer_share": {"integer": 17, "total": 17, "share": 1.0, "float_layers": []},
         "accuracy": 0.96388888, "samples": 360,
     }  # fmt: skip
     text = " ".join(printed(load_check_view(found, "accuracy", "fraction"), 200).split())
