@@ -20,8 +20,8 @@ _PLAIN: dict[Any, type] = {int: int, float: Real, bool: bool, str: str}
 def check_fields(settings: Any) -> None:
     """Raise InputError, naming the field, where a value is not of the type that its annotation names.
 
-    Looked at are plain types (a bool is no number here), classes, unions of these, mappings of them, and that
-    sequences are some; other annotations are left alone. For a dataclass's ``__post_init__``.
+    Looked at are plain types (a bool is no number here), classes, unions of these, mappings of them, and sequences
+    (their items where those are plain); other annotations are left alone. For a dataclass's ``__post_init__``.
 
     >>> @dataclasses.dataclass(frozen=True)
     ... class Steps:
@@ -50,6 +50,8 @@ def _check(value: Any, hint: Any, where: str) -> None:
         if isinstance(value, Mapping) and mappings:
             for key, item in value.items():
                 _check(item, typing.get_args(mappings[0])[1], f"{where}[{key!r}]")
+        for option in options:
+            _check_items(value, option, where)
         return
     expected, do = " or ".join(_name(option) for option in options), ""
     if isinstance(value, type):
@@ -60,13 +62,25 @@ def _check(value: Any, hint: Any, where: str) -> None:
     raise InputError("wrong type", where=where, got=got[:200], expected=expected, do=do)
 
 
+def _check_items(value: Any, option: Any, where: str) -> None:
+    """The items of a sequence of plain values, such as ``tuple[int, ...]``."""
+    inside = [each for each in typing.get_args(option) if each is not ...]
+    if _is_sequence(option) and len(inside) == 1 and inside[0] in _PLAIN and _fits(value, option):
+        for number, item in enumerate(value):
+            _check(item, inside[0], f"{where}[{number}]")
+
+
+def _is_sequence(option: Any) -> bool:
+    return typing.get_origin(option) in (tuple, Sequence)
+
+
 def _fits(value: Any, option: Any) -> bool:
     if option in _PLAIN:
         return isinstance(value, _PLAIN[option]) and (option is bool or not isinstance(value, bool))
     origin = typing.get_origin(option)
     if origin is Mapping:
         return isinstance(value, Mapping)
-    if origin in (tuple, Sequence):
+    if _is_sequence(option):
         return isinstance(value, Sequence) and not isinstance(value, str)
     return isinstance(value, option) if isinstance(option, type) else True
 

@@ -11,6 +11,7 @@ from typing import Any, final
 from torch import nn
 
 from tersor.core.apply import apply
+from tersor.core.check_fields import check_fields
 from tersor.core.errors import InputError
 from tersor.core.plan import Plan
 from tersor.core.progress import Progress
@@ -29,6 +30,7 @@ class Every:
     minutes: float | None = 10.0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name in ("batches", "minutes"):
             value = getattr(self, name)
             if value is not None and not value > 0:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
+from tersor.core.check_fields import check_fields
 from tersor.core.errors import InputError
 from tersor.core.keyed import Keyed, KeyedLoader
 from tersor.core.progress import Progress
@@ -62,6 +63,7 @@ class TeacherCache:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name, smallest in (("views", 1), ("budget_bytes", 1), ("top_k", 1)):
             value = getattr(self, name)
             if value is not None and value < smallest:

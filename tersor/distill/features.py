@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tersor.core.attached import attach, attached, detach
+from tersor.core.check_fields import check_fields
 from tersor.core.plan import Plan
 from tersor.core.task import Task
 from tersor.distill.checks import expect_one_of, expect_positive
@@ -141,6 +142,7 @@ class AttentionTransfer(Objective):
     channels: Channels = "auto"
 
     def __post_init__(self) -> None:
+        check_fields(self)
         expect_positive("AttentionTransfer", power=self.power)
         expect_one_of("AttentionTransfer.channels", self.channels, CHANNELS)
         self.reads()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from tersor.core.check_fields import check_fields
 from tersor.core.errors import InputError
 from tersor.distill.checks import expect_one_of, expect_positive, expect_weights
 from tersor.distill.join import Joined, exactly, join_positions
@@ -190,6 +191,7 @@ class CorrelationCongruence(Objective):
     spread: Spread = "uniform"
 
     def __post_init__(self) -> None:
+        check_fields(self)
         expect_positive("CorrelationCongruence", gamma=self.gamma)
         self.reads()
 
@@ -231,6 +233,7 @@ class Correlation(Objective):
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         expect_positive("Correlation", temperature=self.temperature)
         expect_weights("Correlation", beta=self.beta, gamma=self.gamma)
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tersor.core.check_fields import check_fields
 from tersor.core.errors import InputError
 from tersor.core.task import Task
 from tersor.distill.checks import expect_positive, expect_weights
@@ -36,6 +37,7 @@ class SoftTargets(Objective):
     temperature: float = 4.0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         expect_positive("SoftTargets", temperature=self.temperature)
 
     def of(self, forward: Forward) -> Tensor:
@@ -66,6 +68,7 @@ class Distill(Objective):
     alpha: float = 0.7
 
     def __post_init__(self) -> None:
+        check_fields(self)
         expect_positive("Distill", temperature=self.temperature)
         if not 0 <= self.alpha <= 1:
             raise InputError("alpha is no fraction", where="Distill.alpha", got=self.alpha, expected="0 … 1")
@@ -103,6 +106,7 @@ class DecoupledSoftTargets(Objective):
     temperature: float = 4.0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         expect_positive("DecoupledSoftTargets", temperature=self.temperature)
         expect_weights("DecoupledSoftTargets", alpha=self.alpha, beta=self.beta)
 

@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from tersor.core.check_fields import check_fields
 from tersor.core.errors import InputError, user_code
 from tersor.core.task import at_rest, by_name, output_tensor
 from tersor.train.teacher import Reference
@@ -44,6 +45,7 @@ class Teacher:
     name: str | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not isinstance(self.model, nn.Module):
             raise InputError("no torch.nn.Module", where="Teacher.model", got=type(self.model).__name__)
         if not 0 <= self.weight < math.inf:

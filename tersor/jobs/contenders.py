@@ -14,6 +14,7 @@ import onnxruntime
 import torch
 from torch import Tensor, nn
 
+from tersor.core.check_fields import check_fields
 from tersor.core.errors import InputError, type_and_message
 from tersor.core.fake_quantize import FakeQuantize
 from tersor.core.measurement import Measurement
@@ -54,6 +55,7 @@ class Engines:
     bfloat16: bool = False
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not self.names or not set(self.names) <= set(get_args(Engine)):
             raise InputError("no such engine", where="Engines", got=self.names, expected=" or ".join(get_args(Engine)))
         if re.fullmatch(r"cpu|cuda(:\d+)?", self.device) is None:

@@ -10,6 +10,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any, final
 
+from tersor.core.check_fields import check_fields
 from tersor.core.errors import InputError
 from tersor.core.measurement import Measurement
 from tersor.core.progress import Progress
@@ -50,6 +51,7 @@ class Conditions:
     patience: float = 600.0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         counts = (*self.batch_sizes, *self.threads)
         if (
             not self.batch_sizes

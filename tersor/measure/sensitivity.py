@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
+from tersor.core.check_fields import check_fields
 from tersor.core.edit import Mask
 from tersor.core.errors import InputError
 from tersor.core.place import TensorPlace, stored_at
@@ -62,6 +63,7 @@ class Probe:
     seconds: float | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         expect_effort("Probe", self.samples, self.seconds)
         if not self.sparsities or not all(0 < sparsity < 1 for sparsity in self.sparsities):
             raise InputError("not fractions", where="Probe.sparsities", got=self.sparsities, expected="within (0, 1)")

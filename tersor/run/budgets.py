@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from tersor.core.check_fields import check_fields
 from tersor.core.errors import InputError
 from tersor.core.record import Record
 from tersor.core.task import Metric
@@ -24,6 +25,7 @@ class Budgets:
     max_latency: float | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name, value in asdict(self).items():
             if value is not None and not (0 <= value < float("inf")):
                 raise InputError("a budget must be a number of at least 0", where=name, got=value)

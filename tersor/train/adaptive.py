@@ -14,6 +14,7 @@ from accelerate.utils import send_to_device
 from torch import Tensor, nn
 
 from tersor.core.attached import attach, attached, detach, is_attached
+from tersor.core.check_fields import check_fields
 from tersor.core.device import device_of
 from tersor.core.errors import InputError
 from tersor.core.eval_mode import eval_mode
@@ -81,6 +82,7 @@ class ValidationLoss(Rule):
     temperature: float = 2.0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not 0 < self.temperature < float("inf"):
             raise InputError("must be positive", where="ValidationLoss.temperature", got=self.temperature)
 
@@ -111,6 +113,7 @@ class Adaptive(Objective):
     batches: int = 4
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name in ("updates", "batches"):
             if (got := getattr(self, name)) < 1:
                 raise InputError("too few", where=f"Adaptive.{name}", got=got, expected="1 or more")

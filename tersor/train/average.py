@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tersor.core.attached import attach, attached, detach, is_attached
+from tersor.core.check_fields import check_fields
 from tersor.core.errors import InputError
 from tersor.core.plan import Plan
 from tersor.core.task import Task
@@ -34,6 +35,7 @@ class Average(Companion):
     decay: float = 0.999
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not 0 < self.decay < 1:
             raise InputError("out of range", where="Average.decay", got=self.decay, expected="0 < decay < 1")
 

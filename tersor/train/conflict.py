@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tersor.core.attached import attach, attached, detach
+from tersor.core.check_fields import check_fields
 from tersor.core.device import device_of
 from tersor.core.errors import InputError
 from tersor.core.plan import Plan
@@ -44,6 +45,7 @@ class Conflict(Objective):
     every: int = 10
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.every < 1:
             raise InputError("too few", where="Conflict.every", got=self.every, expected="1 or more")
         if len(self.terms) < 2:

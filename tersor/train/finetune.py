@@ -13,6 +13,7 @@ from typing import Any, Literal, final
 
 from torch import Tensor, nn
 
+from tersor.core.check_fields import check_fields
 from tersor.core.device import device_of
 from tersor.core.errors import InputError, TrainingError, located, user_code
 from tersor.core.keyed import KeyedLoader
@@ -82,6 +83,7 @@ class Finetune(Step):
     average: Average | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.epochs < 1:
             raise InputError("too few", where="Finetune.epochs", got=self.epochs, expected="1 or more")
         if self.precision not in ("fp32", "bf16"):

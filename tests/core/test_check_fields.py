@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
+import tersor
 from tersor.core.check_fields import check_fields
 from tersor.core.errors import InputError
 from tersor.core.place import ByName, Everything, Selector
@@ -46,6 +47,7 @@ def test_what_fits_passes():
         ({"named": ["fc"]}, "Got list ['fc']; expected a mapping from str to Inner or None."),
         ({"maybe": "no"}, "Settings.maybe: wrong type. Got str 'no'; expected float or None."),
         ({"sizes": 8}, "Settings.sizes: wrong type. Got int 8; expected a tuple of int."),
+        ({"sizes": (1, "2")}, "Settings.sizes[1]: wrong type. Got str '2'; expected int."),
         ({"where": "fc"}, "(Both, ByName, ByType, Either, Everything, Not). Write ByName('fc')."),
         ({"inner": Inner}, "expected Inner. Write Inner(…), an object of the class."),
     ],
@@ -54,3 +56,29 @@ def test_another_type_is_refused_by_field_with_what_is_expected(wrong, said):
     with pytest.raises(InputError) as caught:
         Settings(**wrong)
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: tersor.Limits(max_drop="1%"), "Limits.max_drop: wrong type. Got str '1%'; expected float or None"),
+        (lambda: tersor.Keep(macs="45%"), "Keep.macs: wrong type"),
+        (lambda: tersor.Budgets(max_size="2 MB"), "Budgets.max_size: wrong type"),
+        (lambda: tersor.Engines(names="eager"), "Engines.names: wrong type"),
+        (lambda: tersor.Conditions(threads=("4",)), "Conditions.threads[0]: wrong type. Got str '4'; expected int"),
+        (lambda: tersor.Stress(budgets=0.1), "Stress.budgets: wrong type"),
+        (lambda: tersor.Probe(sparsities="0.5"), "Probe.sparsities: wrong type"),
+        (lambda: tersor.NM("2", 4), "NM.n: wrong type"),
+        (lambda: tersor.Finetune(epochs="3"), "Finetune.epochs: wrong type"),
+        (lambda: tersor.Distill(temperature="4"), "Distill.temperature: wrong type"),
+        (lambda: tersor.GradualSparsity(updates="9"), "GradualSparsity.updates: wrong type"),
+        (lambda: tersor.Prune(0.5, where="fc"), "Prune.where: wrong type. Got str 'fc'; expected a Selector"),
+        (lambda: tersor.PruneChannels(where="fc"), "PruneChannels.where: wrong type. Got str 'fc'; expected a Sel"),
+    ],
+)
+def test_public_settings_of_another_type_are_refused_by_field(make, said):
+    with pytest.raises(InputError) as caught:
+        make()
+    assert said in str(caught.value)
+    if ".where" in said:
+        assert "Write ByName('fc')." in str(caught.value)

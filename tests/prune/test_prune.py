@@ -382,8 +382,8 @@ def test_what_cannot_be_masked_is_skipped_or_refused_by_name(task):
         ({"pattern": NM(), "scope": Global()}, "nothing competes"),
         ({"sparsity": 0.4, "scope": PerType()}, "one of the two"),
         ({"sparsity": {"stem": 0.5}, "scope": Global()}, "nothing to compete for"),
-        ({"score": "magnitude"}, "not a WeightScore"),
-        ({"scope": "global"}, "not a Scope"),
+        ({"score": "magnitude"}, "expected a WeightScore"),
+        ({"scope": "global"}, "expected a Scope"),
     ],
 )
 def test_settings_out_of_range_are_errors_that_name_the_field(fields, said):

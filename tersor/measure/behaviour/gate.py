@@ -10,6 +10,7 @@ from typing import Literal, final
 
 from scipy import stats
 
+from tersor.core.check_fields import check_fields
 from tersor.core.errors import InputError
 from tersor.core.measurement import Measurement
 from tersor.measure.behaviour.schema import (
@@ -63,6 +64,7 @@ class Limits:
     application: str | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.application is not None and self.application not in APPLICATIONS:
             known = ", ".join(f"{name} ({preset.max_drop:g} points)" for name, preset in APPLICATIONS.items())
             raise InputError("unknown application", where="Limits", got=repr(self.application), expected=known)

@@ -9,6 +9,7 @@ from typing import Any, final
 import numpy as np
 from numpy.typing import NDArray
 
+from tersor.core.check_fields import check_fields
 from tersor.core.errors import InputError, VerificationError
 from tersor.core.measurement import Measurement
 from tersor.core.progress import Progress
@@ -44,6 +45,7 @@ class Stress:
     seconds: float = 120.0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         fits = self.samples >= 1 and set(self.severities) <= set(SEVERITIES) and self.steps >= 0 and self.seconds > 0
         if not fits or not all(0 < budget < 1 for budget in self.budgets):
             raise InputError(

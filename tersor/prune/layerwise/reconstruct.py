@@ -10,6 +10,7 @@ from typing import final
 from torch import Tensor, nn
 
 from tersor.core.apply import apply
+from tersor.core.check_fields import check_fields
 from tersor.core.edit import Cut, Slice, Write
 from tersor.core.errors import InputError
 from tersor.core.place import TensorPlace, module_at
@@ -51,6 +52,7 @@ class PruneAndReconstruct(Step):
     ridge: float = 1e-3
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name in ("batches", "rows"):
             if (got := getattr(self, name)) < 1:
                 raise InputError("too few", where=f"PruneAndReconstruct.{name}", got=got, expected="1 or more")

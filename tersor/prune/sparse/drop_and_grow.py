@@ -10,6 +10,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
+from tersor.core.check_fields import check_fields
 from tersor.core.errors import InputError
 from tersor.core.masked import Masked
 from tersor.core.place import Everything, Selector, TensorPlace, select, stored_at
@@ -52,6 +53,7 @@ class DropAndGrow(Companion):
     where: Selector = field(default_factory=Everything)
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name in ("fraction", "end"):
             if not 0 < (got := getattr(self, name)) <= 1:
                 raise InputError("not a fraction", where=f"DropAndGrow.{name}", got=got, expected="(0, 1]")

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from tersor.core.apply import write
+from tersor.core.check_fields import check_fields
 from tersor.core.edit import Mask
 from tersor.core.errors import InputError
 from tersor.core.place import stored_at, tensor_at
@@ -50,6 +51,7 @@ class GradualSparsity(Companion):
     updates: int = 50
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not 0 <= self.start <= self.end <= 1 or self.end == 0:
             raise InputError(
                 "out of order", where="GradualSparsity", got=f"start {self.start}, end {self.end}",

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from tersor.core.apply import write
 from tersor.core.attached import attach, attached, detach
+from tersor.core.check_fields import check_fields
 from tersor.core.edit import Mask
 from tersor.core.errors import InputError
 from tersor.core.masked import Masked
@@ -64,6 +65,7 @@ class LearnMasks(Companion):
     where: Selector = field(default_factory=Everything)
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not 0 < self.sparsity < 1:
             raise InputError("not a fraction", where="LearnMasks.sparsity", got=self.sparsity, expected="(0, 1)")
         if not 0 < self.end <= 1:

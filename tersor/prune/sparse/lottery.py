@@ -10,6 +10,7 @@ from typing import Any, Literal, final
 from torch import nn
 
 from tersor.core.apply import apply
+from tersor.core.check_fields import check_fields
 from tersor.core.errors import InputError
 from tersor.core.plan import Plan
 from tersor.core.randomness import seeded
@@ -52,6 +53,7 @@ class LotteryTicket(Step):
     prune: Prune = field(default_factory=Prune)
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not 0 <= self.rewind < self.training.epochs:
             raise InputError(
                 "out of range",

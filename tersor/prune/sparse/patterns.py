@@ -15,6 +15,7 @@ from typing import Literal, final
 import torch
 from torch import Tensor
 
+from tersor.core.check_fields import check_fields
 from tersor.core.errors import InputError
 from tersor.tensor import masks
 
@@ -93,6 +94,7 @@ class NM(Pattern):
     m: int = 4
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not 0 < self.n <= self.m:
             raise InputError("out of range", where="NM", got=f"{self.n}:{self.m}", expected="0 < n <= m")
 
@@ -137,6 +139,7 @@ class Block(Pattern):
     columns: int = 1
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.rows < 1 or self.columns < 1:
             raise InputError("out of range", where="Block", got=f"{self.rows} × {self.columns}", expected="1 or more")
 

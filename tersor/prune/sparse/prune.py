@@ -59,7 +59,6 @@ class Prune(Method):
 
     def __post_init__(self) -> None:
         _check_settings(self)
-        check_fields(self)
 
     def plan(self, model: nn.Module, task: Task) -> Plan:
         skips: list[Skip] = []
@@ -243,10 +242,7 @@ def _check_settings(method: Prune) -> None:
     for name, got in fractions.items():
         if isinstance(got, bool) or not isinstance(got, (int, float)) or not 0 <= got < 1:
             raise InputError("not a fraction", where=f"Prune.{name}", got=repr(got), expected="[0, 1)")
-    kinds = {"score": WeightScore, "pattern": Pattern, "scope": Scope, "where": Selector}
-    for name, kind in kinds.items():
-        if not isinstance(value := getattr(method, name), kind):
-            raise InputError(f"not a {kind.__name__}", where=f"Prune.{name}", got=repr(value))
+    check_fields(method)
     own = method.pattern.sparsity
     if own is not None and not (method.sparsity is None or method.sparsity == own):
         raise InputError(

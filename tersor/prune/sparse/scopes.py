@@ -11,6 +11,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from tersor.core.check_fields import check_fields
 from tersor.core.errors import InputError
 from tersor.prune.sparse.weights import Weight
 from tersor.tensor import masks
@@ -130,6 +131,7 @@ class PerType(Scope):
     other: float = 0.5
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name in ("convolution", "linear", "other"):
             if not 0 <= (got := getattr(self, name)) < 1:
                 raise InputError("not a fraction", where=f"PerType.{name}", got=got, expected="[0, 1)")

@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from tersor.core.check_fields import check_fields
 from tersor.core.errors import InputError
 from tersor.graph.cost import Cost
 from tersor.graph.group import Group
@@ -39,6 +40,7 @@ class Keep:
     bytes: float | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         given = [field.name for field in fields(self) if getattr(self, field.name) is not None]
         if len(given) != 1:
             raise InputError(

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from tersor.core.check_fields import check_fields
 from tersor.core.errors import InputError
 from tersor.core.place import Everything, Selector, TensorPlace, select
 from tersor.core.plan import Plan, Skip
@@ -206,11 +207,7 @@ def _check_settings(method: PruneChannels) -> None:
     for name, count in {"multiple_of": method.multiple_of, "minimum": method.minimum}.items():
         if count is not None and (not isinstance(count, int) or count < 1):
             raise InputError("out of range", where=f"PruneChannels.{name}", got=repr(count), expected="1 or more")
-    if not isinstance(method.where, Selector):
-        raise InputError(
-            "not a selector", where="PruneChannels.where", got=repr(method.where),
-            expected='ByName("layer1.*"), ByType("Conv2d") and what & | ~ make of them',
-        )  # fmt: skip
+    check_fields(method)
     choices = {"scope": ("layer", "stage", "global"), "heads": ("whole", "inside")}
     choices["relative_to"] = ("given", "original")
     for name, allowed in choices.items():

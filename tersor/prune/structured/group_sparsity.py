@@ -12,6 +12,7 @@ import torch
 from accelerate.utils import send_to_device
 from torch import Tensor, nn
 
+from tersor.core.check_fields import check_fields
 from tersor.core.device import device_of
 from tersor.core.errors import InputError
 from tersor.core.place import Everything, Selector, TensorPlace, module_at, select, tensor_at
@@ -48,6 +49,7 @@ class GroupSparsity(Objective):
     heads: Literal["whole", "inside"] = "whole"
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name in ("strength", "alpha"):
             if not 0 <= (got := getattr(self, name)) < math.inf:
                 raise InputError("must be a number from 0 on", where=f"GroupSparsity.{name}", got=got)
