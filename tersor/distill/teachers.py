@@ -45,9 +45,9 @@ class Teacher:
     name: str | None = None
 
     def __post_init__(self) -> None:
-        check_fields(self)
         if not isinstance(self.model, nn.Module):
             raise InputError("no torch.nn.Module", where="Teacher.model", got=type(self.model).__name__)
+        check_fields(self)
         if not 0 <= self.weight < math.inf:
             raise InputError("no weight", where="Teacher.weight", got=self.weight, expected="a finite number from 0")
         given = self.classes or ()
