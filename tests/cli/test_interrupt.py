@@ -43,7 +43,7 @@ def test_an_interrupt_points_to_resume_only_where_there_is_something_to_resume(t
 def test_after_an_interrupt_the_command_that_goes_on_can_be_copied(tmp_path, capsys, out):
     task = tmp_path / "task.py"
     task.write_text("def task():\n    raise KeyboardInterrupt\n")
-    assert main(["compress", *out.split("|"), str(task), "--recipe", "fast"]) == 130
+    assert main(["compress", *out, str(task), "--recipe", "fast"]) == 130
     assert "tersor resume 'my runs/one' goes on" in capsys.readouterr().err
 
 
