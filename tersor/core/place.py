@@ -200,7 +200,7 @@ def select(model: nn.Module, where: Selector) -> dict[str, nn.Module]:
         raise InputError("the selector matches no module", where=repr(where), do=nearest_names(str(asked), known))
     for pattern in _patterns(where):
         if not any(fnmatchcase(path, pattern) for path in known):
-            warnings.warn(f"{where!r}: no module is called {pattern!r}. {nearest_names(pattern, known)}", stacklevel=2)
+            warnings.warn(f"where: no module is called {pattern!r}. {nearest_names(pattern, known)}", stacklevel=2)
     return found
 
 
