@@ -3,10 +3,11 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from onnx import TensorProto
+from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from tersor.core.task import Task
+from tersor.export.narrow import narrow_integers
 from tersor.export.onnx import export_onnx
 from tersor.quantize.quantize import Quantize
 from tersor.quantize.schemes import Int
@@ -75,3 +76,34 @@ def test_weights_of_eight_bits_stay_in_eight_and_in_their_operator_set(task, tmp
     _, file = exported(task, 8, tmp_path / "eight.onnx")
     kinds = {tensor.data_type for tensor in onnx.load(file.path).graph.initializer if len(tensor.dims) > 1}
     assert kinds == {TensorProto.INT8} and file.opset == 20
+
+
+@pytest.mark.parametrize(
+    "dtype, low, high, stored",
+    [
+        ("int8", -8, 7, TensorProto.INT4), ("int8", -9, 7, TensorProto.INT8), ("int8", -8, 8, TensorProto.INT8),
+        ("uint8", 0, 15, TensorProto.UINT4), ("uint8", 0, 16, TensorProto.UINT8),
+    ],
+)  # fmt: skip
+def test_only_what_fits_four_bits_is_narrowed_and_its_readers_get_the_same_numbers(dtype, low, high, stored):
+    random = np.random.default_rng(0)
+    weights = random.integers(low, high, (17, 33), endpoint=True).astype(dtype)
+    weights[0, :2] = low, high
+    scale = numpy_helper.from_array(np.float32(0.1), "scale")
+    nodes = [
+        helper.make_node("DequantizeLinear", ["w", "scale"], ["real"]),
+        helper.make_node("MatMul", ["x", "real"], ["y"]),
+    ]
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [2, size]) for name, size in (("x", 17), ("y", 33)))
+    graph = helper.make_graph(nodes, "one", [x], [y], [numpy_helper.from_array(weights, "w"), scale])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    values = random.standard_normal((2, 17)).astype(np.float32)
+
+    def computed():
+        return onnxruntime.InferenceSession(model.SerializeToString()).run(None, {"x": values})[0]
+
+    before = computed()
+    narrow_integers(model)
+    onnx.checker.check_model(model)
+    assert model.graph.initializer[0].data_type == stored
+    assert np.array_equal(computed(), before)

@@ -10,7 +10,7 @@ from onnx import TensorProto, helper
 import tersor
 import tersor.measure.latency_worker as latency_worker
 from tersor.core.errors import ArtifactError, InputError, TersorError
-from tersor.measure.benchmark import Conditions, measure_contenders
+from tersor.measure.benchmark import Conditions, _notes, measure_contenders
 from tersor.measure.benchmark_schema import Benchmark, parse_benchmark
 from tersor.measure.benchmark_timing import comparison, outliers, timing
 from tersor.measure.contender import Contender, file_spec, store_inputs
@@ -53,6 +53,13 @@ def test_wide_intervals_are_too_noisy_to_tell_and_vague_ones_show_no_middle():
     assert wild.verdict == "too noisy to tell" and wild.speedup.high > 1.25 * wild.speedup.low
     vague = verdict(calls(4e-3, 4, own=0.4), calls(1e-3, 7, own=0.4))
     assert vague.verdict == "faster" and vague.sentence.startswith("faster, by ") and " to " in vague.sentence
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_noise_is_said_and_one_thread_advised_only_where_there_were_more(threads):
+    found = timing("m", 1, threads, seen(calls(1e-3, 4, common=0.6)), FACTS)
+    (note,) = [note for note in _notes([found], []) if "noisy" in note]
+    assert ("take one thread" in note) == (threads > 1)
 
 
 def test_a_model_against_itself_and_against_ten_percent_more_work_in_noise_that_lasts():

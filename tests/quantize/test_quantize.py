@@ -346,7 +346,7 @@ def test_groups_of_weights_have_their_own_scales_and_a_layer_that_they_do_not_di
 def test_activations_of_other_widths_are_true_in_the_exported_file(bits, ship):
     model = perceptron()
     task = task_of(model)
-    weights = Int(4, group_size=8)
+    weights = Int(4, group_size=8) if bits == 4 else Int(8)
     activations = Int(bits, "per_tensor", symmetric=False)
     result = Quantize(weights=weights, activations=activations, activation_range=MovingAverage()).run(model, task)
     quantised, x = result.model.eval(), torch.randn(100, 1, 8, 8)
