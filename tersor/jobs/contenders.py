@@ -26,6 +26,7 @@ from tersor.jobs.find_task import absolute
 from tersor.measure.behaviour.schema import Skipped
 from tersor.measure.contender import Contender, file_spec
 from tersor.measure.onnx_cpu import CPU, checked_providers
+from tersor.measure.opened_module import tensors_in
 from tersor.measure.runnable import Runnable, check_onnx, file_name
 from tersor.measure.session import OnnxRunnable
 from tersor.measure.size import file_bytes, state_bytes
@@ -206,6 +207,8 @@ class Field:
         assert found.module is not None
         path = self.folder / f"{self._free()}.pt2"
         module = copy.deepcopy(found.module).cpu().eval().requires_grad_(False)
+        # Plain tensors: the fresh process does not know the classes of outputs, transformers' for instance.
+        module.register_forward_hook(lambda _, args, result: tuple(tensors_in(result)))
         batch = torch.export.Dim("batch")
         names = list(inspect.signature(module.forward).parameters)
         shapes: Any = tuple({0: batch} for _ in self.args)

@@ -47,7 +47,7 @@ class OpenedModule(Opened):
 
         def first() -> list[list[int]]:
             with user_code("the model cannot be run", where=f"{self.where}, batch {batch}"):
-                return [list(tensor.shape) for tensor in _tensors(run())]
+                return [list(tensor.shape) for tensor in tensors_in(run())]
 
         return Call(run, first)
 
@@ -84,15 +84,15 @@ def in_layout(module: nn.Module, images: torch.memory_format) -> nn.Module:
     return module
 
 
-def _tensors(result: Any) -> Iterator[Tensor]:
+def tensors_in(result: Any) -> Iterator[Tensor]:
     """The tensors in what a model returned."""
     if isinstance(result, Tensor):
         yield result
     elif isinstance(result, dict):  # transformers' outputs too
-        yield from _tensors(list(result.values()))
+        yield from tensors_in(list(result.values()))
     elif isinstance(result, (tuple, list)):
         for part in result:
-            yield from _tensors(part)
+            yield from tensors_in(part)
 
 
 def open_module(spec: Spec, make: Callable[[], nn.Module], where: str) -> Opener:

@@ -97,6 +97,17 @@ def test_namesakes_are_called_as_they_were_typed_and_simulated_integers_are_said
     assert note.startswith("Sequential: ") and "model.onnx" in note
 
 
+def test_a_module_whose_outputs_are_of_a_class_of_a_library_is_carried_too(package):
+    transformers = package("transformers")
+    config = transformers.ViTConfig(
+        hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, image_size=8, patch_size=4
+    )
+    net = transformers.ViTForImageClassification(config).eval()
+    data = tersor.Task(net, example_inputs=(torch.randn(2, 3, 8, 8),), output_of=lambda result: result.logits)
+    found = tersor.benchmark(net, data=data, conditions=BRIEF)
+    assert found.timings[0].outputs[0] == (2, 2)
+
+
 def test_modules_run_on_onnx_runtime_too_and_in_bfloat16(file):
     engines = Engines(names=("onnxruntime",), bfloat16=True)
     found = tersor.benchmark(net(), file, data=task(source="x"), conditions=BRIEF, engines=engines)
