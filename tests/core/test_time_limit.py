@@ -1,5 +1,6 @@
 import math
 import signal
+import sys
 import threading
 import time
 
@@ -34,6 +35,36 @@ def test_work_that_swallows_what_is_raised_is_told_again(monkeypatch):
                 pass
         except TimeUp:
             time.sleep(10)
+
+
+def test_what_python_drops_in_a_finaliser_is_raised_at_the_end_of_the_block(monkeypatch):
+    dropped = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda what: dropped.append(what.exc_value))
+
+    class Slow:
+        def __del__(self):
+            while True:
+                pass
+
+    with pytest.raises(TimeUp, match=r"0\.02 s"), time_limit(0.02):
+        slow = Slow()
+        del slow
+    assert [type(error) for error in dropped] == [TimeUp]
+
+
+def test_an_error_that_a_library_makes_of_it_is_its_cause():
+    with pytest.raises(TimeUp) as caught, time_limit(0.02):
+        try:
+            while True:
+                pass
+        except TimeUp:
+            raise ValueError("the library's own words") from None
+    assert str(caught.value.__cause__) == "the library's own words"
+
+
+def test_an_error_in_time_is_left_as_it_is():
+    with pytest.raises(ValueError, match="in time"), time_limit(60):
+        raise ValueError("in time")
 
 
 def test_in_another_thread_nothing_is_raised():
