@@ -23,11 +23,12 @@ from tersor.core.place import module_at, tensor_at
 from tersor.core.plan import Plan
 from tersor.export.base import Base, state_entries
 from tersor.export.packed_tensors import INTEGERS
+from tersor.export.sparse_tensors import GAPS, PLACES
 from tersor.export.weights import EDITS, Encode, Layout, from_bytes, load_into, model_tensors, to_bytes
 
 FORMAT = "tersor-artifact"
-# 2: some tensors without their zeros; 3: some as integers; 4: some of those in steps that are learnt
-VERSION, ENCODED_VERSION, INTEGER_VERSION, LEARNT_VERSION = VERSIONS = (1, 2, 3, 4)
+# 2: some tensors without their zeros; 3: some as integers; 4: some of those in steps that are learnt; 5: some by gaps
+VERSION, ENCODED_VERSION, INTEGER_VERSION, LEARNT_VERSION, GAPS_VERSION = VERSIONS = (1, 2, 3, 4, 5)
 ARCHITECTURE, WEIGHTS, CARD = "architecture.json", "model.safetensors", "card.md"
 _LARGEST_JSON = 256 * 2**20  # bytes
 _TUPLE = "__tuple__"
@@ -94,6 +95,8 @@ def save_artifact(
 
 def _version(layout: Layout) -> int:
     """The oldest that can read it."""
+    if {how["kind"] for how in layout.encoded.values()} & {GAPS, PLACES}:
+        return GAPS_VERSION
     integers = [how for how in layout.encoded.values() if how["kind"] == INTEGERS]
     if integers:
         return LEARNT_VERSION if any("growth" in how for how in integers) else INTEGER_VERSION

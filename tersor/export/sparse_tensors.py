@@ -1,4 +1,4 @@
-"""Tensors in the encoding of the fewest bytes: under their mask's bits, as a bitmap, as n of m, or as integers."""
+"""Tensors in the encoding of the fewest bytes: under their mask, by bitmap, gaps or n of m, or as integers."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ from tersor.core.errors import ArtifactError
 from tersor.core.masked import Masked
 from tersor.export import packed_tensors
 from tersor.export.packed_tensors import INTEGERS
-from tersor.tensor.encodings import N_OF_M, Bitmap, NOfM, sizes, smallest
+from tersor.tensor.encodings import N_OF_M, Bitmap, Gaps, NOfM, gap_bytes, gaps, places, sizes, smallest
 
-BITS = "tersor.bits."  # where values stand: of a bitmap, or of n of m
+BITS = "tersor.bits."  # where values stand: of a bitmap, of gaps, or of n of m
+PLACES, GAPS = "places", "gaps"
 LEAST_SAVED = 512  # bytes; less is not worth the entry
 _WORDS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _PATTERNS = {f"{n}:{m}": (n, m) for n, m in N_OF_M}
+_BY_VALUE = ("bitmap", GAPS, *_PATTERNS)
 
 Encoded = Mapping[str, Mapping[str, Any]]
 
@@ -27,7 +29,8 @@ def choose(model: nn.Module, tensors: Mapping[str, Tensor], tied: Mapping[str, s
     """name → how it is best stored, for those of ``tensors`` that are not best stored as they are.
 
     ``{"kind": "masked", "shape", "mask"}``: the values where that mask is true, for a weight that only this mask sees,
-    so that what it hides never shows; ``{"kind": "bitmap" | "1:4" | "2:4", "shape"}``: by the values themselves;
+    so that what it hides never shows; ``{"kind": "bitmap" | "gaps" | "1:4" | "2:4", "shape"}``: by the values
+    themselves; ``{"kind": "places", "shape"}``: a mask of few ones by the gaps between them;
     ``{"kind": "integers", …}``: by what a quantiser makes of them (``packed_tensors``).
     ``tied``: name → name of the tensor that it is; such a one is never taken for masked.
     """
@@ -36,14 +39,19 @@ def choose(model: nn.Module, tensors: Mapping[str, Tensor], tied: Mapping[str, s
     found: dict[str, packed_tensors.How] = {}
     rounded = packed_tensors.candidates(model, tensors, tied)
     for name, tensor in tensors.items():
-        if tensor.dtype == torch.bool or tensor.is_complex() or not tensor.numel() or tensor.is_quantized:
+        if tensor.is_complex() or not tensor.numel() or tensor.is_quantized:
             continue
-        words = _words(tensor)
-        bytes_ = {kind: count for kind, count in sizes(words).items() if kind in ("dense", "bitmap", *_PATTERNS)}
+        if tensor.dtype == torch.bool:
+            if -(-tensor.numel() // 8) - gap_bytes(tensor.cpu()) >= LEAST_SAVED:
+                found[name] = {"kind": PLACES, "shape": list(tensor.shape)}
+            continue
+        bytes_ = {kind: count for kind, count in sizes(_words(tensor)).items() if kind in ("dense", *_BY_VALUE)}
         mask = masks.get(name)
         if mask is not None:
             bytes_["masked"] = int(tensors[mask].sum()) * tensor.element_size()
         how, bytes_[INTEGERS] = rounded.get(name, ({}, bytes_["dense"]))
+        if GAPS in bytes_:  # which older readers do not know: only where it saves as much again
+            bytes_[GAPS] += LEAST_SAVED
         kind = smallest(bytes_)
         if bytes_["dense"] - bytes_[kind] >= LEAST_SAVED:
             found[name] = {"kind": kind, "shape": list(tensor.shape), **({"mask": mask} if kind == "masked" else how)}
@@ -64,6 +72,8 @@ def _masks(model: nn.Module) -> dict[str, str]:
 def encode(name: str, tensor: Tensor, how: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """What is stored of one tensor: its values, one-dimensional, under its own name, and where they stand."""
     tensor = tensor.detach().cpu().contiguous()
+    if how["kind"] == PLACES:
+        return {name: gaps(tensor)}
     words = _words(tensor)
     match how["kind"]:
         case "masked":
@@ -73,14 +83,17 @@ def encode(name: str, tensor: Tensor, how: Mapping[str, Any], tensors: Mapping[s
         case "bitmap":
             bitmap = Bitmap.encode(words)
             return {name: bitmap.values.view(tensor.dtype), BITS + name: bitmap.bits}
+        case "gaps":
+            steps = Gaps.encode(words)
+            return {name: steps.values.view(tensor.dtype), BITS + name: steps.steps}
         case kind:
             of = NOfM.encode(words, *_PATTERNS[kind])
             return {name: of.values.reshape(-1).view(tensor.dtype), BITS + name: of.positions}
 
 
 def in_order(encoded: Encoded) -> list[tuple[str, Mapping[str, Any]]]:
-    """What is decoded first: integers last, since zero points without their zeros are among the others."""
-    return sorted(encoded.items(), key=lambda entry: entry[1]["kind"] == INTEGERS)
+    """What is decoded first: masks, which others need, and integers last, which need zero points."""
+    return sorted(encoded.items(), key=lambda entry: (entry[1]["kind"] != PLACES, entry[1]["kind"] == INTEGERS))
 
 
 def decode(name: str, how: Mapping[str, Any], tensors: dict[str, Tensor]) -> Tensor:
@@ -89,6 +102,8 @@ def decode(name: str, how: Mapping[str, Any], tensors: dict[str, Tensor]) -> Ten
     if values is None or values.ndim != 1 or values.dtype == torch.bool or values.is_complex():
         raise ArtifactError("an encoded tensor's values are not there", where=name, expected="one dimension of numbers")
     try:
+        if how["kind"] == PLACES:
+            return places(values, shape)
         if how["kind"] == "masked":
             return _under_mask(values, tensors[how["mask"]], shape)
         if how["kind"] == INTEGERS:
@@ -96,6 +111,8 @@ def decode(name: str, how: Mapping[str, Any], tensors: dict[str, Tensor]) -> Ten
         bits = tensors.pop(BITS + name)
         if how["kind"] == "bitmap":
             return Bitmap(shape, bits, _words(values)).decode().view(values.dtype)
+        if how["kind"] == GAPS:
+            return Gaps(shape, bits, _words(values)).decode().view(values.dtype)
         return NOfM(shape, *_PATTERNS[how["kind"]], bits, _words(values)).decode().view(values.dtype)
     except (KeyError, ValueError, OverflowError) as error:
         got = f"no {error}" if isinstance(error, KeyError) else error
@@ -118,7 +135,7 @@ def read(data: Any) -> Encoded:
         if kind == INTEGERS:
             found[str(name)] = packed_tensors.read(how, shape)
             continue
-        if kind not in ("masked", "bitmap", *_PATTERNS):
+        if kind not in ("masked", PLACES, *_BY_VALUE):
             raise ValueError(f"{kind!r} is no encoding")
         found[str(name)] = {"kind": kind, "shape": shape, **({"mask": str(how["mask"])} if kind == "masked" else {})}
     return found

@@ -82,8 +82,9 @@ def model_tensors(model: nn.Module, encode: Encode = "dense") -> tuple[dict[str,
         if first.setdefault(id(tensor), name) != name:
             tied[name] = first[id(tensor)]
     once = {name: tensor for name, tensor in tensors.items() if name not in tied}
-    packed = {name: list(tensor.shape) for name, tensor in once.items() if tensor.dtype == torch.bool}
     encoded = sparse_tensors.choose(model, once, tied) if encode == "smallest" else {}
+    bools = {name: list(tensor.shape) for name, tensor in once.items() if tensor.dtype == torch.bool}
+    packed = {name: shape for name, shape in bools.items() if name not in encoded}
     return once, Layout(tied, packed, extra, encoded)
 
 

@@ -79,8 +79,9 @@ def storage(model: nn.Module) -> tuple[dict[str, Any], ...]:
     """What each parameter takes in each encoding, by the value that the forward uses: a row for each.
 
     Keys: path, tensor, shape, parameters, zeros, bytes (encoding → bytes as really stored, see
-    ``tersor.tensor.encodings``: dense, bitmap, csr, csc, coo, and 1:4 and 2:4 where they hold), smallest (the name of
-    the best), zip_bytes (what deflate, a zip's algorithm, makes of the dense one: to be read, it is unpacked again).
+    ``tersor.tensor.encodings``: dense, bitmap, csr, csc, coo, gaps where few are not zero, 1:4 and 2:4 where they
+    hold), smallest (the name of the best), zip_bytes (what deflate, a zip's algorithm, makes of the
+    dense one: to be read, it is unpacked again).
     """
     return tuple(
         {"path": place.module, "tensor": place.tensor, **_stored(tensor.cpu().contiguous())}

@@ -21,15 +21,20 @@ N_OF_M = ((1, 4), (2, 4))  # the patterns that are looked for
 
 
 def sizes(array: Array) -> dict[str, int]:
-    """Bytes of ``array`` in each encoding, by name (see ``sizes_of``); N:M where it holds along the inputs.
+    """Bytes of ``array`` in each encoding, by name (see ``sizes_of``); N:M where it holds along the inputs, and
+    ``gaps`` (see ``Gaps``) where less than an eighth is not zero: with more a bitmap is smaller.
 
     >>> import numpy as np
     >>> sizes(np.array([[0, 1, 0, 2]], dtype=np.float32))
     {'dense': 16, 'bitmap': 9, 'csr': 12, 'csc': 15, 'coo': 12, '2:4': 9}
     """
     xp = array_namespace(array)
-    found = [(n, m) for n, m in N_OF_M if is_n_of_m(array, n, m)]
-    return sizes_of(tuple(array.shape), array.dtype.itemsize, int(xp.count_nonzero(array)), found)
+    patterns = [(n, m) for n, m in N_OF_M if is_n_of_m(array, n, m)]
+    nonzeros = int(xp.count_nonzero(array))
+    found = sizes_of(tuple(array.shape), array.dtype.itemsize, nonzeros, patterns)
+    if 8 * nonzeros < size(array):
+        found["gaps"] = nonzeros * array.dtype.itemsize + gap_bytes(array != 0)
+    return found
 
 
 def sizes_of(
@@ -125,6 +130,92 @@ class Bitmap:
     def nbytes(self) -> int:
         """Bytes of bits and values."""
         return size(self.bits) + size(self.values) * self.values.dtype.itemsize
+
+
+@dataclass(frozen=True, eq=False)
+class Gaps:
+    """An array as its values that are not zero, in order, and how many zeros stand before each: the relative indices
+    of Han et al. 2016 (Deep Compression, section 2), but a gap that is too long takes another step, not a zero value.
+
+    ``steps``: see ``gaps``. ``values``: [K].
+    """
+
+    shape: tuple[int, ...]
+    steps: Array
+    values: Array
+
+    @classmethod
+    def encode(cls, array: Array) -> Gaps:
+        """``array`` encoded; −0.0 is a zero and comes back as 0.0."""
+        flat = array_namespace(array).reshape(array, (-1,))
+        return cls(tuple(array.shape), gaps(flat != 0), flat[flat != 0])
+
+    def decode(self) -> Array:
+        """The array. Raises ValueError where steps, values and shape do not agree."""
+        xp = array_namespace(self.steps, self.values)
+        keep = places(self.steps, self.shape)
+        ones = int(xp.count_nonzero(keep))
+        if self.values.shape != (ones,):
+            raise ValueError(f"steps to {ones} places and {list(self.values.shape)} values: they must be as many")
+        out = xp.zeros(self.shape, dtype=self.values.dtype, device=device(self.values))
+        out[keep] = self.values
+        return out
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of steps and values."""
+        return size(self.steps) * self.steps.dtype.itemsize + size(self.values) * self.values.dtype.itemsize
+
+
+def gaps(keep: Array) -> Array:
+    """Where a bool array is true, as steps: uint8 or uint16 [S], whichever takes fewer bytes.
+
+    A step below the largest number L of its type says how many are false before the next that is true; L says L that
+    are false and no more. The end counts as one more that is true, so that the steps say how long the array is.
+    """
+    xp = array_namespace(keep)
+    zeros = _zeros_before(keep)
+    width = min((1, 2), key=lambda width: _steps(zeros, width) * width)
+    most = 256**width - 1
+    ends = xp.cumulative_sum(zeros // most + 1) - 1
+    steps = xp.full((_steps(zeros, width),), most, dtype=xp.int64, device=device(keep))
+    steps[ends] = zeros % most
+    return xp.astype(steps, xp.uint8 if width == 1 else xp.uint16)
+
+
+def gap_bytes(keep: Array) -> int:
+    """Bytes of ``gaps`` of a bool array."""
+    zeros = _zeros_before(keep)
+    return min(_steps(zeros, width) * width for width in (1, 2))
+
+
+def places(steps: Array, shape: Sequence[int]) -> Array:
+    """The bool array of ``shape`` that ``gaps`` made ``steps`` of. Raises ValueError where they do not agree."""
+    xp = array_namespace(steps)
+    if steps.ndim != 1 or not size(steps) or steps.dtype not in (xp.uint8, xp.uint16):
+        raise ValueError(f"{steps.dtype} {list(steps.shape)} are no steps: expected one dimension of uint8 or uint16")
+    most = 255 if steps.dtype == xp.uint8 else 65535
+    wide = xp.astype(steps, xp.int64)
+    reached = xp.cumulative_sum(wide + xp.astype(wide < most, xp.int64))[wide < most] - 1
+    n = math.prod(shape)
+    if not size(reached) or int(reached[-1]) != n or int(wide[-1]) == most:
+        raise ValueError(f"the steps do not end where {list(shape)} does")
+    keep = xp.zeros((n,), dtype=xp.bool, device=device(steps))
+    keep[reached[:-1]] = True
+    return xp.reshape(keep, tuple(shape))
+
+
+def _zeros_before(keep: Array) -> Array:
+    """How many are false before each that is true, and before the end: int64 [K + 1]."""
+    xp = array_namespace(keep)
+    (ones,) = xp.nonzero(xp.reshape(keep, (-1,)))
+    before, end = (xp.asarray([at], dtype=xp.int64, device=device(keep)) for at in (-1, size(keep)))
+    at = xp.concat([before, xp.astype(ones, xp.int64), end])
+    return at[1:] - at[:-1] - 1
+
+
+def _steps(zeros: Array, width: int) -> int:
+    return int(array_namespace(zeros).sum(zeros // (256**width - 1) + 1))
 
 
 @dataclass(frozen=True, eq=False)

@@ -30,6 +30,7 @@ EXAMPLE_CONFIGURATIONS: tuple[dict[str, Any], ...] = (
     {"name": "90% Sparse", "size_mb": 20, "gflops": 5, "accuracy": 91.2},
 )
 SPARSITIES = (0.0, 0.5, 0.7, 0.9)
+_SHOWN = ("dense", "coo", "csr", "bitmap", "gaps")
 SHAPES = ((256, 512, 0.5), (512, 1024, 0.7), (1024, 2048, 0.8), (2048, 4096, 0.9))
 
 
@@ -40,7 +41,7 @@ def profile_compression_memory(
     counts), size_reduction (of sizes).
 
     Without arrays, it makes the course's example of 4.6 million weights. What changed: the compressed size is that of
-    the smallest real encoding of each layer (indices, row pointers and bitmaps counted), where the classic multiplied
+    the smallest real encoding of each layer (indices, row pointers, gaps and bitmaps counted), where the classic multiplied
     the dense size by the share of weights left, which no file reaches; the example is float32 and always the same.
     """
     weights = _example_weights() if model_weights is None else model_weights
@@ -50,7 +51,7 @@ def profile_compression_memory(
         found = sizes(layer["weights"])
         best = smallest(found)
         original_bytes, compressed_bytes = original_bytes + found["dense"], compressed_bytes + found[best]
-        each = [f"{found[encoding] / MEGABYTE:.3g}" for encoding in ("dense", "coo", "csr", "bitmap")]
+        each = [f"{found[kind] / MEGABYTE:.3g}" if kind in found else "" for kind in _SHOWN]
         rows.append((name, f"{layer['stats']['actual_sparsity']:.0%}", *each, best))
     original = sum(layer["stats"]["original_params"] for layer in compressed.values())
     left = sum(int(np.count_nonzero(layer["weights"])) for layer in compressed.values())
@@ -64,7 +65,7 @@ def profile_compression_memory(
     }
     show(
         "Megabytes in each encoding",
-        ("layer", "zeros", "dense", "COO", "CSR", "bitmap", "smallest"), rows,
+        ("layer", "zeros", *_SHOWN, "smallest"), rows,
         [f"{result['compression_ratio']:.1f} times fewer weights make it {result['size_reduction']:.1f} times smaller: "
          "where the weights stand has to be stored too"],
     )  # fmt: skip

@@ -25,7 +25,7 @@ def count_params(model: Any) -> int:
 
 
 def stored_bytes(array: Array) -> int:
-    """Bytes of the array in whichever encoding is smallest: dense, bitmap and values, CSR, CSC, COO or N:M."""
+    """Bytes of the array in whichever encoding is smallest: dense, bitmap and values, CSR, CSC, COO, gaps or N:M."""
     found = sizes(array)
     return found[smallest(found)]
 

@@ -89,6 +89,33 @@ def test_zeros_without_a_mask_are_left_out_by_their_values(kind, keep, tmp_path)
     assert torch.equal(loaded(INPUTS), model(INPUTS))
 
 
+@pytest.mark.parametrize("sparsity", [0.97, 0.9995])
+def test_few_values_are_stored_with_the_gaps_between_them_and_their_mask_too(sparsity, tmp_path):
+    original = nn.Sequential(nn.Linear(200, 200), nn.Linear(200, 200)).eval()
+    count = int(sparsity * 40_000)
+    keep = keep_largest(original[0].weight.detach().abs(), count)
+    plan = Plan("mask", (Mask(TensorPlace("0", "weight"), keep),))
+    model = apply(original, plan).eval()
+    with torch.no_grad():
+        for net_ in (original, model):
+            net_[1].weight.masked_fill_(~keep_largest(net_[1].weight.abs(), count), 0.0)
+    small = save_artifact(tmp_path, model, original=original, plans=(plan,), encode="smallest")
+    said, stored = read_architecture(small), load_file(small / "model.safetensors")
+    assert said["version"] == 5 and "0.parametrizations.weight.0.keep" not in said["packed"]
+    kinds = {name: how["kind"] for name, how in said["encoded"].items()}
+    weight, mask = "0.parametrizations.weight.original", "0.parametrizations.weight.0.keep"
+    assert kinds == {"1.weight": "gaps", weight: "masked", mask: "places"}
+    assert max(stored[mask].nbytes, stored[SAVED + "1.weight"].nbytes) < 0.31 * 40_000 / 8
+    fresh = nn.Sequential(nn.Linear(200, 200), nn.Linear(200, 200))
+    loaded, x = load_artifact(small, fresh), torch.randn(2, 200)
+    assert torch.equal(loaded(x), model(x)) and torch.equal(loaded[0].parametrizations.weight[0].keep, keep)
+    assert torch.equal(loaded[1].weight, model[1].weight)
+    for name, match in ((mask, "does not fit"), (SAVED + "1.weight", "does not fit")):
+        forge(small, shorten(name, 1), nothing)
+        with pytest.raises(ArtifactError, match=match):
+            load_artifact(small, fresh)
+
+
 def test_what_other_things_see_too_is_not_taken_for_masked(tmp_path):
     original = nn.Sequential(nn.Linear(40, 40), nn.Linear(40, 40))
     original[1].weight = original[0].weight

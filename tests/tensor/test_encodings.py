@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from tersor.tensor.encodings import Bitmap, NOfM, is_n_of_m, sizes, sizes_of, smallest
+from tersor.tensor.encodings import Bitmap, Gaps, NOfM, gaps, is_n_of_m, places, sizes, sizes_of, smallest
 from tersor.tensor.masks import n_of_m
 
 MAKERS = [np.asarray, torch.tensor]
@@ -43,6 +43,35 @@ def test_a_bitmap_decodes_to_the_array_and_takes_the_bytes_it_says(array, make):
         stored.nbytes == sizes(make(array))["bitmap"] == np.packbits(array.ravel() != 0).nbytes + stored.values.nbytes
     )
     assert np.asarray(stored.bits).tolist() == np.packbits(array.ravel() != 0).tolist()
+
+
+@given(array=sparse_arrays, make=st.sampled_from(MAKERS))
+def test_gaps_decode_to_the_array_and_take_the_bytes_they_say(array, make):
+    stored = Gaps.encode(make(array))
+    np.testing.assert_array_equal(np.asarray(stored.decode()), array)
+    found = sizes(make(array))
+    assert ("gaps" in found) == (8 * np.count_nonzero(array) < array.size)
+    assert found.get("gaps", stored.nbytes) == stored.nbytes
+
+
+@pytest.mark.parametrize("density", [0.0005, 0.004, 0.03, 0.12])
+@pytest.mark.parametrize("make", MAKERS)
+def test_gaps_are_never_larger_than_coordinates_or_compressed_rows(make, density):
+    rng = np.random.default_rng(0)
+    array = np.where(rng.random((300, 2000)) < density, 1, 0).astype(np.float32)
+    array[:, :700] = 0
+    stored, found = Gaps.encode(make(array)), sizes(make(array))
+    np.testing.assert_array_equal(np.asarray(stored.decode()), array)
+    assert stored.nbytes == found["gaps"] == found[smallest(found)]
+
+
+def test_a_gap_that_is_longer_than_a_step_takes_several():
+    keep = np.zeros(800, bool)
+    keep[[0, 1, 257, 799]] = True
+    assert gaps(keep).tolist() == [0, 0, 255, 0, 255, 255, 31, 0]
+    assert places(gaps(keep), (800,)).tolist() == keep.tolist()
+    few = np.arange(200_000) == 150_000
+    assert gaps(few).dtype == np.uint16 and places(gaps(few), (2, 100_000)).reshape(-1).tolist() == few.tolist()
 
 
 @given(
@@ -108,6 +137,16 @@ def test_damaged_encodings_are_refused():
         Bitmap((3,), stored.bits | 1, stored.values),
         Bitmap((3,), stored.bits.astype(np.int16), stored.values),
     ):
+        with pytest.raises(ValueError):
+            damaged.decode()
+    steps, values = np.array([1, 0, 0], np.uint8), np.array([1.0, 2.0])
+    np.testing.assert_array_equal(Gaps((3,), steps, values).decode(), [0, 1, 2])
+    for damaged in (
+        Gaps((3,), steps, values[:1]), Gaps((4,), steps, values), Gaps((2,), steps, values),
+        Gaps((2**40, 2**40), steps, values), Gaps((3,), steps[:-1], values), Gaps((3,), steps[:0], values),
+        Gaps((3,), np.append(steps, 255).astype(np.uint8), values), Gaps((3,), steps.astype(np.int8), values),
+        Gaps((3,), steps[None], values), Gaps((3,), steps, values[None]),
+    ):  # fmt: skip
         with pytest.raises(ValueError):
             damaged.decode()
     two_four = NOfM.encode(np.array([0.0, 1.0, 2.0, 0.0]), 2, 4)

@@ -23,9 +23,11 @@ def test_sizes_are_those_of_a_real_encoding():
     rng = np.random.default_rng(0)
     weights = {"a": rng.normal(size=(64, 100)).astype(np.float32), "b": rng.normal(size=(50, 40))}
     found = profile_compression_memory(weights, {"a": 0.9, "b": 0.0})
-    rows = 640 * (4 + 1) + 65 * 2  # a value and a column each, and where each row starts
-    bitmap = 640 * 4 + 6400 // 8
-    assert rows < bitmap and found["compressed_size_mb"] == pytest.approx((rows + 2000 * 8) / MB)
+    kept = np.sort(np.argsort(-np.abs(weights["a"]).ravel(), kind="stable")[:640])
+    assert np.diff(kept, prepend=-1).max() < 256, "no gap is too long for a byte"
+    steps = 640 * (4 + 1) + 1  # a value and the step to it each, and the step to the end
+    rows, bitmap = 640 * (4 + 1) + 65 * 2, 640 * 4 + 6400 // 8
+    assert steps < rows < bitmap and found["compressed_size_mb"] == pytest.approx((steps + 2000 * 8) / MB)
     assert found["original_size_mb"] == pytest.approx((6400 * 4 + 2000 * 8) / MB)
     assert found["original_params"] == 8400 and found["compressed_params"] == 2640
     assert found["compression_ratio"] == pytest.approx(8400 / 2640)
