@@ -41,8 +41,9 @@ def profile_compression_memory(
     counts), size_reduction (of sizes).
 
     Without arrays, it makes the course's example of 4.6 million weights. What changed: the compressed size is that of
-    the smallest real encoding of each layer (indices, row pointers, gaps and bitmaps counted), where the classic multiplied
-    the dense size by the share of weights left, which no file reaches; the example is float32 and always the same.
+    the smallest real encoding of each layer (indices, row pointers, gaps and bitmaps counted), where the classic
+    multiplied the dense size by the share of weights left, which no file reaches; the example is float32 and always
+    the same.
     """
     weights = _example_weights() if model_weights is None else model_weights
     compressed = ModelCompressor().compress_model(weights, layer_sparsities)
