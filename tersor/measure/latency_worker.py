@@ -68,12 +68,12 @@ class Sitting:
     meters: Mapping[str, Meter | None]
 
     def in_turns(self, calls: dict[str, Call], schedule: Schedule) -> dict[str, list[list[float]]]:
-        """name → [rounds, calls] seconds."""
+        """name → [rounds, calls] seconds. Every other round goes back: nobody always runs after the same one."""
         blocks: dict[str, list[list[float]]] = {name: [] for name in calls}
         gc.disable()
         try:
-            for _ in range(schedule.rounds):
-                for name, call in calls.items():
+            for number in range(schedule.rounds):
+                for name, call in list(calls.items())[:: -1 if number % 2 else 1]:
                     self.rest()
                     dropped = schedule.dropped[name]
                     blocks[name].append(time_calls(call.run, dropped + schedule.calls[name])[dropped:])

@@ -2,6 +2,7 @@ import math
 import random
 import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,8 +12,9 @@ from tersor.core.errors import ArtifactError, InputError, TersorError
 from tersor.core.progress import Progress
 from tersor.measure.fresh_process import Watch, run_fresh
 from tersor.measure.latency import _measurements, compare_latency
-from tersor.measure.latency_worker import FEWEST_SITTINGS, SITTINGS, Schedule, Warm, warm_up
+from tersor.measure.latency_worker import FEWEST_SITTINGS, SITTINGS, Schedule, Sitting, Warm, warm_up
 from tersor.measure.memory import peak_memory
+from tersor.measure.opened import Call
 
 X = torch.randn(2, 64, generator=torch.Generator().manual_seed(0))
 
@@ -87,6 +89,14 @@ def test_a_schedule_keeps_to_its_seconds_or_to_the_fewest_calls(call):
     fewest = schedule.sittings == FEWEST_SITTINGS and schedule.rounds == 1 and set(schedule.calls.values()) == {1}
     assert schedule.sittings in (FEWEST_SITTINGS, SITTINGS) and (total < 4.5 or fewest)
     assert total > 1.0
+
+
+def test_turns_go_forth_and_back_and_calls_that_find_cold_caches_do_not_count():
+    order = []
+    calls = {name: Call(partial(order.append, name), list) for name in "ab"}
+    seconds = Sitting(0.0, 0.0, {}).in_turns(calls, Schedule(1, 3, {"a": 2, "b": 1}, {"a": 1, "b": 0}))
+    assert "".join(order) == "aaabbaaaaaab"  # its first round, the next one back, the third forth
+    assert [[len(block) for block in seconds[name]] for name in "ab"] == [[2, 2, 2], [1, 1, 1]]
 
 
 def test_warm_up_goes_on_until_calls_take_alike():
