@@ -112,8 +112,7 @@ def load_artifact(folder: Path, model: nn.Module, *, in_place: bool = False) -> 
     Raises ArtifactError where ``model`` is not the original, or a file is missing, damaged, foreign or of another
     version.
     """
-    architecture, layout, tensors = _read(Path(folder))
-    Base.from_json(architecture["base"]).expect(model)
+    architecture, _, layout, tensors = _read(Path(folder), model)
     target = model if in_place else copy.deepcopy(model)
     _replay(target, architecture["plans"], tensors)
     load_into(target, tensors, layout)
@@ -125,8 +124,7 @@ def read_edits(folder: Path) -> tuple[Edit, ...]:
 
     Index lists are the real ones; the values of masks, scales and writes are placeholders, since the weights hold them.
     """
-    architecture, _, tensors = _read(Path(folder))
-    base = Base.from_json(architecture["base"])
+    architecture, base, _, tensors = _read(Path(folder))
     largest = max([math.prod(shape) for _, _, shape in base.state] + [t.numel() for t in tensors.values()], default=0)
     return tuple(
         _edit_of(data, tensors, largest, f"edit {number} ({method})")
@@ -134,10 +132,25 @@ def read_edits(folder: Path) -> tuple[Edit, ...]:
     )
 
 
-def _read(folder: Path) -> tuple[dict[str, Any], Layout, dict[str, Tensor]]:
+def _read(folder: Path, model: nn.Module | None = None) -> tuple[dict[str, Any], Base, Layout, dict[str, Tensor]]:
+    """Everything; refused before the weights are read where ``model`` is not the original."""
     architecture = read_architecture(folder)
-    layout = Layout.from_json(architecture)
-    return architecture, layout, from_bytes(_read_weights(folder, architecture["weights"]), layout)
+    base, layout = Base.from_json(architecture["base"]), Layout.from_json(architecture)
+    if model is not None:
+        base.expect(model)
+    _expect_no_bomb(base, layout)
+    return architecture, base, layout, from_bytes(_read_weights(folder, architecture["weights"]), layout)
+
+
+def _expect_no_bomb(base: Base, layout: Layout) -> None:
+    """Two bytes of steps stand for up to 65,535 numbers: what they unpack to is limited before they are unpacked."""
+    unpacked = sum(math.prod(how["shape"]) for how in layout.encoded.values())
+    most = 16 * sum(math.prod(shape) for _, _, shape in base.state) + 2**28
+    if unpacked > most:
+        raise ArtifactError(
+            "what is encoded does not fit the original", where=ARCHITECTURE, got=f"{unpacked:,} numbers"[:60],
+            expected=f"at most {most:,}", do="The artifact is damaged, or was made to fill the memory",
+        )  # fmt: skip
 
 
 def read_architecture(folder: Path) -> dict[str, Any]:

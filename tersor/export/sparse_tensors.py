@@ -42,7 +42,8 @@ def choose(model: nn.Module, tensors: Mapping[str, Tensor], tied: Mapping[str, s
         if tensor.is_complex() or not tensor.numel() or tensor.is_quantized:
             continue
         if tensor.dtype == torch.bool:
-            if -(-tensor.numel() // 8) - gap_bytes(tensor.cpu()) >= LEAST_SAVED:
+            bits = -(-tensor.numel() // 8)
+            if int(tensor.sum()) < bits and bits - gap_bytes(tensor.cpu()) >= LEAST_SAVED:
                 found[name] = {"kind": PLACES, "shape": list(tensor.shape)}
             continue
         bytes_ = {kind: count for kind, count in sizes(_words(tensor)).items() if kind in ("dense", *_BY_VALUE)}
@@ -114,8 +115,8 @@ def decode(name: str, how: Mapping[str, Any], tensors: dict[str, Tensor]) -> Ten
         if how["kind"] == GAPS:
             return Gaps(shape, bits, _words(values)).decode().view(values.dtype)
         return NOfM(shape, *_PATTERNS[how["kind"]], bits, _words(values)).decode().view(values.dtype)
-    except (KeyError, ValueError, OverflowError) as error:
-        got = f"no {error}" if isinstance(error, KeyError) else error
+    except (KeyError, ValueError, OverflowError, TypeError, RuntimeError, MemoryError) as error:
+        got = f"no {error}" if isinstance(error, KeyError) else str(error)[:300]
         raise ArtifactError("an encoded tensor does not fit its shape", where=name, got=got) from error
 
 

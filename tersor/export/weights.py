@@ -143,10 +143,13 @@ def from_bytes(data: bytes, layout: Layout) -> dict[str, Tensor]:
 
 
 def _unpack(name: str, stored: Tensor | None, shape: list[int]) -> Tensor:
-    count = math.prod(shape) if max(shape, default=0) <= 8 * (0 if stored is None else len(stored.reshape(-1))) else -1
-    if stored is None or stored.dtype != torch.uint8 or stored.ndim != 1 or len(stored) != (count + 7) // 8:
-        raise ArtifactError("a mask's bits do not fit its shape", where=name, expected=shape)
-    return torch.from_numpy(np.unpackbits(stored.numpy(), count=count).astype(np.bool_)).reshape(shape)
+    count = math.prod(shape)
+    try:
+        if stored is None or stored.dtype != torch.uint8 or stored.shape != ((count + 7) // 8,):
+            raise ValueError("not as many bits")
+        return torch.from_numpy(np.unpackbits(stored.numpy(), count=count).astype(np.bool_)).reshape(shape)
+    except (ValueError, TypeError, RuntimeError) as error:  # a side beyond 64 bits, next to one of 0
+        raise ArtifactError("a mask's bits do not fit its shape", where=name, expected=str(shape)[:200]) from error
 
 
 def load_into(model: nn.Module, tensors: Mapping[str, Tensor], layout: Layout) -> None:

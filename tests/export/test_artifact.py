@@ -15,7 +15,7 @@ from tersor.core.edit import Attribute, Cut, Mask, Quantizer, Slice, Swap, Write
 from tersor.core.errors import ArtifactError, InputError
 from tersor.core.place import ActivationPlace, TensorPlace
 from tersor.core.plan import Plan
-from tersor.export.artifact import _checksum, load_artifact, read_architecture, read_edits, save_artifact
+from tersor.export.artifact import VERSIONS, _checksum, load_artifact, read_architecture, read_edits, save_artifact
 from tersor.export.base import Base
 
 
@@ -254,7 +254,10 @@ def reseal(folder, architecture):
 
 def test_another_version_and_foreign_json_are_refused(saved):
     architecture = read_architecture(saved)
-    for change, match in [({"version": 5}, "another version"), ({"format": "other"}, "no Tersor artifact")]:
+    for change, match in [
+        ({"version": max(VERSIONS) + 1}, "another version"),
+        ({"format": "other"}, "no Tersor artifact"),
+    ]:
         reseal(saved, architecture | change)
         with pytest.raises(ArtifactError, match=match):
             load_artifact(saved, Net())
@@ -370,3 +373,13 @@ def test_whatever_stands_in_architecture_json_loads_or_is_refused(data, compress
             read()
         except ArtifactError as error:
             assert str(error) and len(str(error)) < 2000
+
+
+def test_an_empty_bool_buffer_comes_back_and_a_hostile_shape_of_one_is_refused(tmp_path):
+    model = nn.Linear(3, 3)
+    model.register_buffer("pairs", torch.zeros(0, 5, dtype=torch.bool))
+    save_artifact(tmp_path, model, original=model, plans=())
+    assert load_artifact(tmp_path, model).pairs.shape == (0, 5)
+    reseal(tmp_path, read_architecture(tmp_path) | {"packed": {"pairs": [0, 2**63]}})
+    with pytest.raises(ArtifactError, match="bits do not fit"):
+        load_artifact(tmp_path, model)

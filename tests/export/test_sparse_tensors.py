@@ -14,6 +14,7 @@ from tersor.core.edit import Mask, Quantizer
 from tersor.core.errors import ArtifactError, InputError
 from tersor.core.place import TensorPlace
 from tersor.core.plan import Plan
+from tersor.export import sparse_tensors
 from tersor.export.artifact import _checksum, load_artifact, read_architecture, read_edits, save_artifact
 from tersor.tensor.masks import keep_largest, n_of_m
 
@@ -139,6 +140,15 @@ def test_what_other_things_see_too_is_not_taken_for_masked(tmp_path):
     assert torch.equal(loaded(x), model(x)) and torch.equal(loaded[0].weight == 0, model[0].weight == 0)
 
 
+def test_the_gaps_of_a_mask_of_many_ones_are_not_looked_for(monkeypatch):
+    def looked_for(mask):
+        raise AssertionError("they take eight bytes of memory for each one, and more than a bit in the file")
+
+    monkeypatch.setattr(sparse_tensors, "gap_bytes", looked_for)
+    keep = torch.ones(100, 100, dtype=torch.bool)
+    assert sparse_tensors.choose(nn.Identity(), {"keep": keep}, {}) == {}
+
+
 def test_small_tensors_and_those_without_zeros_are_stored_as_they_are(tmp_path):
     original = net()
     with torch.no_grad():
@@ -173,6 +183,12 @@ def shorten(name, by):
     return lambda tensors: tensors.update({name: tensors[name][:-by].clone()})
 
 
+def bomb(tensors):
+    """200 kB that say 6.5 billion zeros."""
+    tensors.pop(SAVED + CONV)
+    tensors[CONV] = torch.tensor([65535] * 10**5 + [0], dtype=torch.uint16)
+
+
 FC, KEEP = "fc.parametrizations.weight.original", "fc.parametrizations.weight.0.keep"
 CONV = "conv.weight"
 
@@ -190,6 +206,8 @@ CONV = "conv.weight"
         (lambda t: t[SAVED + CONV].zero_(), nothing, "does not fit"), (nothing, lambda said: said.pop(CONV), "fit"),
         (nothing, lambda said: said.update({"fc.bias": {"kind": "bitmap", "shape": [64]}}), "does not fit"),
         (nothing, put(CONV, kind="1:4", shape=[96, 9]), "does not fit"),
+        (nothing, put(CONV, shape=[0, 2**63]), "does not fit"), (nothing, put(CONV, kind="1:4", shape=[]), "does not fit"),
+        (bomb, put(CONV, kind="places", shape=[65535 * 10**5]), "at most 268,"),
     ],
 )  # fmt: skip
 def test_damaged_and_hostile_encodings_are_refused(tensors, said, match, tmp_path):
