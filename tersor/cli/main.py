@@ -31,6 +31,7 @@ from tersor.cli.output import (
     ThreadsOption,
     budgets_of,
     conclude,
+    output_put_back,
     set_threads,
 )
 from tersor.cli.values import parse_words
@@ -241,10 +242,10 @@ app.command(epilog=EXIT_CODES)(hardware.advise)
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; every error becomes one message and an exit code."""
     given = sys.argv[1:] if arguments is None else arguments
-    out, form = sys.stdout, warnings.formatwarning
+    form = warnings.formatwarning
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     try:
-        with insistent_interrupts():
+        with output_put_back(), insistent_interrupts():
             app(args=given, prog_name="tersor", standalone_mode=True)
     except SystemExit as done:
         code = int(done.code or 0)
@@ -257,7 +258,7 @@ def main(arguments: list[str] | None = None) -> int:
         told = f"unexpected {type(error).__name__}: {error}. This is a defect of Tersor: report what --debug shows."
         return _fail(told, error, 1, given)
     finally:
-        sys.stdout, warnings.formatwarning = out, form
+        warnings.formatwarning = form
     return 0
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 from rich.console import Console
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 EXIT_CODES = """
 Exit codes: 0 done and within budgets; 1 failed; 2 wrong usage or input; 3 a budget is missed; 130 interrupted.
 """
+
+STDOUT = 1  # the file descriptor
 
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print the verdict only.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on standard output and nothing else.")]
@@ -46,21 +50,59 @@ class Output:
     def __init__(self, *, quiet: bool, as_json: bool):
         from tersor.report.progress import RichProgress
 
-        self.quiet, self.as_json, self.out = quiet, as_json, sys.stdout
-        if as_json:  # whatever the user's own code prints must not stand in the JSON; main puts it back
-            sys.stdout = sys.stderr
+        self.quiet, self.as_json, self.out, self._own = quiet, as_json, sys.stdout, -1
+        if as_json:  # whatever else prints, C code and other processes too, must not stand in it; main puts it back
+            self._own, sys.stdout = _apart(sys.stdout), sys.stderr
         self.console = Console(stderr=as_json, highlight=False)
         self.progress = RichProgress(console=self.console, quiet=quiet or as_json)
 
     def json(self, data: Any) -> None:
         """Print JSON, where it was asked for."""
-        if self.as_json:
-            self.out.write(json.dumps(data, indent=1, ensure_ascii=False) + "\n")
+        text = json.dumps(data, indent=1, ensure_ascii=False) + "\n"
+        if self._own >= 0:
+            with open(os.dup(self._own), "w", encoding="utf-8") as own:
+                own.write(text)
+        elif self.as_json:
+            self.out.write(text)
 
     def show(self, *renderables: Any) -> None:
         """Print for people, unless JSON or quiet was asked for."""
         if not (self.quiet or self.as_json):
             self.console.print(*renderables)
+
+
+def _apart(out: TextIO) -> int:
+    """A file descriptor to where standard output goes, which itself goes where errors go from now on.
+
+    −1 where ``out`` is not the process's own standard output.
+    """
+    try:
+        if out.fileno() != STDOUT:
+            return -1
+        errors = sys.stderr.fileno()
+    except (OSError, ValueError):  # captured
+        return -1
+    out.flush()
+    own = os.dup(STDOUT)
+    os.dup2(errors, STDOUT)
+    return own
+
+
+@contextmanager
+def output_put_back() -> Iterator[None]:
+    """Standard output is afterwards what it was, whatever a command made of it."""
+    out = sys.stdout
+    try:
+        kept = os.dup(STDOUT)
+    except OSError:  # closed
+        kept = -1
+    try:
+        yield
+    finally:
+        sys.stdout = out
+        if kept >= 0:
+            os.dup2(kept, STDOUT)
+            os.close(kept)
 
 
 def show_reports(output: Output, stem: Path, formats: str) -> None:

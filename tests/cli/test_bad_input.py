@@ -175,12 +175,38 @@ def test_recipes_are_listed_explained_and_printed(capsys):
     assert "multiple_of: 16" in capsys.readouterr().out
 
 
-def test_json_is_not_mixed_with_what_the_users_code_prints(tmp_path, capsys):
+LOUD = """
+def task():
+    import os, subprocess
+    print("noise of Python")
+    os.write(1, b"noise of C code\\n")
+    subprocess.run(["echo", "noise of a process"])
+    return tersor.Task(**good)
+"""
+
+
+def test_json_is_not_mixed_with_what_the_users_code_prints(tmp_path):
     path = tmp_path / "loud.py"
-    path.write_text(FRAME + "def task():\n    print('noise')\n    return tersor.Task(**good)\n")
+    path.write_text(FRAME + LOUD)
+    program = (
+        "import os, sys; from tersor.cli.main import main; "
+        "code = main(sys.argv[1:]); os.write(1, b'behind it'); print(' and print'); raise SystemExit(code)"
+    )
+    told = subprocess.run(
+        [sys.executable, "-c", program, "inspect", path, "--json"], capture_output=True, text=True, timeout=300
+    )
+    assert told.returncode == 0, told.stderr
+    said, _, behind = told.stdout.partition("behind it")
+    assert json.loads(said)["totals"] and behind == " and print\n"
+    assert all(f"noise of {what}" in told.stderr for what in ("Python", "C code", "a process"))
+
+
+def test_json_is_not_mixed_with_prints_where_standard_output_is_captured(tmp_path, capsys):
+    path = tmp_path / "loud.py"
+    path.write_text(FRAME + LOUD)
     assert main(["inspect", str(path), "--json"]) == 0
     told = capsys.readouterr()
-    assert json.loads(told.out)["totals"] and "noise" in told.err
+    assert json.loads(told.out)["totals"] and "noise of Python" in told.err
 
 
 def test_ctrl_c_keeps_what_is_finished(tmp_path):
