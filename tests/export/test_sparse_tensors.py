@@ -206,7 +206,8 @@ CONV = "conv.weight"
         (lambda t: t[SAVED + CONV].zero_(), nothing, "does not fit"), (nothing, lambda said: said.pop(CONV), "fit"),
         (nothing, lambda said: said.update({"fc.bias": {"kind": "bitmap", "shape": [64]}}), "does not fit"),
         (nothing, put(CONV, kind="1:4", shape=[96, 9]), "does not fit"),
-        (nothing, put(CONV, shape=[0, 2**63]), "does not fit"), (nothing, put(CONV, kind="1:4", shape=[]), "does not fit"),
+        (nothing, put(CONV, shape=[0, 2**63]), "does not fit"),
+        (nothing, put(CONV, kind="1:4", shape=[]), "does not fit"),
         (bomb, put(CONV, kind="places", shape=[65535 * 10**5]), "at most 268,"),
     ],
 )  # fmt: skip
