@@ -22,7 +22,7 @@ def prune_file(
     *,
     scope: str = "layer",
     pattern: str | Pattern = "element",
-    where: Sequence[str] = (),
+    where: str | Sequence[str] = (),
     allow_empty: bool = False,
     progress: Progress | None = None,
 ) -> PrunedFile:
@@ -34,7 +34,7 @@ def prune_file(
     """
     settings = PruneFile(
         _sparsity(sparsity), scope, parse_pattern(pattern) if isinstance(pattern, str) else pattern,  # type: ignore[arg-type]
-        tuple(where), allow_empty,
+        (where,) if isinstance(where, str) else tuple(where), allow_empty,
     )  # fmt: skip
     return settings.run(source, out, progress)
 

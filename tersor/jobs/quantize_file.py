@@ -28,7 +28,7 @@ def quantize_file(
     symmetric: bool = True,
     range: str | Range = "min_max",
     dtype: str | None = None,
-    where: Sequence[str] = (),
+    where: str | Sequence[str] = (),
     progress: Progress | None = None,
 ) -> QuantizedFile:
     """Store the weights of a file (safetensors, a sharded checkpoint, .npz) as packed integers; no model is needed.
@@ -58,7 +58,8 @@ def quantize_file(
         return Int(width, symmetric=symmetric, group_size=group_size)
 
     schemes = {name: scheme(width) for name, width in read.items()} if isinstance(read, dict) else scheme(read)
-    settings = QuantizeFile(schemes, RANGES[range] if isinstance(range, str) else range, dtype, tuple(where))
+    names = (where,) if isinstance(where, str) else tuple(where)
+    settings = QuantizeFile(schemes, RANGES[range] if isinstance(range, str) else range, dtype, names)
     return settings.run(source, out, progress)
 
 

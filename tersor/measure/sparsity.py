@@ -79,14 +79,14 @@ def structured_against_unstructured(model: nn.Module, path: str, fraction: float
     channels = masks.keep_largest(masks.rows(weight.double().square()), masks.count(fraction, len(weight)))
     whole = masks.spread_rows(channels, weight)
     return (
-        _row("unstructured", weight, single, weight.shape),
-        _row("structured", weight, whole, torch.Size((int(channels.sum()), *weight.shape[1:]))),
+        _row("unstructured", weight, single, torch.ones_like(channels)),
+        _row("structured", weight, whole, channels),
     )
 
 
-def _row(kind: str, weight: Tensor, keep: Tensor, shape: torch.Size) -> dict[str, Any]:
+def _row(kind: str, weight: Tensor, keep: Tensor, channels: Tensor) -> dict[str, Any]:
     left = torch.where(keep, weight, torch.zeros((), dtype=weight.dtype, device=weight.device))
-    found = encodings.sizes_of(shape, weight.element_size(), int(torch.count_nonzero(left)))
+    found = encodings.sizes(left[channels])
     return {
         "kind": kind, "zeros": int((~keep).sum()), "parameters_left": int(keep.sum()), "dense_bytes": found["dense"],
         "smallest_bytes": found[encodings.smallest(found)], **change(weight, left)._asdict(),

@@ -12,7 +12,6 @@ import numpy as np
 from scipy.sparse import csr_array
 from threadpoolctl import threadpool_limits
 
-from tersor.tensor.encodings import sizes_of
 from tersor.tiny.layers import Array, Layer, Linear, Sequential, as_array, walk, weighted
 from tersor.tiny.losses import imitation
 from tersor.tiny.low_rank import factorize, saves_numbers
@@ -142,7 +141,7 @@ def _size(version: Layer, *, integers: bool) -> int:
     total = 0
     for p in version.parameters():
         if integers and p.ndim > 1:
-            total += SCALE_AND_OFFSET + min(sizes_of(p.shape, 1, int(np.count_nonzero(p.data))).values())
+            total += SCALE_AND_OFFSET + stored_bytes((p.data != 0).astype(np.int8))
         else:
             total += stored_bytes(p.data)
     return total

@@ -63,6 +63,10 @@ def test_single_weights_and_whole_channels_are_compared_on_one_layer():
     assert whole["zeros"] == 36 and whole["parameters_left"] == 36 and whole["dense_bytes"] == 36 * 4
     assert whole["norm_kept"] == pytest.approx(float(strongest.norm() / w.norm()))
     assert single["dense_bytes"] == 72 * 4 and single["smallest_bytes"] == 36 * 4 + 9
+    few = nn.Sequential(nn.Linear(200, 50))
+    single, few_whole = structured_against_unstructured(few, "0", 0.96)
+    assert single["smallest_bytes"] < 400 * 4 + 400 * 2 and few_whole["smallest_bytes"] == 2 * 200 * 4, "gaps, dense"
+    single, whole = structured_against_unstructured(model, "0", 0.5)
     assert single["norm_kept"] > whole["norm_kept"] and single["quality"] > whole["quality"]
     for path, fraction, match in (
         ("0", 1.0, "not a fraction"),

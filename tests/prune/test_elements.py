@@ -157,8 +157,15 @@ def test_what_is_gathered_leaves_with_the_training(task):
 
 
 @pytest.mark.parametrize(
-    "make", [lambda: WeightTaylor(0), lambda: WeightFisher(0), lambda: Wanda(0), lambda: MagnitudeAverage(1.0)]
-)
-def test_settings_out_of_range_are_errors(make):
-    with pytest.raises(InputError):
+    "make, match",
+    [
+        (lambda: WeightTaylor(0), "at least one"), (lambda: WeightFisher(0), "at least one"),
+        (lambda: Wanda(0), "at least one"), (lambda: MagnitudeAverage(1.0), "out of range"),
+        (lambda: WeightTaylor("3"), "WeightTaylor.batches: wrong type"), (lambda: WeightFisher(1.5), "wrong type"),
+        (lambda: Wanda("3"), "wrong type"), (lambda: MagnitudeAverage("x"), "wrong type"),
+        (lambda: RandomWeights("x"), "RandomWeights.seed: wrong type"),
+    ],
+)  # fmt: skip
+def test_settings_out_of_range_or_of_a_wrong_type_are_errors(make, match):
+    with pytest.raises(InputError, match=match):
         make()

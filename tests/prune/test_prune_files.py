@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from tersor.core.errors import InputError
 from tersor.core.progress import Progress
 from tersor.files import weights
+from tersor.jobs.prune_file import prune_file
 from tersor.prune.files import removal as file_removal
 from tersor.prune.files.prune import PruneFile
 from tersor.prune.sparse.patterns import NM, Block, Rows
@@ -259,6 +260,7 @@ def test_names_choose_tensors_and_sparsities(tmp_path):
     assert zeros(PruneFile({"enc*": 0.3, "*": 0.9})) == {"enc.0.weight": 30, "head.weight": 90}
     done = PruneFile({"enc*": 0.3}).run(source, out)
     assert {skip.place: skip.reason for skip in done.skips}["head.weight"] == "no sparsity is given for its name"
+    assert [row.name for row in prune_file(source, out, 0.5, where="enc*").tensors] == ["enc.0.bias", "enc.0.weight"]
     for settings_ in (PruneFile(0.5, where=("encoder*",)), PruneFile({"encoder*": 0.5})):
         with pytest.raises(InputError, match="Nearest names: enc.0"):
             settings_.run(source, out)
@@ -277,6 +279,9 @@ def test_names_choose_tensors_and_sparsities(tmp_path):
         (lambda: PruneFile(0.6, pattern=NM(2, 4)), "its own sparsity in every group, 0.5"),
         (lambda: PruneFile(pattern=NM(2, 4), scope="global"), "Leave sparsity and scope out"),
         (lambda: PruneFile(0.5, pattern=Rows()), "for models only"),
+        (lambda: PruneFile("0.9"), "PruneFile.sparsity: wrong type"),
+        (lambda: PruneFile({"a": "0.9"}), r"PruneFile.sparsity\['a'\]: wrong type"),
+        (lambda: PruneFile(0.5, where="*.weight"), "PruneFile.where: wrong type"),
     ],
 )
 def test_impossible_settings_are_refused(make, message):

@@ -65,6 +65,13 @@ def test_convolutions_take_part():
     assert len(found) == 32 and 0 < found["int8"]["error"] < 0.05
 
 
+def test_few_integers_are_counted_with_the_gaps_between_them():
+    model = Sequential(Linear(100, 100, bias=False, rng=np.random.default_rng(0)))
+    found = compare_techniques(model, sparsity=0.97, repeats=1, techniques=("magnitude", "int8"))
+    left = int(round((1 - found["magnitude + int8"]["sparsity"] / 100) * 10_000))
+    assert 2 * left <= found["magnitude + int8"]["size_bytes"] <= 2 * left + 20 < left + 10_000 / 8
+
+
 def test_what_a_model_cannot_have_is_left_out_and_said(capsys):
     found = compare_techniques(Sequential(Linear(3, 1)), repeats=1, techniques=("structured", "low_rank", "int8"))
     assert list(found) == ["original", "int8"]

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from tersor.core.check_fields import check_fields
 from tersor.core.errors import InputError
 from tersor.core.plan import Skip
 from tersor.core.progress import Progress
@@ -43,6 +44,7 @@ class PruneFile:
     allow_empty: bool = False
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.scope not in ("layer", "global"):
             raise InputError("unknown scope", where="scope", got=repr(self.scope), expected="layer or global")
         expect_pattern_of_files(self.pattern)
@@ -109,7 +111,7 @@ class PrunedTensor:
     """What became of one tensor. ``target``: fraction of zeros that was asked for; None with scope global.
 
     ``dense_bytes``: what it takes in the file, with or without zeros; ``smallest_bytes``: what it would take in
-    ``encoding``, the smallest of ``tersor.tensor.encodings``.
+    ``encoding``, the smallest of ``tersor.tensor.encodings.sizes_of`` (``gaps`` would need to know where zeros stand).
     """
 
     name: str

@@ -8,6 +8,7 @@ from typing import final
 
 from torch import Tensor, nn
 
+from tersor.core.check_fields import check_fields
 from tersor.core.errors import InputError
 from tersor.core.place import TensorPlace
 from tersor.core.randomness import seeded
@@ -32,6 +33,7 @@ class WeightFisher(WeightScore):
     samples: int = 64
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.samples < 1:
             raise InputError("at least one sample is needed", where="WeightFisher.samples", got=self.samples)
 

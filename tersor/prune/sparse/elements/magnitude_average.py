@@ -7,6 +7,7 @@ from typing import final
 
 from torch import Tensor
 
+from tersor.core.check_fields import check_fields
 from tersor.core.errors import InputError
 from tersor.prune.sparse.elements.score import GatheredScore
 
@@ -22,6 +23,7 @@ class MagnitudeAverage(GatheredScore):
     beta: float = 0.99
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not 0 <= self.beta < 1:
             raise InputError("out of range", where="MagnitudeAverage.beta", got=self.beta, expected="0 ≤ beta < 1")
 

@@ -9,6 +9,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
+from tersor.core.check_fields import check_fields
 from tersor.core.place import TensorPlace, tensor_at
 from tersor.core.task import Task
 from tersor.prune.sparse.elements.score import WeightScore
@@ -20,6 +21,9 @@ class RandomWeights(WeightScore):
     """Uniform numbers: the baseline that any other score must beat."""
 
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def elements(self, model: nn.Module, task: Task, places: Sequence[TensorPlace]) -> list[Tensor]:
         """Numbers in [0, 1), drawn on the CPU; the same for the same shapes in the same order."""

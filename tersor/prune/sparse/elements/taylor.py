@@ -8,6 +8,7 @@ from typing import final
 
 from torch import Tensor, nn
 
+from tersor.core.check_fields import check_fields
 from tersor.core.errors import InputError
 from tersor.core.place import TensorPlace
 from tersor.core.randomness import seeded
@@ -33,6 +34,7 @@ class WeightTaylor(WeightScore):
     batches: int = 16
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.batches < 1:
             raise InputError("at least one batch is needed", where="WeightTaylor.batches", got=self.batches)
 

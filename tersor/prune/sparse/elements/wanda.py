@@ -9,6 +9,7 @@ from typing import final
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from tersor.core.check_fields import check_fields
 from tersor.core.errors import InputError
 from tersor.core.place import TensorPlace, aliases, module_at
 from tersor.core.task import Task
@@ -34,6 +35,7 @@ class Wanda(WeightScore):
     batches: int = 8
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.batches < 1:
             raise InputError("at least one batch is needed", where="Wanda.batches", got=self.batches)
 
