@@ -130,9 +130,11 @@ class Intercept(nn.Module):
         return live
 
     def fall_asleep(self, module: nn.Module, args: Any) -> None:
-        """A module below starts: its calls are its own."""
+        """A module below starts: its calls are its own, and so are those of its hooks, whenever they were put there."""
         if self._live:
             self._live[-1].asleep += 1
+        if not torch.compiler.is_dynamo_compiling():
+            _call_last(module, self.wake)
 
     def wake(self, module: nn.Module, args: Any, result: Any) -> None:
         """A module below ended."""
@@ -190,6 +192,13 @@ def _is_running(module: nn.Module) -> bool:
             return True
         frame = frame.f_back
     return False
+
+
+def _call_last(module: nn.Module, hook: Callable[..., Any]) -> None:
+    """Move a forward hook of ``module`` behind those that were registered after it."""
+    hooks = module._forward_hooks
+    for number in [number for number, found in hooks.items() if found == hook]:
+        hooks[number] = hooks.pop(number)
 
 
 def _intercepts(module: nn.Module) -> list[Intercept]:

@@ -154,6 +154,16 @@ class Containers(nn.Module):
         return F.relu(x) + 1
 
 
+def test_what_a_later_hook_on_a_child_computes_is_not_the_parents():
+    model = Twice()
+    intercept_at(model, "block").add("add", 1, Add(10))
+    seen = []
+    model.block.inner.register_forward_hook(lambda _m, _x, y: seen.append(y + y))
+    for _ in range(2):
+        assert model(X).tolist() == [[78.0, 96.0]]
+    assert seen[0].tolist() == [[2.0, 4.0]]
+
+
 @pytest.mark.parametrize("paths", [("inner", ""), ("", "inner")])
 def test_what_a_tap_on_a_childs_input_computes_is_not_the_parents(paths):
     model = Residual()
