@@ -95,6 +95,8 @@ def _look(model: nn.Module, task: Task, loader: Iterable[Any], where: str) -> tu
             if forward.labels is None or is_regression(forward):
                 return None, []
             samples = samples_of(forward, "review")
+            if samples.student.shape[1] < 2:
+                return None, []
             assert samples.targets is not None, "there are labels"
             chosen = samples.targets != IGNORED
             chosen = chosen if samples.counted is None else chosen & samples.counted

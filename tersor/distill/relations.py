@@ -15,7 +15,7 @@ from tersor.core.errors import InputError
 from tersor.distill.checks import expect_one_of, expect_positive, expect_weights
 from tersor.distill.join import Joined, exactly, join_positions
 from tersor.distill.pairs import reading_of
-from tersor.distill.samples import samples_of
+from tersor.distill.samples import distributions_of
 from tersor.train.layers import LayerPair, Reading, Spread
 from tersor.train.objective import Forward, Objective
 
@@ -239,7 +239,7 @@ class Correlation(Objective):
 
     def of(self, forward: Forward) -> Tensor:
         """Both parts for one forward pass: []."""
-        samples = samples_of(forward, "Correlation")
+        samples = distributions_of(forward, "Correlation")
         student, teacher = (F.softmax(z / self.temperature, dim=-1) for z in (samples.student, samples.teacher))
         if samples.counted is not None:
             if not bool(samples.counted.any()):

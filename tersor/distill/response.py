@@ -15,7 +15,14 @@ from tersor.core.errors import InputError
 from tersor.core.task import Task
 from tersor.distill.checks import expect_positive, expect_weights
 from tersor.distill.monitors import review
-from tersor.distill.samples import classes_of, divergence, expect_same, is_regression, samples_of
+from tersor.distill.samples import (
+    classes_of,
+    distributions_of,
+    divergence,
+    expect_same,
+    is_regression,
+    samples_of,
+)
 from tersor.train.objective import Forward, Objective
 
 
@@ -29,8 +36,8 @@ class SoftTargets(Objective):
     Labels may be missing. Float targets mean regression: the mean squared error to the teacher's output then, without a
     temperature.
 
-    Raises InputError for a temperature that is not positive, where teacher and student differ in shape or classes, and
-    where the teacher's output is not finite.
+    Raises InputError for a temperature that is not positive, for fewer than two classes, where teacher and student
+    differ in shape or classes, and where the teacher's output is not finite.
     Source: Hinton, Vinyals, Dean 2015 (arXiv 1503.02531), section 2.
     """
 
@@ -44,7 +51,7 @@ class SoftTargets(Objective):
         """The divergence from the teacher for one forward pass: []."""
         if is_regression(forward):
             return _squared_error(forward)
-        samples = samples_of(forward, "SoftTargets")
+        samples = distributions_of(forward, "SoftTargets")
         log_p_s = F.log_softmax(samples.student / self.temperature, dim=-1)
         log_p_t = F.log_softmax(samples.teacher / self.temperature, dim=-1)
         return self.temperature**2 * samples.mean(divergence(log_p_t, log_p_s))
@@ -137,7 +144,7 @@ def _decoupled(z: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
 class MatchLogits(Objective):
     """The mean of (z_s − z_t)² over samples and classes: logits learnt by regression, without a temperature.
 
-    Shapes and errors are SoftTargets'; for float targets it is the same.
+    Shapes and errors are SoftTargets', but one output will do; for float targets it is the same.
     Source: Ba and Caruana 2013 (arXiv 1312.6184), equation 1, which halves it.
     """
 

@@ -48,23 +48,33 @@ def samples_of(forward: Forward, who: str) -> Samples:
     classes = student.shape[axis]
     return Samples(
         student.movedim(axis, -1).reshape(-1, classes), teacher.movedim(axis, -1).reshape(-1, classes),
-        None if targets is None else targets.reshape(-1), None if counted is None else counted.reshape(-1),
+        None if targets is None else targets.reshape(-1).long(), None if counted is None else counted.reshape(-1),
     )  # fmt: skip
 
 
-def classes_of(forward: Forward, who: str) -> Samples:
-    """``samples_of`` for a loss that needs the class of each sample. One whose class is −100 does not count, and has 0.
+def distributions_of(forward: Forward, who: str) -> Samples:
+    """``samples_of`` for a loss of distributions over classes. Raises InputError for fewer than two outputs as well."""
+    samples = samples_of(forward, who)
+    if samples.student.shape[1] < 2:
+        raise InputError(
+            "this loss needs classes", where=who, got="one output, whose softmax is always 1", expected="two or more",
+            do="Learn the output itself: MatchLogits(), or float targets",
+        )  # fmt: skip
+    return samples
 
-    Raises InputError where there are no labels or they are no classes, and for fewer than two classes.
+
+def classes_of(forward: Forward, who: str) -> Samples:
+    """``distributions_of`` for a loss that needs the class of each sample. One whose class is −100 does not count, and
+    has 0.
+
+    Raises InputError where there are no labels or they are no classes, too.
     """
     if forward.targets.is_floating_point():
         raise InputError(
             "this loss needs classes", where=who, got=f"targets of {forward.targets.dtype}", expected="integers",
             do="For regression use SoftTargets() or MatchLogits()",
         )  # fmt: skip
-    samples = samples_of(forward, who)
-    if samples.student.shape[1] < 2:
-        raise InputError("this loss needs classes", where=who, got="one output", expected="two or more")
+    samples = distributions_of(forward, who)
     assert samples.targets is not None, "there are labels"
     named = samples.targets != IGNORED
     counted = named if samples.counted is None else samples.counted & named

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from tersor.core.errors import InputError
 from tersor.core.step import Context
 from tersor.core.task import Task
+from tersor.distill.relations import Correlation
 from tersor.distill.response import DecoupledSoftTargets, Distill, MatchLogits, SoftTargets
 from tersor.train.finetune import Finetune
 from tersor.train.objective import TaskLoss
@@ -276,3 +277,25 @@ def test_a_teacher_that_gives_nan_is_named_with_its_batch_in_training(logits):
     task = replace(Task(nn.Linear(4, 3), batches, batches, batches).complete(), reference=Spoils(4, 3).eval())
     with pytest.raises(InputError, match="epoch 1/1, batch 2, task.reference: the teacher's output is not finite"):
         Finetune(epochs=1, objective=Distill()).run(task.model, task, Context(1))
+
+
+@pytest.mark.parametrize("objective", [SoftTargets(), Distill(), Correlation()])
+def test_one_output_has_no_distribution_to_learn(objective):
+    """Its softmax is 1 whatever it says: the loss would be constant, and the teacher teach nothing, in silence."""
+    targets = torch.tensor([0, 1, 1])
+
+    def loss(model, batch):
+        return F.binary_cross_entropy_with_logits(model(batch[0]).squeeze(1), batch[1].float())
+
+    student, teacher = torch.randn(3, 1), torch.randn(3, 1)
+    with pytest.raises(InputError, match=r"one output, whose softmax is always 1.*MatchLogits\(\)"):
+        objective_of(objective, student, teacher, targets, loss)
+    matched = objective_of(MatchLogits(), student, teacher, targets, loss)
+    assert matched.item() == pytest.approx(float((student - teacher).square().mean()))
+
+
+def test_labels_may_be_bytes_as_for_cross_entropy(logits):
+    student, teacher, targets = logits
+    for objective in (Distill(), TaskLoss() + DecoupledSoftTargets()):
+        expected = objective_of(objective, student, teacher, targets)
+        assert objective_of(objective, student, teacher, targets.to(torch.uint8)).item() == expected.item()
