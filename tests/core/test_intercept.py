@@ -156,7 +156,7 @@ class Containers(nn.Module):
 
 def test_what_a_later_hook_on_a_child_computes_is_not_the_parents():
     model = Twice()
-    intercept_at(model, "block").add("add", 1, Add(10))
+    intercept_at(model, "block").add("add", 0, Add(10))
     seen = []
     model.block.inner.register_forward_hook(lambda _m, _x, y: seen.append(y + y))
     for _ in range(2):
