@@ -6,7 +6,7 @@ import dataclasses
 import inspect
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from numbers import Real
 from typing import Any
@@ -20,8 +20,8 @@ _PLAIN: dict[Any, type] = {int: int, float: Real, bool: bool, str: str}
 def check_fields(settings: Any) -> None:
     """Raise InputError, naming the field, where a value is not of the type that its annotation names.
 
-    Looked at are plain types (a bool is no number here), classes, unions of these, mappings of them, and sequences
-    (their items where those are plain); other annotations are left alone. For a dataclass's ``__post_init__``.
+    Looked at are plain types (a bool is no number here), classes, functions, unions of these, mappings and sequences of
+    them; other annotations are left alone. For a dataclass's ``__post_init__``.
 
     >>> @dataclasses.dataclass(frozen=True)
     ... class Steps:
@@ -63,9 +63,9 @@ def _check(value: Any, hint: Any, where: str) -> None:
 
 
 def _check_items(value: Any, option: Any, where: str) -> None:
-    """The items of a sequence of plain values, such as ``tuple[int, ...]``."""
+    """The items of a sequence of plain values or of objects, such as ``tuple[int, ...]``."""
     inside = [each for each in typing.get_args(option) if each is not ...]
-    if _is_sequence(option) and len(inside) == 1 and inside[0] in _PLAIN and _fits(value, option):
+    if _is_sequence(option) and len(inside) == 1 and isinstance(inside[0], type) and _fits(value, option):
         for number, item in enumerate(value):
             _check(item, inside[0], f"{where}[{number}]")
 
@@ -80,6 +80,8 @@ def _fits(value: Any, option: Any) -> bool:
     origin = typing.get_origin(option)
     if origin is Mapping:
         return isinstance(value, Mapping)
+    if origin is Callable:
+        return callable(value)
     if _is_sequence(option):
         return isinstance(value, Sequence) and not isinstance(value, str)
     return isinstance(value, option) if isinstance(option, type) else True
@@ -92,6 +94,8 @@ def _name(option: Any) -> str:
         return f"a mapping from {_name(inside[0])} to {' or '.join(map(_name, parts))}"
     if origin in (tuple, Sequence):
         return f"a tuple of {', '.join(map(_name, inside))}"
+    if origin is Callable:
+        return "a function"
     if option is type(None):
         return "None"
     if inspect.isabstract(option):

@@ -59,9 +59,6 @@ def _check_metric(metric: Any) -> None:
     do = "Accuracy and mean squared error need not be given: they are the defaults"
     fits = metric is None or isinstance(metric, Metric)
     _expect(fits, "the metric is no Metric", "task.metric", metric, expected, do)
-    if metric is not None:
-        per_sample = metric.per_sample
-        _expect(callable(per_sample), "per_sample cannot be called", "task.metric", per_sample, "a function")
 
 
 def _check_example(example: Any) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from tersor.core.check_fields import check_fields
 from tersor.core.errors import InputError
 
 
@@ -26,11 +27,24 @@ class Metric:
     higher_is_better: bool = True
     unit: str = "fraction"
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
 
 def _correct(outputs: Tensor, targets: Tensor) -> Tensor:
     if outputs.shape[:-1] != targets.shape:  # labels instead of scores would otherwise be compared by their position
         raise _no_labels(outputs, targets)
     return (outputs.argmax(dim=-1) == targets).float()
+
+
+def _correct_positions(outputs: Tensor, targets: Tensor) -> Tensor:
+    right, counted = _correct(outputs, targets).flatten(1), (targets != IGNORED).flatten(1)
+    if not bool(counted.any(dim=1).all()):
+        raise InputError(
+            "a sample has a target at no position", got=f"{IGNORED} at all of one of {len(targets)}",
+            do="Leave such samples out, or pass metric= to Task",
+        )  # fmt: skip
+    return (right * counted).sum(dim=1) / counted.sum(dim=1)
 
 
 def _squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -63,6 +77,11 @@ def _no_labels(outputs: Tensor, targets: Tensor) -> InputError:
         what, do = "class labels must be whole numbers (torch.int64)", "targets.long()"
     else:
         what, do = "class labels must be whole numbers, with a score for each class of each", ""
+    if shape == [*outputs.shape[:1], *outputs.shape[2:]] and outputs.ndim > 2:
+        return InputError(
+            "class scores come last", got=f"outputs {list(outputs.shape)} for targets {shape}",
+            expected=f"outputs {[*shape, outputs.shape[1]]}", do="Task(output_of=lambda output: output.movedim(1, -1))",
+        )  # fmt: skip
     if targets.ndim == outputs.ndim and outputs.ndim > 1:
         squeezed = shape[-1] == 1
         do = ("targets.squeeze(-1)" if squeezed else "One-hot labels: targets.argmax(-1)") + (".long()" if do else "")
@@ -75,6 +94,8 @@ def _no_labels(outputs: Tensor, targets: Tensor) -> InputError:
     )  # fmt: skip
 
 
+IGNORED = -100  # the target that torch's cross entropy leaves out
 _LABELS = (torch.int64, torch.uint8)  # what torch's cross entropy takes for labels
 ACCURACY = Metric("accuracy", _correct)
+ACCURACY_OF_POSITIONS = Metric("accuracy", _correct_positions)  # tokens, pixels: the share of a sample's positions
 MEAN_SQUARED_ERROR = Metric("mean_squared_error", _squared_error, higher_is_better=False, unit="squared units")

@@ -113,6 +113,9 @@ class Pipeline(Step):
 
     steps: Sequence[Step]
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
     def run(self, model: nn.Module, task: Task, context: Context | None = None) -> Result:
         """Run every step on the model that the one before gave."""
         context, task = context or Context(), task.ready()

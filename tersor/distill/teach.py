@@ -7,6 +7,7 @@ from typing import final
 
 from torch import nn
 
+from tersor.core.check_fields import check_fields
 from tersor.core.step import Context, Result, Step
 from tersor.core.task import Task
 from tersor.distill.cache import TeacherCache
@@ -29,6 +30,9 @@ class Teach(Step):
 
     training: Finetune = field(default_factory=lambda: Finetune(epochs=10, objective=Distill()))
     cache: TeacherCache | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def run(self, model: nn.Module, task: Task, context: Context | None = None) -> Result:
         """Train; history and facts are those of ``training``."""

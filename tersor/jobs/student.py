@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from tersor.core.check_fields import check_fields
 from tersor.core.errors import InputError
 from tersor.core.task import Task
 from tersor.distill.students import drop_layers
@@ -32,6 +33,7 @@ class Student:
     prune: float | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         given = {name: value for name, value in vars(self).items() if value is not None}
         if len(given) > 1:
             raise InputError(

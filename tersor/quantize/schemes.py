@@ -30,7 +30,7 @@ class Int:
     def __post_init__(self) -> None:
         if type(self.bits) is not int or not (2 <= self.bits <= 8 or self.bits == 16):
             raise InputError(
-                "impossible width", where="Int.bits", got=self.bits, expected="a whole number from 2 to 8, or 16"
+                "impossible width", where="Int.bits", got=repr(self.bits), expected="a whole number from 2 to 8, or 16"
             )
         if self.granularity not in ("per_channel", "per_tensor"):
             raise InputError(

@@ -9,6 +9,7 @@ from typing import final
 
 from torch import nn
 
+from tersor.core.check_fields import check_fields
 from tersor.core.errors import InputError
 from tersor.core.plan import Plan
 from tersor.core.task import Task
@@ -23,6 +24,7 @@ class Together(Companion):
     companions: tuple[Companion, ...]
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not self.companions:
             raise InputError("nobody goes along", where="Together.companions", expected="one companion or more")
 

@@ -1,4 +1,4 @@
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -25,6 +25,8 @@ class Settings:
     maybe: float | None = None
     sizes: Sequence[int] = (1, 2)
     where: Selector = field(default_factory=Everything)
+    parts: Sequence[Inner] = ()
+    ask: Callable[[int], int] | None = None
 
     def __post_init__(self):
         check_fields(self)
@@ -32,7 +34,7 @@ class Settings:
 
 def test_what_fits_passes():
     Settings(4, 1, True, Inner(2), {"a": Inner(), "b": None}, 0.25, [3], ByName("fc"))
-    Settings(share=np.float64(0.5), maybe=np.float32(1), sizes=())
+    Settings(share=np.float64(0.5), maybe=np.float32(1), sizes=(), parts=[Inner()], ask=abs)
 
 
 @pytest.mark.parametrize(
@@ -49,6 +51,8 @@ def test_what_fits_passes():
         ({"sizes": 8}, "Settings.sizes: wrong type. Got int 8; expected a tuple of int."),
         ({"sizes": (1, "2")}, "Settings.sizes[1]: wrong type. Got str '2'; expected int."),
         ({"where": "fc"}, "(Both, ByName, ByType, Either, Everything, Not). Write ByName('fc')."),
+        ({"parts": (Inner(), 3)}, "Settings.parts[1]: wrong type. Got int 3; expected Inner."),
+        ({"ask": 3}, "Settings.ask: wrong type. Got int 3; expected a function or None."),
         ({"inner": Inner}, "expected Inner. Write Inner(…), an object of the class."),
     ],
 )
@@ -69,6 +73,10 @@ def test_another_type_is_refused_by_field_with_what_is_expected(wrong, said):
         (lambda: tersor.Stress(budgets=0.1), "Stress.budgets: wrong type"),
         (lambda: tersor.Probe(sparsities="0.5"), "Probe.sparsities: wrong type"),
         (lambda: tersor.NM("2", 4), "NM.n: wrong type"),
+        (lambda: tersor.Metric("mine", 3), "Metric.per_sample: wrong type. Got int 3; expected a function"),
+        (lambda: tersor.Pipeline([3]), "Pipeline.steps[0]: wrong type. Got int 3; expected a Step"),
+        (lambda: tersor.Student(drop_layers="2"), "Student.drop_layers: wrong type"),
+        (lambda: tersor.Pixels(mean="0.5"), "Pixels.mean: wrong type"),
         (lambda: tersor.Finetune(epochs="3"), "Finetune.epochs: wrong type"),
         (lambda: tersor.Distill(temperature="4"), "Distill.temperature: wrong type"),
         (lambda: tersor.GradualSparsity(updates="9"), "GradualSparsity.updates: wrong type"),

@@ -184,7 +184,6 @@ class TestComplete:
             ({"train": [(None, Y)]}, "task.train, batch 0", "the inputs hold no tensor. Got {'input 0': 'NoneType'}"),
             ({"train": [(X, None, Y)]}, "task.example_inputs", "NoneType"),
             ({"metric": "accuracy"}, "task.metric", "no Metric. Got str 'accuracy'"),
-            ({"metric": Metric("mine", 3)}, "task.metric", "per_sample cannot be called"),
             ({"reference": "x"}, "task.reference", "no torch.nn.Module. Got str 'x'"),
             ({"loss": "mse"}, "task.loss", "loss cannot be called. Got str 'mse'"),
             ({"inputs_of": 1}, "task.inputs_of", "cannot be called"),

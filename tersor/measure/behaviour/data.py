@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tersor.core.check_batch import check_inputs
+from tersor.core.check_fields import check_fields
 from tersor.core.errors import InputError, user_code
 from tersor.core.keyed import plain
-from tersor.core.metric import ACCURACY, MEAN_SQUARED_ERROR
+from tersor.core.metric import ACCURACY, ACCURACY_OF_POSITIONS, MEAN_SQUARED_ERROR, Metric
 from tersor.core.task import TARGET_KEYS, Batch, Split, Task, first_batch
 
 Groups = Mapping[str, NDArray[np.object_]]
@@ -33,6 +34,7 @@ class Pixels:
     deviation: tuple[float, ...] = (1.0,)
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if len(self.mean) != len(self.deviation) or not self.mean or not all(d > 0 for d in self.deviation):
             raise InputError(
                 "no scale of pixels", where="Pixels", got=f"mean {self.mean}, deviation {self.deviation}",
@@ -146,8 +148,14 @@ def _with_metric(task: Task) -> Task:
     check_inputs(task, first, "task.test, batch 0")
     metric = task.metric
     if metric is None:
-        metric = MEAN_SQUARED_ERROR if task.targets(first).is_floating_point() else ACCURACY
+        metric = _metric_of(task.targets(first))
     return replace(task, metric=metric)
+
+
+def _metric_of(targets: Tensor) -> Metric:
+    if targets.is_floating_point():
+        return MEAN_SQUARED_ERROR
+    return ACCURACY if targets.ndim < 2 else ACCURACY_OF_POSITIONS
 
 
 def has_targets(task: Task, batch: Batch) -> bool:

@@ -59,6 +59,9 @@ class Element(Pattern):
 
     per_row: bool = False
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
     @property
     def sparsity(self) -> None:
         """Any can be asked."""

@@ -83,6 +83,9 @@ class ErdosRenyi(Scope):
 
     kernel: bool = True
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
     def zeros(self, weights: Sequence[Weight], units: Sequence[Tensor], sparsity: float) -> list[int]:
         """One count for each weight, from shapes alone."""
         goal = masks.count(sparsity, sum(weight.size for weight in weights))
