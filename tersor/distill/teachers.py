@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from tersor.core.check_fields import check_fields
 from tersor.core.errors import InputError, user_code
 from tersor.core.task import at_rest, by_name, output_tensor
-from tersor.train.teacher import Reference
+from tersor.train.teacher import Reference, expect_finite, in_type_of
 
 _SURE = 1e-3  # the least confidence: a teacher that knows nothing does not leave its own classes without a probability
 
@@ -81,10 +81,11 @@ class Teachers(Reference):
         axis: the axis of classes.
 
     The models run in eval mode and without gradients, whatever is done to this module; one that is in training mode or
-    has gradients is copied. Layers are named by the teacher: ``teachers.0.layer3``, or by its name.
+    has gradients is copied. Floats come to each in the type of its parameters (bfloat16, say). Layers are named by the
+    teacher: ``teachers.0.layer3``, or by its name.
 
     Raises InputError for no teachers, weights that are all 0, names twice, and classes that nobody knows; when it runs,
-    where a teacher fails, or its outputs do not fit its classes or those of the others.
+    where a teacher fails, its output is not finite, or its outputs do not fit its classes or those of the others.
 
     Sources: You, Xu, Xu, Tao 2017, *Learning from multiple teacher networks*, section 3.1 (the mean of probabilities);
     Kwon et al. 2020, *Adaptive knowledge distillation based on entropy*, section 2.2 (weights from the entropy).
@@ -127,17 +128,22 @@ class Teachers(Reference):
                 with user_code("the teacher fails", where=f"teacher {name}"):
                     found.append(_Given(name, one, (one.output or output_tensor)(self._run(name, one, args, kwargs))))
         count = self._fit(found)
-        return self._mean(found, count) if self.combine == "logits" else self._mixture(found, count)
+        z = self._mean(found, count) if self.combine == "logits" else self._mixture(found, count)
+        if z.device.type == "cpu" and not bool(torch.isfinite(z).all()):
+            for given in found:
+                expect_finite(given.z, f"teacher {given.name}")
+        return z
 
     def _run(self, name: str, one: Teacher, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         model = self.teachers[name]
         if one.transform is None:
-            args, kwargs = (by_name(kwargs, model.forward) if kwargs and not args else None) or (args, kwargs)
-            return model(*args, **kwargs)
-        given = one.transform(*args, **kwargs)
-        if isinstance(given, Mapping):
-            return model(**given)
-        return model(*given) if isinstance(given, tuple) else model(given)
+            inputs = (by_name(kwargs, model.forward) if kwargs and not args else None) or (args, kwargs)
+        else:
+            given = one.transform(*args, **kwargs)
+            positional = given if isinstance(given, tuple) else (given,)
+            inputs = ((), given) if isinstance(given, Mapping) else (positional, {})
+        args, kwargs = in_type_of(model, inputs)
+        return model(*args, **kwargs)
 
     def _fit(self, found: Sequence[_Given]) -> int:
         """How many classes there are. Raises InputError where the outputs do not fit each other, or their classes."""

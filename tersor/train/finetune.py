@@ -26,7 +26,7 @@ from tersor.train.board import Board
 from tersor.train.checkpoint import Checkpoints, fingerprint
 from tersor.train.companion import Companion
 from tersor.train.midway import Clock, mark_of, midway, set_randomness
-from tersor.train.objective import Objective, TaskLoss
+from tersor.train.objective import Objective, TaskLoss, review_of
 from tersor.train.optimizer import Optimizer
 from tersor.train.precision import multiplies_bf16
 from tersor.train.rehearse import rehearse
@@ -351,7 +351,7 @@ class _Run:
             self.say(answers.sentence())
         # The last to begin is the first to finish: what it remembers may be of what others put on the model.
         plans = [companion.finish(self.trainer.model) for companion in reversed(self.companions)][::-1]
-        reviewed = dict(self.step.objective.review(self.trainer.model, self.task, state.history))
+        reviewed = review_of(self.step.objective, self.trainer.model, self.task, state.history)
         if reviewed:
             facts["review"] = reviewed
             for warning in reviewed.get("warnings", ()):

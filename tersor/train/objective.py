@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from tersor.core.errors import InputError
+from tersor.core.errors import InputError, TersorError, user_code
 from tersor.core.keyed import Keyed, plain
 from tersor.core.task import TARGET_KEYS, Batch, Task, default_loss
 from tersor.train.companion import Companion
@@ -293,6 +293,17 @@ class Sum(Objective):
                 expected="a weight above 0",
             )  # fmt: skip
         return found
+
+
+def review_of(
+    objective: Objective, model: nn.Module, task: Task, history: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """What ``objective.review`` says; where it fails, a warning that says so: the training that it is about is done."""
+    try:
+        with user_code("the review fails", where="review"):
+            return dict(objective.review(model, task, history))
+    except TersorError as error:
+        return {"warnings": [f"What this training shows of known failures could not be found out: {error}"]}
 
 
 def terms_of(objective: Objective) -> tuple[tuple[float, Objective], ...]:

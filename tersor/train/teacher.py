@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
-from tersor.core.errors import InputError
+from tersor.core.errors import InputError, user_code
 from tersor.core.eval_mode import eval_mode
 from tersor.core.keyed import Keyed
 from tersor.core.task import Arguments
@@ -63,24 +63,45 @@ def run_teacher(
 ) -> Answer:
     """Run ``teacher`` in eval mode and without a gradient; each module's own mode is put back.
 
-    It is moved to the device of its inputs, and stays there.
-    ``output``: what the teacher returns → the tensor that counts; ``taps``: what is kept on the way. Raises InputError,
-    with the rows, where the output is not finite (on a GPU, where looking would halt the queue, it shows in the loss).
+    It is moved to the device of its inputs, and stays there; their floats come in the type of its parameters.
+    ``output``: what the teacher returns → the tensor that counts; ``taps``: what is kept on the way. Raises InputError
+    where it fails, and, with the rows, where the output is not finite (on a GPU, where looking would halt the queue, it
+    shows in the loss).
     """
-    args, kwargs = inputs
+    args, kwargs = inputs if isinstance(teacher, Reference) else in_type_of(teacher, inputs)
     device = device_of_inputs(inputs)
     if any(tensor.device != device for tensor in (*teacher.parameters(), *teacher.buffers())):
         teacher.to(device)
     training = any(module.training for module in teacher.modules())
     with torch.no_grad(), eval_mode(teacher) if training else nullcontext(), tapped(teacher, taps) as seen:
-        result = teacher(*args, **kwargs)
-        outputs = result if isinstance(teacher, Reference) else output(result)
+        with user_code("the teacher fails", where="task.reference"):
+            result = teacher(*args, **kwargs)
+            outputs = result if isinstance(teacher, Reference) else output(result)
+    expect_finite(outputs, "task.reference")
+    return Answer(outputs, {str(tap): value for tap, value in sole(seen.values, "teacher").items()})
+
+
+def in_type_of(teacher: nn.Module, inputs: Arguments) -> Arguments:
+    """The inputs, floats in the type of the teacher's parameters (bfloat16, say); as they are where it has several."""
+    types = {parameter.dtype for parameter in teacher.parameters() if parameter.is_floating_point()}
+    if len(types) != 1:
+        return inputs
+    (dtype,) = types
+
+    def fitting(leaf: Any) -> Any:
+        return leaf.to(dtype) if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
+
+    args, kwargs = tree_map(fitting, (tuple(inputs[0]), dict(inputs[1])))
+    return args, kwargs
+
+
+def expect_finite(outputs: Tensor, where: str) -> None:
+    """Raise InputError, with the rows, where a teacher's output on the CPU is not finite; ``where``: which teacher."""
     if outputs.device.type == "cpu" and not bool(torch.isfinite(outputs).all()):
         finite = torch.isfinite(outputs).reshape(len(outputs) if outputs.ndim else 1, -1).all(dim=1)
         rows = (~finite).nonzero().flatten().tolist()
         raise InputError(
-            "the teacher's output is not finite", where="task.reference",
+            "the teacher's output is not finite", where=where,
             got=f"NaN or infinity in {len(rows)} of {len(finite)} rows of the batch, first in row {rows[0]}",
             expected="finite numbers", do="Check the reference model's weights and its input scaling",
         )  # fmt: skip
-    return Answer(outputs, {str(tap): value for tap, value in sole(seen.values, "teacher").items()})

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from tersor.core.progress import Progress
 from tersor.core.step import Context
 from tersor.core.task import Task
 from tersor.distill.monitors import Counts, proposed, review, spread
-from tersor.distill.response import DecoupledSoftTargets, Distill, MatchLogits
+from tersor.distill.response import DecoupledSoftTargets, Distill, MatchLogits, SoftTargets
 from tersor.train.finetune import Finetune
 from tersor.train.objective import TaskLoss
 from tersor.train.optimizer import Optimizer
@@ -139,3 +140,25 @@ def test_what_knows_no_temperature_or_no_classes_is_not_judged_by_them():
     values = DataLoader(TensorDataset(torch.randn(8, 3), torch.randn(8, 2)), 4)
     model = nn.Linear(3, 2)
     assert Distill().review(model, Task(model, values, values, values).complete(), []) == {}
+
+
+def test_a_training_is_not_lost_where_its_review_fails():
+    """The teacher may have no answer to validation data, which the training itself never asks it about."""
+
+    class Narrow(Lookup):
+        def forward(self, x):
+            return super().forward(x).masked_fill((x > 39).expand(-1, CLASSES), math.nan)
+
+    task = made([0] * 40, [0] * 40)
+    held = DataLoader(TensorDataset(torch.arange(50).float()[:, None], torch.zeros(50, dtype=torch.int64)), 10)
+    student = Lookup([0] * 50)
+    narrow = Narrow([0] * 50).eval().requires_grad_(False)
+    told = Progress()
+    said: list[str] = []
+    told.say = said.append
+    result = Finetune(1, SoftTargets()).run(
+        student, replace(task, validation=held, reference=narrow), Context(0, None, told)
+    )
+    assert len(result.history) == 1
+    (warning,) = result.facts["review"]["warnings"]
+    assert "task.reference: the teacher's output is not finite" in warning and f"warning: {warning}" in said

@@ -221,3 +221,47 @@ def test_a_transformer_and_another_network_teach_a_small_one_from_the_cache(tmp_
     batch = next(iter(data))
     same = SoftTargets()(student, batch, Task(student, reference=teachers))
     assert torch.isfinite(same)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_teacher_in_another_precision_is_given_its_inputs_in_it(dtype, precision):
+    """Alone or among others; in autocast the training itself would run, and what looks at it afterwards would not."""
+    torch.manual_seed(0)
+    data = DataLoader(TensorDataset(torch.randn(20, 3, 6, 6), torch.randint(0, 4, (20,))), 10)
+    teacher, student = (nn.Sequential(nn.Conv2d(3, 4, 6), nn.Flatten()) for _ in range(2))
+    other = copy.deepcopy(teacher).to(dtype)
+    images = data.dataset.tensors[0]
+    for reference in (other, Teachers([teacher, Teacher(other, transform=lambda x: x)])):
+        task = Task(student, data, data, data, reference=reference)
+        said = Forward(student, (images, data.dataset.tensors[1]), task).reference_outputs.float()
+        torch.testing.assert_close(said, teacher(images), atol=0.05, rtol=0)
+        found = Finetune(1, SoftTargets(), precision=precision).run(student, task).facts["review"]
+        assert found["training"]["total"] == 20
+
+
+def test_a_teacher_of_mixed_precision_takes_its_inputs_as_they_are():
+    class Mixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Linear(3, 4), nn.Linear(4, 2).bfloat16()
+
+        def forward(self, x):
+            return self.last(self.first(x).bfloat16())
+
+    mixed = Mixed().eval().requires_grad_(False)
+    x = torch.randn(5, 3)
+    task = Task(nn.Linear(3, 2), reference=mixed)
+    assert torch.equal(Forward(task.model, (x, torch.zeros(5)), task).reference_outputs, mixed(x))
+
+
+def test_of_several_teachers_the_one_whose_output_is_not_finite_is_named():
+    broken = Says([2.0, -1.0, 0.5], [0.0, float("nan"), 0.0])
+    with pytest.raises(InputError, match=r"teacher second: the teacher's output is not finite.* first in row 1"):
+        Teachers([A, Teacher(broken, name="second")])(X)
+
+
+def test_a_teacher_that_fails_is_named_as_such():
+    task = Task(nn.Linear(3, 2), reference=nn.Linear(4, 2))
+    with pytest.raises(InputError, match="task.reference: the teacher fails. Got RuntimeError: mat1 and mat2"):
+        SoftTargets()(task.model, (torch.zeros(2, 3), torch.tensor([0, 1])), task)
