@@ -9,13 +9,12 @@ import torch
 from torch import Tensor
 
 from tersor.core.errors import InputError, TersorError, VerificationError, located, user_code
-from tersor.core.metric import ACCURACY
+from tersor.core.metric import ACCURACY, ACCURACY_OF_POSITIONS, IGNORED
 
 if TYPE_CHECKING:
     from tersor.core.task import Batch, Task
 
 _ROUNDING = 1e-4  # by which a fraction in half precision may miss [0, 1]
-IGNORED = -100  # the target that torch's cross entropy leaves out
 
 
 def check_inputs(task: Task, batch: Batch, where: str, *, labelled: bool = True) -> None:
@@ -103,7 +102,9 @@ def check_targets(task: Task, shape: torch.Size, targets: Tensor, where: str) ->
     Only the default loss and accuracy say that targets are indices; a task with a loss and a metric of its own may
     mean anything. −100 is allowed in sequences: the default loss ignores it.
     """
-    if not predicts_classes(shape, targets) or (task.loss is not None and task.metric is not ACCURACY):
+    if not predicts_classes(shape, targets) or (
+        task.loss is not None and task.metric not in (ACCURACY, ACCURACY_OF_POSITIONS)
+    ):
         return
     classes = shape[-1]
     wrong = out_of_range(targets, classes)

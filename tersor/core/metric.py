@@ -39,12 +39,13 @@ def _correct(outputs: Tensor, targets: Tensor) -> Tensor:
 
 def _correct_positions(outputs: Tensor, targets: Tensor) -> Tensor:
     right, counted = _correct(outputs, targets).flatten(1), (targets != IGNORED).flatten(1)
-    if not bool(counted.any(dim=1).all()):
+    empty = int((~counted.any(dim=1)).sum())
+    if empty:
         raise InputError(
-            "a sample has a target at no position", got=f"{IGNORED} at all of one of {len(targets)}",
-            do="Leave such samples out, or pass metric= to Task",
+            "samples without any target", got=f"{IGNORED} at every position of {empty} of {len(targets)}",
+            do="Leave them out, or pass metric= to Task",
         )  # fmt: skip
-    return (right * counted).sum(dim=1) / counted.sum(dim=1)
+    return (right.double() * counted).sum(dim=1) / counted.sum(dim=1)
 
 
 def _squared_error(outputs: Tensor, targets: Tensor) -> Tensor:

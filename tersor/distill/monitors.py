@@ -12,10 +12,10 @@ import torch
 from accelerate.utils import send_to_device
 from torch import Tensor, nn
 
-from tersor.core.check_batch import IGNORED
 from tersor.core.device import device_of
 from tersor.core.eval_mode import eval_mode
 from tersor.core.loading import batches_of
+from tersor.core.metric import IGNORED
 from tersor.core.randomness import seeded
 from tersor.core.task import Task
 from tersor.distill.samples import is_regression, samples_of

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tersor.core.check_batch import IGNORED
 from tersor.core.errors import InputError
+from tersor.core.metric import IGNORED
 from tersor.train.objective import Forward
 
 

@@ -261,6 +261,42 @@ def test_integers_that_are_no_indices_go_to_a_metric_of_the_users_own():
         collect(*pair(), EvaluationData(replace(task, test=[(X, Y), (X, Y + 3)])))
 
 
+def texts(seed=0, width=7):
+    return torch.randint(0, width, (12, 5), generator=torch.Generator().manual_seed(seed))
+
+
+def test_accuracy_of_tokens_is_each_samples_share_of_positions_with_a_target():
+    x, y = texts(), texts(1)
+    y[:, 4], y[3, :3] = -100, -100
+    models = nn.Embedding(7, 7), nn.Embedding(7, 7)
+    found = collect(*pair(*models), EvaluationData([(x[:8], y[:8]), (x[8:], y[8:])]))
+    for answers, model in zip(found.both, models, strict=True):
+        right = model(x).argmax(-1) == y
+        shares = [float(r[t != -100].double().mean()) for r, t in zip(right, y, strict=True)]
+        np.testing.assert_allclose(answers.values, shares)
+    assert found.notes == ()
+    y[2] = -100
+    with pytest.raises(InputError, match="samples without any target.*of 1 of 12"):
+        collect(*pair(*models), EvaluationData([(x, y)]))
+
+
+def test_targets_that_repeat_the_inputs_tokens_are_noted():
+    x = texts()
+    padded = torch.where(x == 3, -100, x)
+    models = pair(nn.Embedding(7, 7), nn.Embedding(7, 7))
+    assert "shift" in collect(*models, EvaluationData([(x[:6], x[:6]), (x[6:], padded[6:])])).notes[0]
+    assert collect(*models, EvaluationData([(x[:6], x[:6]), (x[6:], x[6:].flip(1))])).notes == ()
+
+
+def test_class_scores_of_positions_that_come_first_are_told_where_they_belong():
+    pictures, labels = torch.rand(4, 3, 6, 6), torch.randint(0, 5, (4, 6, 6))
+    models = pair(nn.Conv2d(3, 5, 1), nn.Conv2d(3, 5, 1))
+    with pytest.raises(InputError, match=r"class scores come last.*movedim\(1, -1\)"):
+        collect(*models, EvaluationData([(pictures, labels)]))
+    last = Task(nn.Identity(), test=[(pictures, labels)], output_of=lambda output: output.movedim(1, -1))
+    assert collect(*models, EvaluationData(last)).kind == "tokens"
+
+
 def test_texts_without_any_target_are_refused():
     task = Task(
         net(), test=[(X[:, None], torch.full((50, 1), -100))], metric=Metric("zero", lambda o, t: o[:, 0, 0] * 0)

@@ -12,16 +12,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tersor.core.check_batch import (
-    IGNORED,
-    check_outputs,
-    check_targets,
-    metric_values,
-    out_of_range,
-    predicts_classes,
-)
+from tersor.core.check_batch import check_outputs, check_targets, metric_values, out_of_range, predicts_classes
 from tersor.core.errors import InputError, located, user_code
 from tersor.core.loading import batches_of
+from tersor.core.metric import IGNORED
 from tersor.core.progress import Progress
 from tersor.core.randomness import seeded
 from tersor.core.task import Arguments, Batch, Split
@@ -138,6 +132,7 @@ class _Reader:
         self._worst = Worst(shown)
         self._kept = 0
         self._notes: list[str] = []
+        self._echoed = True
         self.n = 0
 
     def read(self, batch: Batch, number: int, where: str, left: int | None) -> None:
@@ -154,6 +149,7 @@ class _Reader:
         self._expect_alike(outputs, where)
         if targets is not None:
             check_targets(task, outputs[0].shape, targets, where)
+            self._echoed &= _echoes(given, targets)
         keep = length if left is None else min(length, left)
         groups = data.groups(batch, length, where)
         self._put_groups({name: values[:keep] for name, values in groups.items()}, where)
@@ -269,6 +265,8 @@ class _Reader:
                 "there is nothing to evaluate", where="targets", got=f"{IGNORED} at every position of {self.n} samples",
                 expected="at least one position with a target",
             )  # fmt: skip
+        if self._kind == "tokens" and self._data.labelled and self._echoed:
+            self._notes.append(_ECHO)
         arrays = {name: np.concatenate(parts) for name, parts in self._arrays.items()}
         return Collected(
             self._kind, self._answers("original", arrays), self._answers("compressed", arrays), self.n, self._classes,
@@ -284,6 +282,19 @@ class _Reader:
         name = self._models[0 if which == "original" else 1].name
         scores = joined(own) if own else None
         return Answers(name, arrays.get(f"values {which}"), scores, arrays.get(f"error {which}"))
+
+
+_ECHO = (
+    "each position's target is the token that stands there in the input: of a model that predicts the next token shift "
+    "the targets by one (Task(targets_of=…)), or its accuracy and perplexity say nothing"
+)
+
+
+def _echoes(given: Tensor | None, targets: Tensor) -> bool:
+    """Whether targets repeat the input wherever they count: transformers shifts such labels in its own loss alone."""
+    if given is None or given.shape != targets.shape:
+        return False
+    return bool(((given.cpu() == targets) | (targets == IGNORED)).all())
 
 
 def kind_of(outputs: Tensor, targets: Tensor | None) -> Kind:
