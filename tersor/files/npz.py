@@ -16,6 +16,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from tokenize import TokenError
 from typing import IO, Any, final
 
 import numpy as np
@@ -138,7 +139,7 @@ def _read_entry(
     with archive.open(info) as stream:
         try:
             header, (shape, columns_first, dtype) = _read_npy_header(stream)
-        except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError) as error:
+        except (ValueError, TypeError, SyntaxError, TokenError, RecursionError, MemoryError) as error:
             raise damaged(path, f"{info.filename[:100]!r}: {type(error).__name__}: {error}") from error
     if dtype.hasobject:
         raise damaged(path, f"{info.filename[:100]!r} holds pickled Python objects", expected="numbers")

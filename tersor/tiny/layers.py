@@ -61,9 +61,10 @@ class Layer(ABC):
         return self.forward(x)
 
     def parameters(self) -> list[Tensor]:
-        """Every Tensor of this layer and of those inside it, in order."""
+        """Every Tensor of this layer and of those inside it, in order; one that several layers share, once."""
         own = [value for value in vars(self).values() if isinstance(value, Tensor)]
-        return own + [parameter for layer in self.layers for parameter in layer.parameters()]
+        found = own + [parameter for layer in self.layers for parameter in layer.parameters()]
+        return list({id(parameter): parameter for parameter in found}.values())
 
     @abstractmethod
     def compute(self, x: Array) -> Array:
@@ -196,17 +197,20 @@ class Sequential(Layer):
         return x
 
     def backward(self, gradient: Array) -> Array:
-        """Through the layers, last to first."""
+        """Through the layers, last to first. Raises ValueError where one layer stands in two places."""
+        if len(set(map(id, self.layers))) < len(self.layers):
+            raise ValueError("a layer stands in two places: it remembers one pass only, so make two to train them")
         for layer in reversed(self.layers):
             gradient = layer.backward(gradient)
         return gradient
 
 
 def walk(model: Layer) -> Iterator[Layer]:
-    """The layers of ``model`` that have no layers inside, in the order in which they run."""
-    if not model.layers:
+    """The layers of ``model`` that have no layers inside, in the order in which they run; the course's own too."""
+    inside = getattr(model, "layers", ())
+    if not inside:
         yield model
-    for layer in model.layers:
+    for layer in inside:
         yield from walk(layer)
 
 

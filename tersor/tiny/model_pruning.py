@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from tersor.tensor.masks import allocate, count
-from tersor.tiny.layers import Layer
+from tersor.tiny.layers import Layer, walk
 from tersor.tiny.losses import cross_entropy
 from tersor.tiny.low_rank import factorize
 from tersor.tiny.magnitude import MagnitudePruner, checked, prune_array
@@ -99,13 +99,14 @@ def prune_weights_by_magnitude(layer: Any, pruning_ratio: float = 0.5) -> tuple[
 def prune_model_by_magnitude(model: Layer, pruning_ratio: float = 0.5) -> tuple[Layer, dict[str, Any]]:
     """(the model, each layer pruned in place by ``prune_weights_by_magnitude``, info).
 
-    ``info``: pruning_ratio, layers (layer_i → that layer's info, by its place in ``model.layers``), total_weights,
-    weights_removed, remaining_weights, sparsity, compression_ratio.
+    ``info``: pruning_ratio, layers (layer_i → that layer's info, by its place in ``model.layers``; layers inside layers
+    count in the order in which they run), total_weights, weights_removed, remaining_weights, sparsity,
+    compression_ratio.
     """
     _checked_weights(model)  # nothing is changed where anything is refused
     layers = {
         f"layer_{i}": prune_weights_by_magnitude(layer, pruning_ratio)[1]
-        for i, layer in enumerate(model.layers or [model])
+        for i, layer in enumerate(walk(model))
         if weights_of(layer)
     }
     total, removed, left = (

@@ -319,6 +319,7 @@ def npy(array, **options):
         ([("a.npy", npy(np.ones(3)) + b"x")], "152"),
         ([("a.npy", npy(np.ones(3)).replace(b"(3,)", b"(-3)"))], "a.npy"),
         ([("a.npy", npy(np.ones(3)).replace(b"(3,)", b"3*99"))], "a.npy"),
+        ([("a.npy", npy(np.ones(3)).replace(b"), }", b",   "))], "TokenError"),
         ([("a.npy", npy(np.ones(3)).replace(b"NUMPY\x01", b"NUMPY\x09"))], "version"),
         ([("a.npy", b"\x93NUMPY\x02\x00" + (2**31).to_bytes(4, "little") + b"{}")], "header of 2,147,483,648"),
     ],

@@ -104,6 +104,13 @@ def test_numpys_seed_decides_the_first_weights():
     assert Linear(400, 400, rng=np.random.default_rng(0)).weight.data.std() == pytest.approx((2 / 400) ** 0.5, rel=0.02)
 
 
+def test_a_layer_in_two_places_computes_but_cannot_be_trained():
+    relu, x = ReLU(), np.ones((2, 3), np.float32)
+    model = Sequential(Linear(3, 3), relu, Linear(3, 3), relu)
+    with pytest.raises(ValueError, match="stands in two places"):
+        model.backward(model(x))
+
+
 def test_inputs_that_do_not_fit_are_named():
     with pytest.raises(ValueError, match=r"\[3, 2\] was given x \[4, 5\]"):
         Linear(3, 2)(np.ones((4, 5)))

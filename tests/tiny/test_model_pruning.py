@@ -115,6 +115,19 @@ def test_a_model_is_pruned_layer_by_layer():
     assert info["sparsity"] == 0.5 and info["layers"]["layer_2"]["weights_removed"] == 50
 
 
+def test_layers_inside_layers_are_pruned_too():
+    model = Sequential(Sequential(Linear(4, 8), ReLU()), Sequential(Linear(8, 3)))
+    _, info = prune_model_by_magnitude(model, 0.5)
+    assert list(info["layers"]) == ["layer_0", "layer_2"] and info["sparsity"] == 0.5
+
+
+def test_a_weight_that_two_layers_share_counts_once():
+    one, two = Linear(6, 6), Linear(6, 6)
+    two.weight = one.weight
+    model = magnitude_prune(Sequential(one, ReLU(), two), 0.5)
+    assert np.sum(one.weight.data == 0) == 18 and len(model.parameters()) == 3
+
+
 def test_progressive_pruning_recovers_what_one_shot_loses(trained, digits, capsys):
     training, held_out = digits
     dense = evaluate(trained, held_out)
