@@ -115,6 +115,15 @@ class Task:
             return batch[-1]
         raise _strange_batch(batch)
 
+    def brings_targets(self, batch: Batch) -> bool:
+        """Whether a batch has targets: not so a dict without any of their keys, or inputs by themselves."""
+        batch = plain(batch)
+        if self.targets_of is not None:
+            return True
+        if isinstance(batch, Mapping):
+            return not batch.keys().isdisjoint(TARGET_KEYS)
+        return not isinstance(batch, Tensor) and not (isinstance(batch, (tuple, list)) and len(batch) == 1)
+
     def outputs(self, model: Callable[..., Any], batch: Batch) -> Tensor:
         """The tensor that ``model`` (any callable) gives for a batch."""
         args, kwargs = self.inputs(batch, model)
@@ -189,7 +198,8 @@ class Task:
         return self._completed(needs, strict=True)
 
     def _completed(self, needs: Collection[Split], *, strict: bool) -> Task:
-        """``complete``; unless ``strict``, batches of keyword arguments leave the example inputs None."""
+        """``complete``; unless ``strict``, batches of keyword arguments leave the example inputs None, and batches to
+        calibrate on, or to train on by a teacher alone, may have no targets."""
         check_types(self)
         self._demand_data(needs)
         if self._is_ready and (self.metric is not None or not needs):
@@ -205,7 +215,8 @@ class Task:
                 expected="Task(calibration=DataLoader), or train=",
             )  # fmt: skip
         first = first_batch(calibration, split)
-        check_inputs(self, first, f"task.{split}, batch 0", labelled=bool(needs))
+        labelled = bool(needs) and (strict or self.brings_targets(first))
+        check_inputs(self, first, f"task.{split}, batch 0", labelled=labelled)
         example = self.example_inputs
         arguments = self.inputs(first)
         if example is None and (strict or not arguments[1]):
@@ -213,7 +224,9 @@ class Task:
             said.append("example inputs are the first two samples of a calibration batch")
         metric = self.metric
         if metric is None and needs:
-            metric = MEAN_SQUARED_ERROR if self.targets(first).is_floating_point() else ACCURACY
+            held_out = next(iter(needs))
+            told = first if labelled else first_batch(self.demand_loader(held_out), held_out)
+            metric = MEAN_SQUARED_ERROR if self.targets(told).is_floating_point() else ACCURACY
             said.append(f"the metric is {metric.name.replace('_', ' ')}, by the type of the targets")
         reference = self.model if self.reference is None else self.reference
         reference = at_rest(reference, copied=self.reference is None)

@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
+from numbers import Real
 from typing import Any, final
 
 import torch
@@ -16,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from tersor.core.errors import InputError, TersorError, user_code
 from tersor.core.keyed import Keyed, plain
-from tersor.core.task import TARGET_KEYS, Batch, Task, default_loss
+from tersor.core.task import Batch, Task, default_loss
 from tersor.train.companion import Companion
 from tersor.train.layers import LayerPair, Reading, resolve
 from tersor.train.taps import Tap, sole, tapped
@@ -27,8 +28,8 @@ class Forward:
     """One batch's way through the model, and through the reference: each runs at most once, when it is first asked for.
 
     Objectives that are summed share it. Where the task has a loss of its own, that loss runs the model; the outputs are
-    then what it saw, provided that it called the model with the batch's own inputs. For a batch without labels, which
-    may be missing where nothing asks for the loss, it is left alone.
+    then what it saw, provided that it called the model with the batch's own inputs (and labels, where it gives
+    ``.logits``). For a batch without labels, which may be missing where nothing asks for the loss, it is left alone.
     """
 
     def __init__(self, model: nn.Module, batch: Batch, task: Task, reads: Sequence[Reading] = ()):
@@ -47,7 +48,8 @@ class Forward:
     def targets(self) -> Tensor:
         """The batch's targets. Raises InputError where it has none."""
         if self.labels is None:
-            got = f"a dict with keys {sorted(map(str, self.batch))}" if isinstance(self.batch, Mapping) else "None"
+            keys = sorted(map(str, self.batch)) if isinstance(self.batch, Mapping) else None
+            got = "inputs by themselves, or None for targets" if keys is None else f"a dict with keys {keys}"
             raise InputError(
                 "the batch has no labels", where="task.targets_of", got=got, expected="targets, which this loss needs",
                 do="Learn from the teacher alone (SoftTargets(), Distill(alpha=1)), or bring labels",
@@ -57,13 +59,7 @@ class Forward:
     @cached_property
     def labels(self) -> Tensor | None:
         """The batch's targets; None where it has none."""
-        if (
-            self.task.targets_of is None
-            and isinstance(self.batch, Mapping)
-            and not self.batch.keys() & set(TARGET_KEYS)
-        ):
-            return None
-        return self.task.targets(self.batch)
+        return self.task.targets(self.batch) if self.task.brings_targets(self.batch) else None
 
     @property
     def outputs(self) -> Tensor:
@@ -77,10 +73,19 @@ class Forward:
             _ = self.task_loss
             meant = self._bound(*self.task.inputs(self.batch, self.model))
             for call in self._calls:
-                if _same_objects(self._bound(call.args, call.kwargs), meant):
+                if self._is(call, meant):
                     return self.task.output(call.result), call.seen
         with tapped(self.student, self._taps[0]) as seen:
             return self.task.outputs(self.model, self.batch), seen.take()
+
+    def _is(self, call: _Call, meant: Mapping[str, Any]) -> bool:
+        """Whether a call of the model was with the inputs ``meant``. Labels beside them count for nothing where the
+        result says which of it are logits: so transformers' models compute both in one pass."""
+        if _same_objects(self._bound(call.args, call.kwargs), meant):
+            return True
+        given = call.result.get("logits") if isinstance(call.result, Mapping) else None
+        others = {name: value for name, value in call.kwargs.items() if value is not self.labels}
+        return isinstance(given, Tensor) and _same_objects(self._bound(call.args, others), meant)
 
     @cached_property
     def task_loss(self) -> Tensor:
@@ -223,12 +228,19 @@ class Objective(ABC):
         return {}
 
     def __mul__(self, weight: float) -> Sum:
+        if not isinstance(weight, Real):
+            return NotImplemented
         return Sum(tuple((weight * w, part) for w, part in terms_of(self)))
 
     __rmul__ = __mul__
 
     def __add__(self, other: Objective) -> Sum:
+        if not isinstance(other, Objective):
+            return NotImplemented
         return Sum(terms_of(self) + terms_of(other))
+
+    def __radd__(self, other: int) -> Objective:
+        return self if other == 0 else NotImplemented  # so that sum([…]) works
 
 
 @final

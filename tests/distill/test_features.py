@@ -388,7 +388,7 @@ class Attending(nn.Module):
 def test_hooks_are_gone_also_after_an_error(fails):
     student, teacher = (Attending(fails == who) for who in ("student", "teacher"))
     batch, objective = (torch.randn(2, 3, 4), torch.tensor([0, 1])), Hints(AT) + AttentionMaps(AT)
-    with pytest.raises(RuntimeError, match="boom") if fails != "neither" else nullcontext():
+    with pytest.raises((RuntimeError, InputError), match="boom") if fails != "neither" else nullcontext():
         objective(student, batch, Task(student, reference=teacher))
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in [*student.modules(), *teacher.modules()])
     assert torch.overrides._get_current_function_mode_stack() == []
@@ -428,3 +428,10 @@ def test_what_prunes_meanwhile_leaves_projections_alone():
         result.plans
     ) == 1
     assert CHILD not in result.model._modules and int((result.model.conv2.weight == 0).sum()) == 72
+
+
+@pytest.mark.parametrize("pairs", [{}, ["conv1"], {"conv1": 3}, {0: "conv1"}, {"conv1": ["conv1"]}])
+def test_pairs_that_are_no_names_are_an_error_at_once(pairs):
+    for objective in (Hints, AttentionMaps):
+        with pytest.raises(InputError, match=f"{objective.__name__}.pairs: no pairs of layers"):
+            objective(pairs)

@@ -5,7 +5,8 @@ from torch.nn import functional as F
 
 from tersor.core.errors import InputError
 from tersor.core.task import Task
-from tersor.distill.response import Distill, SoftTargets
+from tersor.distill.response import Distill, MatchLogits, SoftTargets
+from tersor.train.finetune import Finetune
 from tersor.train.objective import Forward, Objective, Sum, TaskLoss
 
 
@@ -136,3 +137,56 @@ def test_a_teacher_whose_arguments_have_another_order_learns_from_the_same_input
     assert torch.isfinite(objective) and (model.calls, teacher.calls) == (1, 1)
     assert torch.equal(forward.reference_outputs, teacher.layer(x - 2 * mask).detach())
     assert torch.equal(forward.outputs, model.layer(x - 2 * mask))
+
+
+class Wrapped(Counting):
+    """Gives logits, and the loss where labels are given, in one result, as transformers' models do."""
+
+    def forward(self, x, labels=None):
+        logits = super().forward(x)
+        return {"logits": logits} if labels is None else {"loss": F.cross_entropy(logits, labels), "logits": logits}
+
+
+def test_a_model_that_computes_its_loss_beside_its_logits_runs_once(batch):
+    student, teacher = Wrapped(), Wrapped()
+    given = dict(zip(("x", "labels"), batch, strict=True))
+    task = Task(student, loss=lambda model, batch: model(**batch)["loss"], reference=teacher)
+    forward = Forward(student, given, task)
+    value = Distill().of(forward)
+    assert (student.calls, teacher.calls) == (1, 1)
+    assert torch.equal(forward.outputs, student.layer(batch[0]))
+    assert torch.allclose(value, Distill()(student, batch, Task(student, reference=teacher)))
+
+
+def test_a_model_that_gives_its_loss_alone_is_asked_for_its_outputs_too(batch):
+    class Either(Counting):
+        def forward(self, x, labels=None):
+            logits = super().forward(x)
+            return logits if labels is None else F.cross_entropy(logits, labels)
+
+    student = Either()
+    given = dict(zip(("x", "labels"), batch, strict=True))
+    task = Task(student, loss=lambda model, batch: model(**batch), reference=Either())
+    assert torch.equal(Forward(student, given, task).outputs, student.layer(batch[0]))
+
+
+def test_objectives_add_up_with_python_s_sum_and_nothing_else_does():
+    terms = [0.5 * TaskLoss(), SoftTargets()]
+    assert sum(terms) == 0.5 * TaskLoss() + SoftTargets()
+    for wrong in (lambda: TaskLoss() + 2, lambda: 2 + TaskLoss(), lambda: TaskLoss() * "2", lambda: "2" * TaskLoss()):
+        with pytest.raises(TypeError, match="unsupported operand|can't multiply sequence"):
+            wrong()
+
+
+@pytest.mark.parametrize("inputs", [lambda x: x, lambda x: (x,), lambda x: [x], lambda x: {"x": x}])
+def test_training_data_may_have_no_labels_where_the_teacher_says_all(batch, inputs):
+    """The metric is that of the held-out data, which has labels."""
+    student, teacher, _ = both()
+    held = [batch]
+    step = Finetune(2, SoftTargets() + MatchLogits(), keep="last")
+    alone = step.run(student, Task(student, [inputs(batch[0])], held, held, reference=teacher))
+    beside = step.run(student, Task(student, held, held, held, reference=teacher))
+    assert [entry["loss"] for entry in alone.history] == [entry["loss"] for entry in beside.history]
+    assert alone.history[-1]["validation"] == beside.history[-1]["validation"]
+    with pytest.raises(InputError, match=r"epoch 1/2, batch 0.*the batch has no labels"):
+        Finetune(2, Distill()).run(student, Task(student, [inputs(batch[0])], held, held, reference=teacher))
