@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any, cast
@@ -31,6 +32,7 @@ from tersor.core.widened import HALVES, is_narrow, narrow
 CONSTRUCTORS: dict[str, Callable[..., nn.Module]] = {
     "Gated": Gated, "Identity": nn.Identity, "ReLU": nn.ReLU, "Removed": Removed, "Scattered": Scattered,
 }  # fmt: skip
+CHILDREN = "Children"  # what a Swap leaves of the module that stood there, by ``names``: a Sequential of these
 
 
 def apply(model: nn.Module, plan: Plan, *, in_place: bool = False) -> nn.Module:
@@ -250,15 +252,29 @@ def _replace(model: nn.Module, places: tuple[TensorPlace, ...], value: Tensor) -
 
 
 def _swap(model: nn.Module, edit: Swap) -> None:
-    if edit.constructor not in CONSTRUCTORS:
-        raise InputError("unknown constructor", where=edit.module, got=edit.constructor, expected=sorted(CONSTRUCTORS))
+    if edit.constructor not in {*CONSTRUCTORS, CHILDREN}:
+        known = sorted({*CONSTRUCTORS, CHILDREN})
+        raise InputError("unknown constructor", where=edit.module, got=edit.constructor, expected=known)
     old = module_at(model, edit.module)
-    new = CONSTRUCTORS[edit.constructor](**edit.arguments).train(old.training)
+    if edit.constructor == CHILDREN:
+        new: nn.Module = _children(old, edit)
+    else:
+        new = CONSTRUCTORS[edit.constructor](**edit.arguments).train(old.training)
     parent, _, name = edit.module.rpartition(".")
     if not name:
         raise InputError("the whole model cannot be swapped", where="<model>")
     module_at(model, parent)._modules[name] = new
     welcome(model, new)
+
+
+def _children(old: nn.Module, edit: Swap) -> nn.Sequential:
+    """The children of ``old`` that are named, one after the other, under their names and in their modes."""
+    children, names = dict(old.named_children()), list(edit.arguments["names"])
+    if lost := [name for name in names if name not in children]:
+        raise InputError("no such child", where=edit.module, got=lost, expected=list(children))
+    kept = nn.Sequential(OrderedDict((name, children[name]) for name in names))
+    kept.training = old.training
+    return kept
 
 
 def _attribute(model: nn.Module, edit: Attribute) -> None:

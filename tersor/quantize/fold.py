@@ -8,8 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from tersor.core.apply import CHILDREN
 from tersor.core.check_fields import check_fields
 from tersor.core.edit import Edit, Swap, Write
+from tersor.core.intercept import CHILD
 from tersor.core.place import Everything, Selector, aliases, select, tensor_at
 from tersor.core.plan import Plan, Skip
 from tersor.core.step import Method
@@ -33,9 +35,10 @@ QUANTISED = "is quantised already"  # how the reason of such a skip ends
 class FoldBatchNorm(Method):
     """Fold each batch norm that directly follows a convolution or a linear layer into its weight and bias.
 
-    With k = γ / sqrt(σ² + ε):  W ← k · W (per output channel),  b ← k · (b − μ) + β,  and the norm becomes Identity.
-    Computed in float64. ``where`` says which batch norms. Jacob et al. 2018 (arXiv 1712.05877), section 3.2; unlike
-    them we fold before training, once and for good.
+    With k = γ / sqrt(σ² + ε):  W ← k · W (per output channel),  b ← k · (b − μ) + β,  and the norm becomes Identity,
+    or a Sequential of its children where it has any (timm's norms hold an activation). Computed in float64. ``where``
+    says which batch norms. Jacob et al. 2018 (arXiv 1712.05877), section 3.2; unlike them we fold before training, once
+    and for good.
     """
 
     where: Selector = field(default_factory=Everything)
@@ -84,6 +87,9 @@ def _refusal(model: nn.Module, graph: Graph, producer: Call | None, norm: Call, 
         return "track_running_stats=False: it normalises by each batch's own statistics"
     if sum(call.operator == "batch_norm" and call.module == norm.module for call in graph.calls) > 1:
         return "called more than once"
+    beside = {call.operator for call in graph.calls if call.module == norm.module} - {"batch_norm"}
+    if beside:
+        return f"its forward computes {', '.join(sorted(beside))} too"
     if producer is None or producer.operator not in WEIGHTED:
         return f"follows {producer.operator if producer else 'the model input'}, not a convolution or linear layer"
     if producer.operator == "linear" and len(producer.shape or ()) != 2:
@@ -131,11 +137,12 @@ def _fold(model: nn.Module, graph: Graph, producer: Call, norm: Call) -> list[Ed
     shift = factor * (bias - mean)
     if module.bias is not None:
         shift = shift + module.bias.detach().double()
+    rest = [name for name, _ in module.named_children() if name not in ("parametrizations", CHILD)]
     new = _scale_outputs(weight.double(), factor, output_axis(producer), groups(producer))
     return [
         Write(weight_at, new.to(weight.dtype)),
         Write(bias_at, shift.to(weight.dtype)),
-        Swap(norm.module, "Identity"),
+        Swap(norm.module, CHILDREN, {"names": rest}) if rest else Swap(norm.module, "Identity"),
     ]
 
 

@@ -282,6 +282,7 @@ class TestSwapAndAttribute:
             (Swap("1", "os.system"), "unknown constructor. Got os.system; expected"),
             (Swap("", "Identity"), "the whole model cannot be swapped"),
             (Swap("4", "Identity"), "no such module"),
+            (Swap("1", "Children", {"names": ["act"]}), r"no such child. Got \['act'\]"),
             (Attribute("0", "weight", None), "not a plain attribute"),
             (Attribute("0", "_forward_hooks", {}), "not a plain attribute"),
             (Attribute("", "0", None), "not a plain attribute"),

@@ -11,6 +11,7 @@ from tersor.core.errors import InputError, VerificationError
 from tersor.core.place import ByName, TensorPlace
 from tersor.core.plan import Plan
 from tersor.core.task import Task
+from tersor.export.artifact import load_artifact, save_artifact
 from tersor.quantize.fold import FoldBatchNorm
 
 
@@ -53,6 +54,37 @@ def test_the_folded_model_computes_the_same(name):
     assert isinstance(folded[1], nn.Identity) and not plan.skips
     assert (folded(x) - expected).abs().max() <= 1e-6 * expected.abs().max()
     assert isinstance(model[1], nn.modules.batchnorm._BatchNorm)
+
+
+class NormAndActivation(nn.BatchNorm2d):
+    """A norm as timm has them: its activation is its child."""
+
+    def __init__(self, channels, activation):
+        super().__init__(channels)
+        self.drop, self.act = nn.Dropout(0.1), activation
+
+    def forward(self, x):
+        return self.act(self.drop(super().forward(x)))
+
+
+class NormAndDouble(nn.BatchNorm2d):
+    def forward(self, x):
+        return super().forward(x) * 2
+
+
+def test_a_norm_that_holds_an_activation_leaves_it_where_it_was(tmp_path):
+    def build():
+        return nn.Sequential(nn.Conv2d(2, 4, 3), NormAndActivation(4, nn.PReLU()), nn.Conv2d(4, 4, 1), NormAndDouble(4))
+
+    model = awake(build()).float()
+    x = torch.randn(2, 2, 5, 5)
+    folded, plan = fold(model, x)
+    assert [(skip.place, skip.reason) for skip in plan.skips] == [("3:batch_norm[0]", "its forward computes mul too")]
+    assert [type(part).__name__ for part in folded[1]] == ["Dropout", "PReLU"] and isinstance(folded[3], NormAndDouble)
+    assert torch.equal(folded[1].act.weight, model[1].act.weight)
+    assert torch.allclose(folded(x), model(x), rtol=1e-4, atol=1e-5)
+    save_artifact(tmp_path, folded, original=model, plans=(plan,))
+    assert torch.equal(load_artifact(tmp_path, build())(x), folded(x))
 
 
 def test_a_masked_weight_is_folded_and_keeps_its_zeros():
