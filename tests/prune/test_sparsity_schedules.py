@@ -361,6 +361,19 @@ def test_each_round_takes_the_same_part_of_what_remains(trained):
         prune_in_rounds(0, 0.9, recovery=training(1))
 
 
+def test_a_schedule_takes_the_sparsity_of_its_prune_and_refuses_two():
+    assert prune_gradually(prune=Prune(0.83)).companion.prune.sparsity == 0.83
+    rounds = prune_in_rounds(2, recovery=training(1), prune=Prune({"0": 0.9}))
+    assert rounds.steps[-2].sparsity == {"0": 0.9} and train_sparse(0.7, prune=Prune(0.7)).steps[0].sparsity == 0.7
+    for make in (
+        lambda: prune_gradually(0.8, prune=Prune(0.9)), lambda: train_sparse(0.8, prune=Prune(0.9)),
+        lambda: prune_in_rounds(2, 0.8, recovery=training(1), prune=Prune(0.9)),
+        lambda: dense_sparse_dense(0.8, prune=Prune(0.9)), lambda: LotteryTicket(0.8, prune=Prune(0.9)),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=r"two sparsities are asked for. Got 0.8, and 0.9 in prune"):
+            make()
+
+
 def test_dense_sparse_dense_ends_dense(trained):
     result = dense_sparse_dense(0.5, sparse=training(2), dense=training(2)).run(trained, make_task(), Context(1))
     assert zeros(result.model) == {"0": 0, "4": 0}

@@ -175,7 +175,7 @@ def train_sparse(
     Raises InputError for a pattern other than ``Element()``.
     Source: Evci et al. 2020 (arXiv 1911.11134), who start from random weights: ``Prune(score=RandomWeights())``.
     """
-    first = replace(prune or Prune(scope=ErdosRenyi()), sparsity=sparsity)
+    first = (prune or Prune(scope=ErdosRenyi())).to(sparsity)
     if first.pattern != Element():
         raise InputError(
             "masks that move are of single numbers", where="train_sparse", got=first.pattern, expected="Element()"

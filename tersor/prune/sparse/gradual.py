@@ -144,12 +144,13 @@ def prune_gradually(
         sparsity: fraction of zeros in the end, or fractions by name (see ``Prune``).
         training: how it trains; its epochs cover both pruning and recovery. Default: ten epochs at half the usual
             learning rate.
-        prune: everything else that ``Prune`` takes (score, pattern, scope, where); its sparsity is not read.
+        prune: everything else that ``Prune`` takes (score, pattern, scope, where), and its sparsity where none
+            is given.
         start, end, updates: see ``GradualSparsity``.
 
-    Source: Zhu and Gupta 2017 (arXiv 1710.01878).
+    Raises InputError where both name another sparsity. Source: Zhu and Gupta 2017 (arXiv 1710.01878).
     """
-    whole = replace(prune or Prune(), sparsity=sparsity)
+    whole = (prune or Prune()).to(sparsity)
     companion = GradualSparsity(whole, start, end, updates)
     return replace(training or Finetune(epochs=10, optimizer=Optimizer(lr=0.025)), companion=companion)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal, final
 
 from torch import nn
@@ -40,8 +40,8 @@ class LotteryTicket(Step):
             ``reset_parameters`` draws a new one from the context's seed.
         prune: everything else that ``Prune`` takes.
 
-    Raises InputError for numbers out of range, and for "fresh" where a module with parameters has no
-    ``reset_parameters``.
+    Raises InputError for numbers out of range, another sparsity in ``prune``, and for "fresh" where a module with
+    parameters has no ``reset_parameters``.
     Source: Frankle and Carbin 2019 (arXiv 1803.03635), section 2; Frankle et al. 2019 (arXiv 1903.01611) for k > 0.
     """
 
@@ -69,7 +69,7 @@ class LotteryTicket(Step):
 
     @property
     def _prune(self) -> Prune:
-        return replace(self.prune, sparsity=self.sparsity)
+        return self.prune.to(self.sparsity)
 
     def run(self, model: nn.Module, task: Task, context: Context | None = None) -> Result:
         """The winning ticket, trained. ``facts``: what the last of its trainings noted."""

@@ -81,6 +81,17 @@ class Prune(Method):
         """The weights that would be masked, in the model's order; why others are not goes into ``skips``."""
         return list(self._asked(model, [] if skips is None else skips))
 
+    def to(self, sparsity: float | Mapping[str, float] | None) -> Prune:
+        """The same with this sparsity, or with its own where that is None. Raises InputError where both differ."""
+        if sparsity is None or self.sparsity == sparsity:
+            return self
+        if self.sparsity is not None:
+            raise InputError(
+                "two sparsities are asked for", where="sparsity", got=f"{sparsity}, and {self.sparsity} in prune",
+                expected="one of them",
+            )  # fmt: skip
+        return replace(self, sparsity=sparsity)
+
     def part(self, way: float) -> Prune:
         """The same, aiming only ``way`` (0 … 1) of the way from a dense model to its sparsity: a step of a schedule."""
         if isinstance(self.pattern, NM):

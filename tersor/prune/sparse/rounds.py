@@ -26,14 +26,15 @@ def prune_in_rounds(
 
     Args:
         rounds: 1 or more.
-        sparsity: fraction of zeros in the end, or fractions by name.
+        sparsity: fraction of zeros in the end, or fractions by name; by default that of ``prune``.
         recovery: a step that trains or repairs; ``Finetune(patience=…)`` stops early and keeps the best epoch.
         prune: everything else that ``Prune`` takes.
 
-    Raises InputError for fewer than one round. Source: Han et al. 2015 (arXiv 1506.02626), section 3.
+    Raises InputError for fewer than one round, and two sparsities.
+    Source: Han et al. 2015 (arXiv 1506.02626), section 3.
     """
     steps: list[Step] = []
-    for part in parts_of(rounds, replace(prune or Prune(), sparsity=sparsity)):
+    for part in parts_of(rounds, (prune or Prune()).to(sparsity)):
         steps += [part, recovery]
     return Pipeline(tuple(steps))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -76,7 +76,7 @@ def dense_sparse_dense(
 
     Source: Han et al. 2017 (arXiv 1607.04381), section 3.
     """
-    first = replace(prune or Prune(), sparsity=sparsity)
+    first = (prune or Prune()).to(sparsity)
     sparse = sparse or Finetune(optimizer=Optimizer(lr=0.025))
     dense = dense or Finetune(optimizer=Optimizer(lr=0.0025))
     return Pipeline((first, sparse, Unmask(), dense))
