@@ -32,7 +32,9 @@ def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, flo
     Source: Wilson 1927, "Probable inference, the law of succession". Plain, it holds 0.03 to 0.05 too seldom where one
     to four are expected to fail (99 % right of 100: 92 %). Brown, Cai and DasGupta 2001 ("Interval estimation for a
     binomial proportion", section 4.1.1) therefore let its inner end begin at the exact one-sided limit there, which
-    here is the binomial's rather than its Poisson approximation. Raises ValueError unless 0 ≤ successes ≤ n and n > 0.
+    here is the binomial's rather than its Poisson approximation. Both ends of up
+    to eight do so too: plain, one failure alone would bound the proportion by 0.79. Raises ValueError unless 0 ≤
+    successes ≤ n and n > 0.
 
     >>> low, high = wilson(0, 10)
     >>> round(low, 3), round(high, 3)
@@ -48,7 +50,7 @@ def wilson_intervals(successes: ArrayLike, totals: ArrayLike, confidence: float 
     """``wilson`` of many proportions at once: (low, high), float64 [k] of ``successes`` [k] and ``totals`` [k]."""
     x, n = np.asarray(successes, np.float64), np.asarray(totals, np.float64)
     low, high = _score(x, n, confidence)
-    few, many = ((0 < k) & (k <= np.minimum(_FEW, n / 2)) for k in (x, n - x))
+    few, many = ((0 < k) & ((k <= np.minimum(_FEW, n / 2)) | (n <= 2 * _FEW)) for k in (x, n - x))
     low[few] = np.minimum(low[few], special.betaincinv(x[few], n[few] - x[few] + 1, 1 - confidence))
     high[many] = np.maximum(high[many], special.betaincinv(x[many] + 1, n[many] - x[many], confidence))
     return low, high

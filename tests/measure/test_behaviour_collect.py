@@ -207,6 +207,19 @@ def test_classes_in_another_order_are_suspected():
     assert order_warning(collect(*pair(model, net(0)), data())) is None
 
 
+@pytest.mark.parametrize(("rows", "classes"), [(1, 6), (2, 6), (40, 3), (60, 10), (1000, 1000)])
+def test_models_that_agree_by_chance_alone_are_not_said_to_number_classes_differently(rows, classes):
+    said = 0
+    for seed in range(20):
+        generator = torch.Generator().manual_seed(seed)
+        outputs = [torch.randn(rows, classes, generator=generator) for _ in range(2)]
+        models = (Runnable(str(n), lambda x, n=n: outputs[n][x]) for n in range(2))
+        said += order_warning(collect(*models, data([torch.arange(rows)]))) is not None
+        if rows == 1000:
+            break
+    assert said == 0
+
+
 def test_groups_are_read_with_the_samples_and_missing_ones_are_none():
     sex = np.array(["f", "m", "", None, "?"] * 10, object)
     loader = [{"x": X[s], "y": Y[s], "sex": sex[s]} for s in (slice(0, 25), slice(25, 50))]

@@ -12,6 +12,7 @@ from tersor.core.errors import InputError
 from tersor.core.measurement import Measurement
 from tersor.core.metric import Metric
 from tersor.core.task import Task
+from tersor.measure.behaviour.agreement import agreement as alike
 from tersor.measure.behaviour.collect import collect
 from tersor.measure.behaviour.confidence import auroc, calibration, outside
 from tersor.measure.behaviour.data import EvaluationData
@@ -195,6 +196,38 @@ def test_the_group_that_loses_more_is_found_and_gated():
     twice = gate(Limits(max_group_gap=5), quality=None, agreement=None, calibration=None, attributes=attributes * 2)
     assert said.checks[0].measured.n == twice.checks[0].measured.n == 999  # people, however many attributes they have
     assert gated(Limits(max_group_gap=50), found, data).status == "passed"
+
+
+def test_of_several_classes_without_a_favourable_one_accuracies_are_compared_and_the_rest_is_said():
+    names = np.where(np.arange(400) % 3 == 0, "a", "b")
+    found, data = compared(logits_for(ONE, 3), logits_for(WORSE, 3), TARGETS, groups_of=lambda batch: {"sex": names})
+    (sex,), skipped = groups(found, data)
+    right = [(WORSE == TARGETS).numpy()[names == name].mean() for name in "ab"]
+    assert set(sex.original) == {"accuracy_gap"}
+    assert sex.compressed["accuracy_gap"].value == pytest.approx(abs(right[0] - right[1]))
+    assert "favourable" in skipped[0].why
+    (chosen,), nothing = groups(found, dataclasses.replace(data, positive=2))
+    assert not nothing and chosen.compressed["accuracy_gap"] == sex.compressed["accuracy_gap"]
+    assert chosen.groups[0].original["selection"].value == pytest.approx((ONE.numpy() == 2)[names == "a"].mean())
+
+
+def test_an_attribute_of_too_many_values_is_left_out_and_said():
+    found, data = compared(
+        logits_for(ONE, 3), logits_for(WORSE, 3), TARGETS, groups_of=lambda batch: {"age": np.arange(400) / 7}
+    )
+    (age,), skipped = groups(found, data)
+    assert not age.groups and "400 groups, of at most 100" in skipped[0].why
+
+
+def test_one_sample_settles_no_limit():
+    for other, agreement in ((1, 0.0), (0, 1.0)):
+        found, data = compared(logits_for([0], 3), logits_for([other], 3), torch.tensor([0]))
+        said = gate(
+            Limits(max_drop=1, min_agreement=0.9), quality=quality(found, data),
+            agreement=alike(found)["top_1"], calibration=None, attributes=(),
+        )  # fmt: skip
+        assert said.checks[1].measured.value == agreement
+        assert [check.status for check in said.checks] == ["not enough data"] * 2
 
 
 def test_groups_that_lose_alike_are_not_said_to_differ():

@@ -30,9 +30,9 @@ def test_wilson_is_the_closed_form_of_the_paper_but_where_few_succeed_or_fail(pa
     middle = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     low, high = max(0, middle - half), min(1, middle + half)
-    if 1 <= k <= min(4, n / 2):
+    if 1 <= k <= (n if n <= 8 else min(4, n / 2)):
         low = min(low, binomial_limit(k, n))
-    if 1 <= n - k <= min(4, n / 2):
+    if 1 <= n - k <= (n if n <= 8 else min(4, n / 2)):
         high = max(high, 1 - binomial_limit(n - k, n))
     assert wilson(k, n) == pytest.approx((low, high), abs=1e-9)
 
@@ -49,6 +49,15 @@ def test_wilson_covers_proportions_near_one_as_well(n):
     inside = (low[:, None] <= p) & (p <= high[:, None])
     coverage = (stats.binom.pmf(np.arange(n + 1)[:, None], n, p) * inside).sum(0)
     assert coverage.min() > 0.928 and 0.945 < coverage.mean() < 0.965
+
+
+@pytest.mark.parametrize("n", range(1, 30))
+def test_wilson_of_a_few_leaves_neither_side_out_more_often_than_one_in_fourteen(n):
+    p = np.linspace(0.001, 0.999, 999)
+    low, high = wilson_intervals(np.arange(n + 1), np.full(n + 1, n))
+    chance = stats.binom.pmf(np.arange(n + 1)[:, None], n, p)
+    assert (chance * (high[:, None] < p)).sum(0).max() < 1 / 14
+    assert (chance * (low[:, None] > p)).sum(0).max() < 1 / 14
 
 
 @pytest.mark.parametrize(("k", "n"), [(0, 0), (3, 2), (-1, 5)])

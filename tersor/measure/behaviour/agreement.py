@@ -12,8 +12,9 @@ from tersor.core.measurement import Measurement
 from tersor.measure.behaviour.collect import Collected
 from tersor.measure.behaviour.intervals import by_sample, mean_of, resampled
 from tersor.measure.behaviour.scores import Scores
+from tersor.tensor.statistics import paired_difference
 
-_LIKELY_ORDER = 0.2  # by how much agreement must rise for another order of the classes to be suspected
+_LIKELY_ORDER = 0.2  # by how much agreement must rise at least for another order of the classes to be suspected
 _MOST_CLASSES = 2000  # of which an order is looked for
 
 
@@ -105,23 +106,32 @@ def _root_mean(squares: NDArray[np.float64], found: Collected) -> Measurement:
 
 
 def order_warning(found: Collected) -> str | None:
-    """A sentence where the two models seem to number the classes differently: a permutation agrees far better."""
+    """A sentence where the two models seem to number the classes differently: a permutation agrees far better.
+
+    It is looked for in every other row and tried on the rest: some permutation always agrees better on its own rows.
+    """
     one, other = found.original.scores, found.compressed.scores
-    if one is None or other is None or not 2 < found.classes <= _MOST_CLASSES:
+    if one is None or other is None or len(one.classes) < 4 or not 2 < found.classes <= _MOST_CLASSES:
         return None
-    table = confusion(one, other.classes, found.classes)
-    actual, renamed = linear_sum_assignment(-table)
-    before, after = np.trace(table) / table.sum(), table[actual, renamed].sum() / table.sum()
-    if after < before + _LIKELY_ORDER or after < 2 * before:
+    table = _counts(one.classes[::2], other.classes[::2], found.classes)
+    renamed = linear_sum_assignment(-table)[1]
+    said, theirs = one.classes[1::2], other.classes[1::2]
+    before, after = said == theirs, renamed[said] == theirs
+    if paired_difference(after, before).low < _LIKELY_ORDER or after.mean() < 2 * before.mean():
         return None
-    first = next((int(a), int(b)) for a, b in zip(actual, renamed, strict=True) if a != b and table[a, b])
+    changed = table * (renamed[:, None] == np.arange(found.classes)) * (1 - np.eye(found.classes, dtype=np.int64))
+    first = np.unravel_index(changed.argmax(), changed.shape)
     return (
-        f"the models may number the classes differently: they agree on {before:.1%} of the rows, and on {after:.1%} if "
-        f"the classes of {found.compressed.name} are renumbered (its {first[1]} for {first[0]} …). Compare label maps"
+        f"the models may number the classes differently: they agree on {before.mean():.1%} of the rows, and on "
+        f"{after.mean():.1%} if the classes of {found.compressed.name} are renumbered (its {first[1]} for {first[0]} "
+        "…). Compare label maps"
     )
 
 
 def confusion(scores: Scores, against: NDArray[np.int64], classes: int) -> NDArray[np.int64]:
     """How often ``scores`` says class i where ``against`` is j, [classes, classes] as [i, j]."""
-    flat = np.bincount(scores.classes * classes + against, minlength=classes**2)
-    return flat.reshape(classes, classes)
+    return _counts(scores.classes, against, classes)
+
+
+def _counts(said: NDArray[np.int64], against: NDArray[np.int64], classes: int) -> NDArray[np.int64]:
+    return np.bincount(said * classes + against, minlength=classes**2).reshape(classes, classes)

@@ -130,7 +130,7 @@ _ABSENT = {
     "max_drop": "batches without targets",
     "min_agreement": "outputs that are no class scores",
     "max_ece_increase": "no class scores with targets",
-    "max_group_gap": "no sensitive attribute with two groups, or no targets",
+    "max_group_gap": "no sensitive attribute whose groups can be compared, or no targets",
 }
 _WORDS = {
     "max_drop": "loss of the metric",

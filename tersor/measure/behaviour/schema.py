@@ -235,7 +235,8 @@ class Attribute(Section):
     groups: tuple[Group, ...] = Field(default=(), description="The groups")
     original: Mapping[str, Measurement] = Field(
         default_factory=dict,
-        description="`demographic_parity`, `disparate_impact`, `equalised_odds`, `accuracy_gap`: two classes only",
+        description="`accuracy_gap`; with a favourable class `demographic_parity`, `disparate_impact`, "
+        "`equalised_odds`",
     )
     compressed: Mapping[str, Measurement] = Field(default_factory=dict, description="The same of the compressed model")
     note: str = Field(default="", description="Why there is nothing, or what is left out")
