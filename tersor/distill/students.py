@@ -33,20 +33,22 @@ def drop_layers(
 ) -> nn.Module:
     """A student with the layers 0, k, 2k, … of each of the teacher's stacks, k = ``every``, and with their weights.
 
-    A stack is a ModuleList or Sequential of at least two modules of one class, in no other stack. A layer that gives
-    another shape than it takes always stays, and is counted from as 0. What lies outside (embeddings, the head) is
-    copied too; the teacher is not changed, and nothing is shared with it.
+    A stack is a ModuleList or Sequential of at least two modules of one class. A layer that gives another shape than it
+    takes always stays, and is counted from as 0. Of stacks inside each other the outermost is meant from which layers
+    can be dropped: where each stage changes the shape, the blocks in the stages. What lies outside (embeddings, the
+    head) is copied too; the teacher is not changed, and nothing is shared with it.
 
     Args:
         teacher: the trained model.
         example_inputs: positional inputs of it, on which the student must run and give outputs of the same shape.
         every: take each k-th layer.
         keep: the numbers of the layers to take, instead of each k-th: (0, 2, 4, 7, 9, 11) of twelve, for DistilBERT.
-        layers: a shell pattern of the stacks that are meant ("encoder.layer", "layer?"); None: all.
+        layers: a shell pattern of the stacks that are meant ("encoder.layer", "stages.*.blocks"); None: all.
 
     A model of transformers is built by its own class from a configuration with fewer layers, which is searched for and
     proved by the names and shapes of its weights, so that ``save_pretrained`` works. Raises InputError where there is
-    no such stack or configuration, where numbers are out of range, and where the student does not run.
+    no such stack or configuration, where nothing is dropped, where numbers are out of range, and where the student does
+    not run.
 
     Source: Sanh et al. 2019, *DistilBERT* (arXiv 1910.01108), section 3: one layer out of two.
 
@@ -59,7 +61,7 @@ def drop_layers(
         raise InputError("nothing is dropped", where="drop_layers.every", got=every, expected="2 or more")
     stacks = _stacks(teacher, layers)
     changing = _changing(teacher, list(stacks), example_inputs)
-    chosen = {path: _kept(path, count, every, keep, changing[path]) for path, count in stacks.items()}
+    chosen = _chosen(stacks, changing, every, keep)
     student = copy.deepcopy(teacher)
     for path, numbers in chosen.items():
         _thin(module_at(student, path), numbers)
@@ -71,11 +73,10 @@ def drop_layers(
 
 
 def _stacks(model: nn.Module, pattern: str | None) -> dict[str, int]:
-    """Path of each outermost stack that is meant → how many layers it has. Raises InputError where there is none."""
+    """Path of each stack that is meant → how many layers it has, the outer first. Raises InputError without any."""
     found: dict[str, int] = {}
     for path, module in model.named_modules():
-        inside = any(path.startswith(f"{other}.") for other in found)
-        if not inside and path and isinstance(module, (nn.ModuleList, nn.Sequential)):
+        if path and isinstance(module, (nn.ModuleList, nn.Sequential)):
             kinds = {type(child) for child in module.children()}
             if len(module) > 1 and len(kinds) == 1:
                 found[path] = len(module)
@@ -108,6 +109,25 @@ def _changing(model: nn.Module, stacks: Sequence[str], inputs: tuple[Any, ...]) 
         with user_code("the teacher does not run", where="drop_layers.example_inputs"):
             model(*copy.deepcopy(inputs))
     return found
+
+
+def _chosen(
+    stacks: Mapping[str, int], changing: Mapping[str, set[int]], every: int, keep: Sequence[int] | None
+) -> dict[str, list[int]]:
+    """The numbers of the layers that stay, of each stack that becomes shorter and lies in no other one that does."""
+    chosen: dict[str, list[int]] = {}
+    for path, count in stacks.items():
+        if not any(path.startswith(f"{outer}.") for outer in chosen):
+            numbers = _kept(path, count, every, keep, changing[path])
+            if len(numbers) < count:
+                chosen[path] = numbers
+    if not chosen:
+        raise InputError(
+            "nothing is dropped", where="drop_layers",
+            got=", ".join(f"{path}: {count} layers" for path, count in stacks.items()),
+            expected="layers that are not kept and give the shape that they take",
+        )  # fmt: skip
+    return chosen
 
 
 def _kept(path: str, count: int, every: int, keep: Sequence[int] | None, changing: set[int]) -> list[int]:
@@ -149,8 +169,10 @@ def _configured(teacher: nn.Module, student: nn.Module, chosen: Mapping[str, Seq
     """The student as its class builds it from a configuration, with its weights. Raises InputError."""
     wanted = _shapes(student)
     kind: Any = type(teacher)
-    for config in _shorter(teacher.config, _counts(teacher, chosen)):
+    settings: Any = type(teacher.config)
+    for fields in _shorter(teacher.config, _counts(teacher, chosen)):
         try:
+            config = settings.from_dict(fields)
             with torch.device("meta"):
                 built = kind(copy.deepcopy(config))
         except Exception:  # a configuration that builds nothing is not the one
@@ -173,8 +195,8 @@ def _counts(teacher: nn.Module, chosen: Mapping[str, Sequence[int]]) -> dict[int
     return {len(list(module_at(teacher, path).children())): numbers for path, numbers in chosen.items()}
 
 
-def _shorter(config: Any, counts: Mapping[int, Sequence[int]]) -> Iterator[Any]:
-    """Configurations with fewer layers: every field that may count them changed, then fewer of them."""
+def _shorter(config: Any, counts: Mapping[int, Sequence[int]]) -> Iterator[dict[str, Any]]:
+    """A configuration's fields for fewer layers: each that may count them changed, then fewer of them."""
     fields = {name: value for name, value in config.to_dict().items() if _OF_DEPTH.search(name)}
     numbers = {
         name: len(counts[value])
@@ -186,9 +208,15 @@ def _shorter(config: Any, counts: Mapping[int, Sequence[int]]) -> Iterator[Any]:
         for name, value in fields.items()
         if isinstance(value, (list, tuple)) and len(value) in counts
     }
+    stages = {
+        name: [len(counts.get(count, range(count))) for count in value]
+        for name, value in fields.items()
+        if isinstance(value, (list, tuple)) and all(isinstance(count, int) for count in value)
+    }
+    yield {**config.to_dict(), **stages}  # "depths", of the blocks in each stage
     for size in range(len(numbers), 0, -1):
         for names in combinations(numbers, size):
-            yield type(config).from_dict({**config.to_dict(), **lists, **{name: numbers[name] for name in names}})
+            yield {**config.to_dict(), **lists, **{name: numbers[name] for name in names}}
 
 
 def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:

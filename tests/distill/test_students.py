@@ -185,3 +185,34 @@ def test_a_configuration_of_unknown_fields_is_an_error(package):
     config = package("transformers").ResNetConfig()
     with pytest.raises(InputError, match="no field that is known to be a hidden size and a number of heads"):
         scaled_config(config, width=0.5)
+
+
+class Stage(nn.Module):
+    def __init__(self, before, after, blocks):
+        super().__init__()
+        self.down = nn.Conv2d(before, after, 2, 2)
+        self.blocks = nn.Sequential(*(nn.Conv2d(after, after, 3, padding=1) for _ in range(blocks)))
+
+    def forward(self, x):
+        return self.blocks(self.down(x))
+
+
+def test_of_stages_that_each_change_the_shape_the_blocks_inside_are_dropped():
+    torch.manual_seed(0)
+    teacher = nn.Sequential(nn.Sequential(Stage(1, 2, 2), Stage(2, 4, 5)), nn.Flatten(), nn.Linear(16, 3))
+    images = (torch.randn(2, 1, 8, 8),)
+    student = drop_layers(teacher, images)
+    assert [len(stage.blocks) for stage in student[0]] == [1, 3]
+    assert torch.equal(student[0][1].blocks[1].weight, teacher[0][1].blocks[2].weight)
+    assert [len(stage.blocks) for stage in drop_layers(teacher, images, layers="0.1.blocks")[0]] == [2, 3]
+    with pytest.raises(InputError, match=r"nothing is dropped. Got 0: 2 layers; expected"):
+        drop_layers(teacher, images, layers="0")
+
+
+def test_a_model_of_transformers_has_fewer_blocks_in_its_stages(package):
+    transformers = package("transformers")
+    torch.manual_seed(0)
+    config = transformers.ConvNextConfig(hidden_sizes=[8, 12, 16], depths=[2, 3, 1], num_stages=3)
+    teacher = transformers.ConvNextForImageClassification(config).eval()
+    student = drop_layers(teacher, (torch.randn(1, 3, 32, 32),))
+    assert student.config.depths == [1, 2, 1] and teacher.config.depths == [2, 3, 1]
