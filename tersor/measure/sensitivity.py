@@ -83,7 +83,7 @@ def sensitivity(
 
     Masks are chosen once for each sparsity. Lower sparsities of all weights come first, so that where time runs out
     every weight has the same points, or one less. Raises what ``Prune`` raises, and InputError for a task that is not
-    completed and batches that cannot be run.
+    completed, batches that cannot be run, and where no weight can be pruned.
     """
     begun = time.monotonic()
     model = copy.deepcopy(model).eval()
@@ -91,6 +91,10 @@ def sensitivity(
     loss, metric = judge(model)
     plans = {sparsity: prune.plan(model, task) for sparsity, prune in probe.prunes().items()}
     edits = [(asked, edit) for asked, plan in plans.items() for edit in plan.edits if isinstance(edit, Mask)]
+    skips = tuple(dict.fromkeys(skip for plan in plans.values() for skip in plan.skips))
+    if not edits:
+        reasons = "; ".join(f"{skip.place}: {skip.reason}" for skip in skips[:3])
+        raise InputError("no layer can be pruned", where="sensitivity", got=reasons or "no weight loses anything")
     points: dict[TensorPlace, list[Point]] = {}
     for asked, edit in in_time(edits, "sensitivity of layers", probe.seconds, begun, progress):
         with _masked(stored_at(model, edit.place).detach(), edit.keep):
@@ -99,7 +103,6 @@ def sensitivity(
             points.setdefault(edit.place, []).append(Point(asked, share, zeros, *judge(model)))
     sizes = {edit.place: edit.keep.numel() for _, edit in edits}
     curves = tuple(LayerCurve(str(place), sizes[place], tuple(found)) for place, found in points.items())
-    skips = tuple(dict.fromkeys(skip for plan in plans.values() for skip in plan.skips))
     left_out = len(edits) - sum(map(len, points.values()))
     return Sensitivity(loss, metric, judge.higher_is_better, judge.samples, curves, skips, left_out)
 

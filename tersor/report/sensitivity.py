@@ -13,6 +13,7 @@ from rich.text import Text
 from tersor.report.format import MISSING, count, human, scale_of, shorten
 from tersor.report.page import fill
 from tersor.report.plots import MOST_LAYERS, Plot
+from tersor.report.skips import skip_lines
 from tersor.report.svg import ACCENT, AFTER, BEFORE, inline, new_figure, quiet_axis, settings
 from tersor.report.table import plain_table
 
@@ -66,12 +67,12 @@ def _percent(value: float) -> str:
 
 
 def sensitivity_view(data: Mapping[str, Any]) -> Table:
-    """The table for the terminal."""
+    """The table for the terminal, and what was passed over."""
     header, rows = sensitivity_table(data)
     table = plain_table(header[0], *header[1:])
     for row in rows:
         table.add_row(*map(Text, row))
-    table.caption = caption(data)
+    table.caption = "\n".join([caption(data), *skip_lines(data["skips"], "places")])
     return table
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -10,10 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from tersor.report.format import MISSING, count, scale_of, shape_of
-from tersor.report.skips import SkipGroup, group_skips
+from tersor.report.skips import skip_lines
 from tersor.report.table import plain_table
-
-_NAMED = 5  # tensors that a reason names before it only counts; --json names all
 
 
 def pruned_view(done: Mapping[str, Any]) -> RenderableType:
@@ -31,7 +29,7 @@ def pruned_view(done: Mapping[str, Any]) -> RenderableType:
         Text("all of these"), Text(count(done["size"])), Text(""), Text(_share(done["zeros"], done["size"])),
         Text(_bytes(dense)), Text(_bytes(smallest)),
     )  # fmt: skip
-    lines = _passed_over(done["skips"])
+    lines = skip_lines(done["skips"], "tensors")
     lines += [
         f"{done['zeros']:,} of {done['size']:,} weights are zero.",
         f"The file is as large as before: it is dense, zeros included. Encoded, these tensors would take "
@@ -54,7 +52,7 @@ def quantized_view(done: Mapping[str, Any]) -> RenderableType:
     table.add_row(
         Text("all of these"), Text(""), Text(""), Text(""), Text(_bytes(dense)), Text(_bytes(stored)), Text("")
     )
-    lines = _passed_over(done["skips"])
+    lines = skip_lines(done["skips"], "tensors")
     lines += [
         f"These tensors take {_bytes(stored)} instead of {_bytes(dense)}: {dense / max(1, stored):.2f} times less.",
         "lost: the share of the sum of squares. What that costs in accuracy only the model on data can say.",
@@ -74,16 +72,6 @@ def weights_view(found: Mapping[str, Any]) -> RenderableType:
     if any(tensor["zip_sampled"] for tensor in found["tensors"]):
         parts.append(Text("≈: estimated from parts of the tensor", style="dim"))
     return Group(*parts)
-
-
-def _passed_over(skips: Sequence[Mapping[str, str]]) -> list[str]:
-    """A line for each reason; a state dict has dozens of biases and statistics, passed over for one."""
-    groups = group_skips((skip["place"], skip["reason"]) for skip in skips)
-    return [f"skipped {_counted(group)}{group.named(_NAMED)}: {group.reason}" for group in groups]
-
-
-def _counted(group: SkipGroup) -> str:
-    return f"{len(group.places):,} tensors, " if len(group.places) > _NAMED else ""
 
 
 def _magnitudes(found: Mapping[str, Any]) -> Table:

@@ -50,6 +50,8 @@ def test_the_command_writes_the_page_and_the_numbers_and_prints_the_table(file, 
     assert [point["asked"] for point in data["layers"][0]["points"]] == [0.5, 0.9]
     zeros = sum(data["together"]["sparsity"][layer["place"]] * layer["parameters"] for layer in data["layers"])
     assert round(zeros) == int(0.8 * (192 + 72) + 1e-9) and "together" in shown and "within" in shown
+    assert main(["sensitivity", str(file), "-o", str(out), "--pattern", "1:24", "--max-drop", "100%"]) == 0
+    assert "skipped 0.weight: 8 inputs are no multiple of 24" in " ".join(capsys.readouterr().out.split())
     assert main(["sensitivity", str(file), "-o", str(out), "--json", "--seconds", "100"]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed == json.loads((out / "sensitivity.json").read_text()) and printed["together"] is None

@@ -72,6 +72,8 @@ def test_a_pattern_with_a_sparsity_of_its_own_gives_one_point_and_skips_what_doe
         "2.weight": [0.5], "4.weight": [0.5],
     }  # fmt: skip
     assert any(skip.place == "0.weight" and "6 = 1 × 4 + 2" in skip.reason for skip in found.skips)
+    with pytest.raises(InputError, match=r"no layer can be pruned.*0.weight: 6 inputs are no multiple of 4"):
+        sensitivity(model, task_of(model), Probe(prune=Prune(pattern=NM(), where=ByName("0"))))
 
 
 def test_a_loss_that_overflows_is_infinite_and_null_in_json():
