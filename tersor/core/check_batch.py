@@ -124,6 +124,13 @@ def out_of_range(targets: Tensor, classes: int) -> Tensor:
     return wrong & (targets != IGNORED) if targets.ndim > 1 else wrong
 
 
+def repeats_input(given: Tensor | None, targets: Tensor) -> bool:
+    """Whether targets repeat the input wherever they count: transformers shifts such labels in its own loss alone."""
+    if given is None or given.shape != targets.shape:
+        return False
+    return bool(((given.to(targets.device) == targets) | (targets == IGNORED)).all())
+
+
 def metric_values(task: Task, outputs: Tensor, targets: Tensor, where: str) -> Tensor:
     """The metric's value of each sample, float64 [batch] on the CPU. Raises InputError where the metric gives else."""
     metric = task.demand_metric()

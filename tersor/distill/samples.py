@@ -67,13 +67,14 @@ def classes_of(forward: Forward, who: str) -> Samples:
     """``distributions_of`` for a loss that needs the class of each sample. One whose class is −100 does not count, and
     has 0.
 
-    Raises InputError where there are no labels or they are no classes, too.
+    Raises InputError where there are no labels, they are no classes or repeat the input's tokens, too.
     """
     if forward.targets.is_floating_point():
         raise InputError(
             "this loss needs classes", where=who, got=f"targets of {forward.targets.dtype}", expected="integers",
             do="For regression use SoftTargets() or MatchLogits()",
         )  # fmt: skip
+    forward.expect_labels_of_their_own()
     samples = distributions_of(forward, who)
     assert samples.targets is not None, "there are labels"
     named = samples.targets != IGNORED

@@ -50,6 +50,11 @@ class Teacher:
         check_fields(self)
         if not 0 <= self.weight < math.inf:
             raise InputError("no weight", where="Teacher.weight", got=self.weight, expected="a finite number from 0")
+        if self.name is not None and (not self.name or "." in self.name or self.name in dir(nn.ModuleDict)):
+            raise InputError(
+                "no name for a module", where="Teacher.name", got=repr(self.name),
+                expected="letters that are no attribute of torch.nn.Module, without dots",
+            )  # fmt: skip
         given = self.classes or ()
         if self.classes is not None and (not given or min(given) < 0 or len(set(given)) < len(given)):
             raise InputError("no classes", where="Teacher.classes", got=given, expected="different numbers from 0")

@@ -10,18 +10,22 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from numbers import Real
 from typing import Any, final
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from tersor.core.check_batch import repeats_input
 from tersor.core.errors import InputError, TersorError, user_code
 from tersor.core.keyed import Keyed, plain
-from tersor.core.task import Batch, Task, default_loss
+from tersor.core.task import TARGET_KEYS, Batch, Task, default_loss
 from tersor.train.companion import Companion
 from tersor.train.layers import LayerPair, Reading, resolve
 from tersor.train.taps import Tap, sole, tapped
 from tersor.train.teacher import Answer, run_teacher
+
+_LOOKED_AT: WeakSet[Task] = WeakSet()
 
 
 class Forward:
@@ -84,13 +88,30 @@ class Forward:
         if _same_objects(self._bound(call.args, call.kwargs), meant):
             return True
         given = call.result.get("logits") if isinstance(call.result, Mapping) else None
-        others = {name: value for name, value in call.kwargs.items() if value is not self.labels}
+        others = {name: value for name, value in call.kwargs.items() if name not in TARGET_KEYS}
         return isinstance(given, Tensor) and _same_objects(self._bound(call.args, others), meant)
+
+    def expect_labels_of_their_own(self) -> None:
+        """Raise InputError where each position's label is the token that stands there in the input: a model would learn
+        to copy. Looked at in a task's first batch alone."""
+        if self.task in _LOOKED_AT:
+            return
+        args, kwargs = self.task.inputs(self.batch, self.model)
+        tokens = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor) and value.ndim > 1]
+        varied = bool((self.targets != self.targets.flatten()[:1]).any())  # a mask is no text
+        if varied and any(repeats_input(given, self.targets) for given in tokens if not given.is_floating_point()):
+            raise InputError(
+                "each position's label is the token that stands there in the input", where="task.targets_of",
+                got=f"labels {list(self.targets.shape)} that repeat the input", expected="what the model is to say",
+                do="For the next token: targets_of=lambda batch: F.pad(batch['labels'][:, 1:], (0, 1), value=-100)",
+            )  # fmt: skip
+        _LOOKED_AT.add(self.task)
 
     @cached_property
     def task_loss(self) -> Tensor:
         """The task's own loss: []."""
         if self.task.loss is None:
+            self.expect_labels_of_their_own()
             return default_loss(self.outputs, self.targets)
         with tapped(self.student, self._taps[0]) as seen:
 

@@ -265,3 +265,9 @@ def test_a_teacher_that_fails_is_named_as_such():
     task = Task(nn.Linear(3, 2), reference=nn.Linear(4, 2))
     with pytest.raises(InputError, match="task.reference: the teacher fails. Got RuntimeError: mat1 and mat2"):
         SoftTargets()(task.model, (torch.zeros(2, 3), torch.tensor([0, 1])), task)
+
+
+@pytest.mark.parametrize("name", ["half", "a.b", ""])
+def test_a_teacher_s_name_is_one_that_a_module_can_have(name):
+    with pytest.raises(InputError, match="Teacher.name: no name for a module"):
+        Teacher(A, name=name)

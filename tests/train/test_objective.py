@@ -5,7 +5,7 @@ from torch.nn import functional as F
 
 from tersor.core.errors import InputError
 from tersor.core.task import Task
-from tersor.distill.response import Distill, MatchLogits, SoftTargets
+from tersor.distill.response import DecoupledSoftTargets, Distill, MatchLogits, SoftTargets
 from tersor.train.finetune import Finetune
 from tersor.train.objective import Forward, Objective, Sum, TaskLoss
 
@@ -190,3 +190,38 @@ def test_training_data_may_have_no_labels_where_the_teacher_says_all(batch, inpu
     assert alone.history[-1]["validation"] == beside.history[-1]["validation"]
     with pytest.raises(InputError, match=r"epoch 1/2, batch 0.*the batch has no labels"):
         Finetune(2, Distill()).run(student, Task(student, [inputs(batch[0])], held, held, reference=teacher))
+
+
+class Tokens(nn.Module):
+    """As transformers' language models: the loss shifts the labels, the logits are of every position."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.calls = nn.Embedding(5, 5), 0
+
+    def forward(self, input_ids, labels=None):
+        self.calls += 1
+        logits = self.embed(input_ids)
+        if labels is None:
+            return {"logits": logits}
+        return {"loss": F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()), "logits": logits}
+
+
+def shifted(batch):
+    return F.pad(batch["labels"][:, 1:], (0, 1), value=-100)
+
+
+@pytest.mark.parametrize("objective", [TaskLoss(), Distill(), DecoupledSoftTargets(), 0.5 * SoftTargets() + TaskLoss()])
+def test_labels_that_repeat_the_tokens_are_no_targets_to_learn(objective):
+    torch.manual_seed(0)
+    tokens = torch.randint(0, 5, (2, 6))
+    batch = {"input_ids": tokens, "labels": tokens.clone().index_fill(1, torch.tensor([0]), -100)}
+    model, teacher = Tokens(), Tokens()
+    for _ in range(2):
+        with pytest.raises(InputError, match="task.targets_of: each position's label is the token that stands there"):
+            task = Task(model, reference=teacher)
+            objective(model, batch, task)
+    by_hand = objective(model, batch, Task(model, targets_of=shifted, reference=teacher))
+    model.calls = 0
+    shifts_itself = Task(model, targets_of=shifted, loss=lambda m, b: m(**b)["loss"], reference=teacher)
+    assert torch.allclose(objective(model, batch, shifts_itself), by_hand) and model.calls == 1

@@ -12,7 +12,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tersor.core.check_batch import check_outputs, check_targets, metric_values, out_of_range, predicts_classes
+from tersor.core.check_batch import (
+    check_outputs,
+    check_targets,
+    metric_values,
+    out_of_range,
+    predicts_classes,
+    repeats_input,
+)
 from tersor.core.errors import InputError, located, user_code
 from tersor.core.loading import batches_of
 from tersor.core.metric import IGNORED
@@ -149,7 +156,7 @@ class _Reader:
         self._expect_alike(outputs, where)
         if targets is not None:
             check_targets(task, outputs[0].shape, targets, where)
-            self._echoed &= _echoes(given, targets)
+            self._echoed &= repeats_input(given, targets)
         keep = length if left is None else min(length, left)
         groups = data.groups(batch, length, where)
         self._put_groups({name: values[:keep] for name, values in groups.items()}, where)
@@ -288,13 +295,6 @@ _ECHO = (
     "each position's target is the token that stands there in the input: of a model that predicts the next token shift "
     "the targets by one (Task(targets_of=…)), or its accuracy and perplexity say nothing"
 )
-
-
-def _echoes(given: Tensor | None, targets: Tensor) -> bool:
-    """Whether targets repeat the input wherever they count: transformers shifts such labels in its own loss alone."""
-    if given is None or given.shape != targets.shape:
-        return False
-    return bool(((given.cpu() == targets) | (targets == IGNORED)).all())
 
 
 def kind_of(outputs: Tensor, targets: Tensor | None) -> Kind:
