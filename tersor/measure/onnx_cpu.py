@@ -92,19 +92,40 @@ def profiled_session(path: Path, *, threads: int, prefix: Path) -> onnxruntime.I
     return _open(path, options)
 
 
+def fold_constants(model: bytes, folded: Path, *, weights: Path) -> None:
+    """Write the model as it is once ONNX Runtime has computed what is constant in it. ``weights``: the folder of its
+    weights, if they lie in a file of their own; those of ``folded`` lie beside it.
+
+    Raises ArtifactError where it cannot be loaded.
+    """
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.optimized_model_filepath = str(folded)
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(weights.absolute()))
+    options.add_session_config_entry("session.optimized_model_external_initializers_file_name", f"{folded.name}.data")
+    _session(model, options, (CPU,), str(folded))
+
+
 def _open(
     path: Path, options: onnxruntime.SessionOptions, providers: Sequence[str] = (CPU,)
 ) -> onnxruntime.InferenceSession:
     if not path.is_file():
         raise ArtifactError("no such ONNX file", where=str(path), do="Export the model first")
-    options.log_severity_level = 4
     if saturates_int8():
         options.add_session_config_entry("session.x64quantprecision", "1")
+    return _session(str(path), options, providers, str(path))
+
+
+def _session(
+    model: str | bytes, options: onnxruntime.SessionOptions, providers: Sequence[str], where: str
+) -> onnxruntime.InferenceSession:
+    options.log_severity_level = 4
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=list(providers))
+        return onnxruntime.InferenceSession(model, options, providers=list(providers))
     except _RUNTIME_ERRORS as error:
         raise ArtifactError(
-            "ONNX Runtime cannot load the file", where=str(path), got=_first_line(error), expected="an ONNX model",
+            "ONNX Runtime cannot load the file", where=where, got=_first_line(error), expected="an ONNX model",
             do="The file is damaged or cut short: export it again, or copy it again and compare its size",
         ) from error  # fmt: skip
 

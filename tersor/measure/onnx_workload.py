@@ -1,17 +1,23 @@
-"""The workload of an ONNX file, read from its graph; nothing is run, and weights beside the file are not opened."""
+"""The workload of an ONNX file, read from its graph.
+
+Only where shapes hang on sizes that the graph computes, constants are computed, and weights beside the file opened.
+"""
 
 from __future__ import annotations
 
 import logging
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import onnx
+from google.protobuf.message import DecodeError
 from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
 
-from tersor.core.errors import InputError
+from tersor.core.errors import ArtifactError, InputError
+from tersor.measure.onnx_cpu import fold_constants
 from tersor.measure.runnable import check_onnx
 from tersor.measure.workload import Builder, Operation, Workload
 
@@ -23,6 +29,7 @@ _ELEMENTWISE = {
     "HardSigmoid", "LeakyRelu", "Elu", "Selu", "Celu", "PRelu", "Softplus", "Neg", "Abs", "Exp", "Log", "Sqrt", "Pow",
     "Erf", "Reciprocal", "Round", "Floor", "Where", "Min", "Max", "Mish", "Swish", "QuickGelu", "FastGelu", "BiasGelu",
 }  # fmt: skip
+_PRODUCTS = ("Attention", "Conv", "Gemm", "GRU", "LSTM", "MatMul", "MoE", "RNN")  # parts of products' names
 _INTEGER = {"QLinearConv", "QLinearMatMul", "QGemm", "MatMulInteger", "ConvInteger", "DynamicQuantizeMatMul",
             "MatMulIntegerToFloat"}  # fmt: skip
 _NARROW: dict[int, float] = {TensorProto.INT4: 4.0, TensorProto.UINT4: 4.0}
@@ -71,7 +78,7 @@ def _with_shapes(proto: ModelProto, path: Path, batch: int, sizes: Mapping[str, 
     inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True)
     if _unknown(inferred):
         inferred = _with_runtime_operators(inferred)
-    return inferred
+    return _with_constants(inferred, path) if _unknown(inferred) else inferred
 
 
 def _expect_sizes(sizes: Mapping[str, int], known: set[str], path: Path) -> None:
@@ -103,6 +110,22 @@ def _with_runtime_operators(proto: ModelProto) -> ModelProto:
         return proto
     finally:
         logger.setLevel(level)
+
+
+def _with_constants(proto: ModelProto, path: Path) -> ModelProto:
+    """The model with the shapes that are known once ONNX Runtime has computed what is constant: what is padded to whole
+    windows, for instance, as far as sizes are computed in the graph."""
+    with TemporaryDirectory() as folder:
+        try:
+            fold_constants(proto.SerializeToString(), Path(folder) / "folded.onnx", weights=path.parent)
+            shapes = _shapes(onnx.load(Path(folder) / "folded.onnx", load_external_data=False))
+        except (ArtifactError, OSError, ValueError, DecodeError):  # ValueError: over 2 GB; what stays unknown is said
+            return proto
+    for value in [*proto.graph.value_info, *proto.graph.output]:
+        if value.name in shapes:
+            tensor = value.type.tensor_type
+            tensor.CopyFrom(onnx.helper.make_tensor_type_proto(tensor.elem_type, shapes[value.name]).tensor_type)
+    return onnx.shape_inference.infer_shapes(proto, data_prop=True)
 
 
 def _shapes(proto: ModelProto) -> dict[str, Shape]:
@@ -144,6 +167,7 @@ class _Reader:
         self.integer = {tensor.name for tensor in graph.initializer if _bits(tensor.data_type) <= 8}
         self.given = [value.name for value in graph.input if value.name not in self.stored]
         self.missing: Counter[str] = Counter()
+        self.uncounted: Counter[str] = Counter()
 
     def read(self, batch: int) -> Workload:
         """The workload of the whole graph."""
@@ -156,6 +180,9 @@ class _Reader:
         notes = tuple(
             f"{count} × {operator}: its result's shape is not known, so that it is not counted"
             for operator, count in self.missing.items()
+        )
+        notes += tuple(
+            f"{count} × {operator}: what it multiplies is not counted" for operator, count in self.uncounted.items()
         )
         notes += tuple(
             f"{count} × {name}: what it runs inside is not counted" for name, count in self._nested().items()
@@ -205,6 +232,8 @@ class _Reader:
             weights = {name: min(count, elements) for name, count in weights.items()}
         layer = node.name.partition(":")[0] or node.output[0]
         macs = _macs(node, self.shapes)
+        if shape and not macs and any(word in node.op_type for word in _PRODUCTS):
+            self.uncounted[node.op_type] += 1
         operation = Operation(
             layer, self._operator(node), macs, weights, reads, (), compute=self._compute(node) if macs else "float"
         )
@@ -234,15 +263,30 @@ def _macs(node: NodeProto, shapes: Mapping[str, Shape]) -> int:
     attributes = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
     at = {"QLinearConv": 3, "QLinearMatMul": 3, "QGemm": 3}.get(node.op_type, 1)
     first, second = (shapes.get(node.input[index], ()) if len(node.input) > index else () for index in (0, at))
-    if node.op_type in {"Conv", "ConvInteger", "QLinearConv"}:
+    if node.op_type in {"Conv", "ConvInteger", "QLinearConv", "FusedConv", "NhwcConv", "NhwcFusedConv"}:
         return result * math.prod(second[1:])
     if node.op_type == "ConvTranspose":
         return math.prod(first) * math.prod(second[1:])
-    if node.op_type in {"Gemm", "QGemm"} and first:
-        return result * (first[0] if attributes.get("transA") else first[-1])
-    if node.op_type in {"MatMul", "MatMulInteger", "QLinearMatMul", "MatMulNBits", "FusedMatMul", *_INTEGER} and first:
-        return result * first[-1]
+    if node.op_type in {"Gemm", "MatMul", "MatMulNBits", "FusedGemm", "FusedMatMul", *_INTEGER} and first:
+        return result * (first[-2] if attributes.get("transA") else first[-1])
+    if node.op_type == "Einsum":
+        return _einsum(attributes["equation"].decode(), [shapes.get(name, ()) for name in node.input])
     if node.op_type in {"LSTM", "GRU", "RNN"} and first:
         recurrent = shapes.get(node.input[2], ())
         return math.prod(first[:2]) * (math.prod(second) + math.prod(recurrent))
     return 0
+
+
+def _einsum(equation: str, shapes: Sequence[Shape]) -> int:
+    """Multiply-accumulates of a product in Einstein's notation: one for each value of all indices together.
+
+    >>> _einsum("...ij,jk->...ik", [(2, 3, 4), (4, 5)])
+    120
+    """
+    terms, sizes = equation.replace(" ", "").partition("->")[0].split(","), dict[str, int]()
+    for term, shape in zip(terms, shapes, strict=True):
+        before, _, after = term.partition("...")
+        dots = [f".{number}" for number in range(len(shape) - len(before) - len(after), 0, -1)]
+        for index, size in zip([*before, *dots, *after], shape, strict=False):
+            sizes[index] = max(size, sizes.get(index, 1))
+    return math.prod(sizes.values()) if len(terms) > 1 and all(shapes) else 0

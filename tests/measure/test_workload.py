@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onnx import helper
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
@@ -214,6 +215,66 @@ def test_a_graph_inside_an_operator_is_not_counted_and_said(tmp_path):
     onnx.save(onnx.parser.parse_model(text), tmp_path / "if.onnx")
     found = onnx_workload(tmp_path / "if.onnx", batch=4)
     assert found.macs == 64 and "1 × If: what it runs inside is not counted" in found.notes
+
+
+class Windows(nn.Module):
+    """Pads a sequence to whole windows of 4 by a size that the graph computes, and multiplies each."""
+
+    def __init__(self):
+        super().__init__()
+        self.inside = nn.Linear(4, 8)
+
+    def forward(self, x):
+        x = F.pad(x, (0, (4 - x.shape[1] % 4) % 4))
+        return self.inside(x.reshape(x.shape[0], -1, 4))
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_shapes_that_hang_on_computed_sizes_are_known(tmp_path, beside):
+    path = tmp_path / "windows.onnx"
+    x = torch.randn(2, 10)
+    torch.onnx.export(Windows(), (x,), path, dynamo=False, input_names=["x"], dynamic_axes={"x": {0: "n", 1: "length"}})
+    if beside:
+        onnx.save(onnx.load(path), path, save_as_external_data=True, location="weights.bin", size_threshold=0)
+    found = onnx_workload(path, batch=3, sizes={"length": 10})
+    assert not found.notes and found.macs == 3 * 3 * 4 * 8
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["weights.bin", "windows.onnx"][not beside :]
+
+
+def one_node(path, *shapes, **node):
+    values = [helper.make_tensor_value_info(f"x{n}", 1, shape) for n, shape in enumerate(shapes)]
+    made = helper.make_node(inputs=[value.name for value in values], outputs=["y"], **node)
+    graph = helper.make_graph([made], "one", values, [helper.make_tensor_value_info("y", 1, None)])
+    domains = [helper.make_opsetid("", 20), helper.make_opsetid("com.microsoft", 1)]
+    onnx.save(helper.make_model(graph, opset_imports=domains, ir_version=10), path)
+    return onnx_workload(path)
+
+
+@pytest.mark.parametrize(
+    ("equation", "shapes", "count"),
+    [
+        ("bhi,hij->bhj", [(1, 4, 8), (4, 8, 6)], 4 * 8 * 6),
+        ("...ij,jk->...ik", [(1, 3, 5, 4), (4, 7)], 3 * 5 * 4 * 7),
+        ("bii->bi", [(1, 5, 5)], 0),
+    ],
+)
+def test_products_in_einsteins_notation_are_counted(tmp_path, equation, shapes, count):
+    found = one_node(tmp_path / "one.onnx", *shapes, op_type="Einsum", equation=equation)
+    assert found.macs == count and not found.notes
+
+
+def test_a_transposed_factor_of_a_fused_product_is_summed_over_its_other_axis(tmp_path):
+    found = one_node(
+        tmp_path / "one.onnx", (1, 5, 3), (1, 5, 7), op_type="FusedMatMul", domain="com.microsoft", transA=1
+    )
+    assert found.macs == 3 * 5 * 7
+
+
+def test_products_that_are_not_known_are_said(tmp_path):
+    found = one_node(
+        tmp_path / "one.onnx", *[(1, 6, 8)] * 3, op_type="MultiHeadAttention", domain="com.microsoft", num_heads=2
+    )
+    assert found.notes == ("1 × MultiHeadAttention: what it multiplies is not counted",)
 
 
 def test_inputs_have_the_bytes_of_their_type():
