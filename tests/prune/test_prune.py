@@ -368,6 +368,17 @@ def test_what_cannot_be_masked_is_skipped_or_refused_by_name(task):
         Prune(0.5).plan(task.model, task)
     with pytest.raises(InputError, match="meta device"):
         Prune(0.5).plan(Net().to("meta"), task)
+    assert [skip.reason for skip in Prune(0.5).plan(nn.ReLU(), task).skips] == ["it has no weights"]
+
+
+@pytest.mark.parametrize("kind", ["lazy", "torch.nn.utils.prune"])
+def test_a_model_that_cannot_be_copied_is_refused_with_what_to_do(kind):
+    model = nn.LazyLinear(3) if kind == "lazy" else nn.Linear(4, 3)
+    if kind != "lazy":
+        torch_prune.l1_unstructured(model, "weight", 0.5)
+    batches = TensorBatches(torch.randn(8, 4), torch.arange(8) % 3, 4)
+    with pytest.raises(InputError, match=r"cannot be copied.*Run a lazy model.*prune.remove"):
+        Prune(0.5).run(model, Task(model, batches, batches, batches))
 
 
 @pytest.mark.parametrize(

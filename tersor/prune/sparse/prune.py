@@ -64,6 +64,8 @@ class Prune(Method):
         skips: list[Skip] = []
         asked = self._asked(model, skips)
         weights = list(asked)
+        if not weights and not skips:
+            skips.append(Skip("the model", "it has no weights"))
         units = self._units(model, task, weights)
         if isinstance(self.sparsity, Mapping):
             zeros = [masks.count(asked[w], scores.numel()) for w, scores in zip(weights, units, strict=True)]
