@@ -49,7 +49,7 @@ class _LearntStep(torch.autograd.Function):
             return to_x, None, None, None, None, None
         # Σ g · (inside ? clipped − x / s : clipped) = Σ g · clipped − Σ (g inside) · x / s
         total = _inner(gradient, clipped, ctx.axis) - _inner(to_x, x, ctx.axis) / scale
-        total /= (x.numel() / scale.numel() * max(abs(ctx.q_min), ctx.q_max)) ** 0.5
+        total /= (x.numel() / scale.numel() * ctx.q_max) ** 0.5
         return to_x, total.reshape(scale.shape), None, None, None, None
 
 

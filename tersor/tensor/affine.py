@@ -35,37 +35,42 @@ def choose_parameters(
     xp = array_namespace(low, high)
     if not bool(xp.all(xp.isfinite(low) & xp.isfinite(high))) or bool(xp.any(low > high)):
         raise ValueError("a range needs finite bounds with low <= high")
+    dtype = xp.result_type(low.dtype, high.dtype)
+    low, high = (xp.astype(end, xp.result_type(dtype, xp.float32), copy=False) for end in (low, high))
     zero = xp.zeros_like(low)
-    smallest = zero + SMALLEST_SCALE
+    smallest = zero + max(SMALLEST_SCALE, float(xp.finfo(dtype).smallest_normal))
     if symmetric:
         middle = (quant_min + quant_max + 1) // 2 if quant_min >= 0 else 0
         largest = xp.where(xp.abs(low) > xp.abs(high), xp.abs(low), xp.abs(high))
         scale = xp.maximum(largest / (quant_max - middle), smallest)
-        return scale, xp.astype(zero + middle, xp.int32)
+        return xp.astype(scale, dtype, copy=False), xp.astype(zero + middle, xp.int32)
     low, high = xp.minimum(low, zero), xp.maximum(high, zero)
-    scale = xp.maximum((high - low) / (quant_max - quant_min), smallest)
+    scale = xp.maximum((high / 2 - low / 2) / ((quant_max - quant_min) / 2), smallest)  # high - low may overflow
     zero_point = xp.clip(xp.round(quant_min - low / scale), quant_min, quant_max)
-    return scale, xp.astype(zero_point, xp.int32)
+    return xp.astype(scale, dtype, copy=False), xp.astype(zero_point, xp.int32)
 
 
 def quantize(x: Array, scale: Array, zero_point: Array, *, quant_min: int, quant_max: int) -> Array:
     """q = clamp(round(x / scale) + zero_point), rounding halves to even; int32, the shape of ``x``.
 
-    ``scale`` and ``zero_point`` broadcast against ``x``.
+    ``scale`` and ``zero_point`` broadcast against ``x``; computed in float32 where ``x`` is half precision, which does
+    not hold the integers.
 
     >>> import numpy as np
     >>> quantize(np.array([0.25, 0.75, 9.0]), np.array(0.5), np.array(0), quant_min=-128, quant_max=127).tolist()
     [0, 2, 18]
     """
     xp = array_namespace(x, scale)
-    q = xp.round(x / scale) + xp.astype(zero_point, x.dtype)
+    wide = xp.result_type(x.dtype, xp.float32)
+    q = xp.round(xp.astype(x, wide, copy=False) / scale) + xp.astype(zero_point, wide)
     return xp.astype(xp.clip(q, quant_min, quant_max), xp.int32)
 
 
 def dequantize(q: Array, scale: Array, zero_point: Array) -> Array:
     """x̂ = (q − zero_point) · scale in the dtype of ``scale``, the shape of ``q``."""
     xp = array_namespace(q, scale)
-    return xp.astype(q - zero_point, scale.dtype) * scale
+    wide = xp.result_type(scale.dtype, xp.float32)
+    return xp.astype(xp.astype(q - zero_point, wide) * xp.astype(scale, wide, copy=False), scale.dtype, copy=False)
 
 
 def fake_quantize(x: Array, scale: Array, zero_point: Array, *, quant_min: int, quant_max: int) -> Array:

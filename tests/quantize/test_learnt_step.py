@@ -31,7 +31,7 @@ def make(name, dtype=torch.float32):
 def straight_through(x, scale, zero_point, low, high, axis):
     """LSQ by autograd: round's gradient is one, the step's gradient is scaled by 1 / sqrt(n · q_max)."""
     per_scale = x.numel() / scale.numel()
-    factor = 1 / (per_scale * max(abs(low), high)) ** 0.5
+    factor = 1 / (per_scale * high) ** 0.5
     scale = scale * factor + (scale - scale * factor).detach()
     if axis is not None:
         shape = [-1 if d == axis else 1 for d in range(x.ndim)]

@@ -106,6 +106,32 @@ def test_the_gradient_passes_straight_through_up_to_the_very_ends_and_not_beyond
     assert torch.equal(slope, upstream * torch.tensor([1.0, 1, 0, 0, 1, 1]))
 
 
+@pytest.mark.parametrize("bits", [4, 8, 16])
+@pytest.mark.parametrize(
+    "make", [np.float16, *(lambda x, d=d: torch.tensor(x, dtype=d) for d in (torch.half, torch.bfloat16))]
+)
+def test_half_precision_is_rounded_as_its_float32_is(make, bits):
+    x = make(np.linspace(-3, 5, 5001, dtype=np.float32))
+    wide = x.astype(np.float32) if isinstance(x, np.ndarray) else x.float()
+    ends = {"quant_min": 0, "quant_max": 2**bits - 1}
+    for as_floats in (lambda end: wide[end], lambda end: x[end]):  # the scale in float32, and in half precision
+        scale, zero_point = choose_parameters(as_floats(0), as_floats(-1), symmetric=False, **ends)
+        assert scale.dtype == as_floats(0).dtype
+        got, expected = (quantize(values, scale, zero_point, **ends) for values in (x, wide))
+        assert got.tolist() == expected.tolist() and int(got.max()) == 2**bits - 1
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_ranges_as_wide_or_as_narrow_as_the_type_have_a_scale(dtype):
+    most, least = np.finfo(dtype).max, np.finfo(dtype).smallest_subnormal
+    for symmetric, low in ((False, 0), (True, -128)):
+        ends = {"quant_min": low, "quant_max": low + 255, "symmetric": symmetric}
+        scale, _ = choose_parameters(dtype(-most), dtype(most), **ends)
+        assert float(scale) == pytest.approx(2 * float(most) / (254 if symmetric else 255), rel=1e-3)
+        scale, _ = choose_parameters(dtype(0), least, **ends)
+        assert 0 < scale and np.isfinite(1 / scale)
+
+
 def test_numpy_is_fake_quantised_where_torch_was_never_loaded():
     code = (
         "import sys, numpy as np; from tersor.tensor.affine import fake_quantize; x = np.float32([0.3, 9]); "
