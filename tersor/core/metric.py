@@ -100,3 +100,10 @@ _LABELS = (torch.int64, torch.uint8)  # what torch's cross entropy takes for lab
 ACCURACY = Metric("accuracy", _correct)
 ACCURACY_OF_POSITIONS = Metric("accuracy", _correct_positions)  # tokens, pixels: the share of a sample's positions
 MEAN_SQUARED_ERROR = Metric("mean_squared_error", _squared_error, higher_is_better=False, unit="squared units")
+
+
+def default_metric(targets: Tensor) -> Metric:
+    """What is measured where the user says nothing: by the type of the targets, classes of samples or of positions."""
+    if targets.is_floating_point():
+        return MEAN_SQUARED_ERROR
+    return ACCURACY if targets.ndim < 2 else ACCURACY_OF_POSITIONS

@@ -16,7 +16,7 @@ from tersor.core.check_types import check_types
 from tersor.core.errors import InputError, type_and_message, user_code
 from tersor.core.keyed import plain
 from tersor.core.loading import batches_of
-from tersor.core.metric import ACCURACY, MEAN_SQUARED_ERROR, Metric, default_loss
+from tersor.core.metric import Metric, default_loss, default_metric
 
 TARGET_KEYS = ("labels", "label", "targets", "target", "y")
 Batch = Any
@@ -38,7 +38,8 @@ class Task:
         factory: a function without arguments that builds it, called once, here, where no ``model`` is given.
         train, validation, test, calibration: loaders. Decisions are taken on validation; test is read for the report.
         loss: ``loss(model, batch)`` → scalar; default cross entropy for integer targets, mean squared error for floats.
-        metric: default accuracy for integer targets, mean squared error for floats.
+        metric: default accuracy for integer targets (of tokens or pixels [batch, …] the share of a sample's positions
+            that are right, −100 left out), mean squared error for floats.
         example_inputs: positional inputs of ``model`` (a tuple of tensors, batch first); default: taken from a batch.
         reference: the teacher, whose outputs distillation learns from; default: the model given. What was lost is
             always measured against ``model``.
@@ -226,7 +227,7 @@ class Task:
         if metric is None and needs:
             held_out = next(iter(needs))
             told = first if labelled else first_batch(self.demand_loader(held_out), held_out)
-            metric = MEAN_SQUARED_ERROR if self.targets(told).is_floating_point() else ACCURACY
+            metric = default_metric(self.targets(told))
             said.append(f"the metric is {metric.name.replace('_', ' ')}, by the type of the targets")
         reference = self.model if self.reference is None else self.reference
         reference = at_rest(reference, copied=self.reference is None)

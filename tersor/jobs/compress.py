@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ import torch
 from torch import nn
 
 from tersor.core.check_task import check_task
-from tersor.core.errors import ArtifactError, TersorError
+from tersor.core.errors import ArtifactError, InputError, TersorError
 from tersor.core.plan import Plan
 from tersor.core.progress import Progress
 from tersor.core.record import Record
@@ -85,9 +86,19 @@ class Asked:
 
 
 def found_for(task: Task | str | Path, out: str | Path, progress: Progress) -> Task:
-    """The task, when it is sure that ``out`` is free."""
+    """The task, when it is sure that this is one process and that ``out`` is free."""
+    _expect_alone()
     RunFolder(Path(out)).expect_free()
     return find_task(task, progress) if isinstance(task, (str, Path)) else task
+
+
+def _expect_alone() -> None:
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if processes > 1:
+        raise InputError(
+            "a run is of one process", where="WORLD_SIZE, as accelerate launch and torchrun set it", got=processes,
+            expected="1", do="For several processes launch a script of your own, with Teach(…).run(student, task)",
+        )  # fmt: skip
 
 
 def begin(
@@ -126,6 +137,7 @@ def resume(out: str | Path, task: Task | None = None, *, progress: Progress | No
     It goes on with as many threads as it began with, since the last digits of weights depend on that. ``task``: needed
     where the run was begun from Python with a Task of no known source.
     """
+    _expect_alone()
     progress = progress or Progress()
     folder = RunFolder.open(Path(out))
     facts = folder.facts()

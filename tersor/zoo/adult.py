@@ -19,8 +19,9 @@ from torch.nn import functional as F
 
 from tersor.core.errors import InputError
 from tersor.core.files import cache_folder
+from tersor.core.metric import ACCURACY
 from tersor.core.progress import Progress
-from tersor.core.task import ACCURACY, Batch, Task
+from tersor.core.task import Batch, Task
 from tersor.measure.behaviour.data import EvaluationData
 from tersor.zoo.batches import TensorBatches
 from tersor.zoo.cache import cache_path, trained_once

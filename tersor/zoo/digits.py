@@ -11,8 +11,9 @@ from torch import Tensor
 
 from tersor.core.errors import InputError
 from tersor.core.files import cache_folder
+from tersor.core.metric import ACCURACY
 from tersor.core.progress import Progress
-from tersor.core.task import ACCURACY, Task
+from tersor.core.task import Task
 from tersor.zoo.batches import TensorBatches, shift
 from tersor.zoo.cache import cache_path, trained_once
 from tersor.zoo.residual import ResidualNet

@@ -8,7 +8,8 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from tersor.core.errors import InputError
-from tersor.core.task import ACCURACY, MEAN_SQUARED_ERROR, Metric, Task, first_batch
+from tersor.core.metric import ACCURACY, MEAN_SQUARED_ERROR
+from tersor.core.task import Metric, Task, first_batch
 
 
 def loader(targets=None):

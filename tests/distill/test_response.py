@@ -299,3 +299,18 @@ def test_labels_may_be_bytes_as_for_cross_entropy(logits):
     for objective in (Distill(), TaskLoss() + DecoupledSoftTargets()):
         expected = objective_of(objective, student, teacher, targets)
         assert objective_of(objective, student, teacher, targets.to(torch.uint8)).item() == expected.item()
+
+
+@pytest.mark.parametrize("shape", [(4, 5), (4, 3, 3)])
+def test_a_model_of_positions_is_distilled_without_a_metric_of_its_own(shape):
+    """Tokens, pixels: validation is the share of a sample's positions that are right, those at −100 left out."""
+    torch.manual_seed(0)
+    tokens, labels = torch.randint(0, 6, shape), torch.randint(0, 6, shape)
+    labels[0].flatten()[1:] = -100
+    batches = [(tokens, labels)]
+    student, teacher = nn.Embedding(6, 6), nn.Embedding(6, 6)
+    result = Finetune(1, Distill()).run(student, Task(student, batches, batches, batches, reference=teacher))
+    right = (result.model(tokens).argmax(-1) == labels).double().flatten(1)
+    counted = (labels != -100).flatten(1)
+    expected = ((right * counted).sum(1) / counted.sum(1)).mean()
+    assert result.history[0]["validation"] == pytest.approx(float(expected))

@@ -120,3 +120,13 @@ def test_the_step_stands_in_recipes_with_its_training_and_its_cache():
     assert step.step.cache == tersor.TeacherCache("runs/t", 2)
     assert step.step.training.epochs == 3 and step.step.training.average == tersor.Average(0.99)
     assert STEPS.settings(step.step) == step.settings["parts"][0]
+
+
+def test_a_run_of_several_processes_is_refused_by_each(tmp_path, monkeypatch, capsys):
+    """Else the second one would wait for "another process" that began the same run."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    out = tmp_path / "run"
+    for command in (["distill", str(TINY), "-o", str(out), "--student", str(SMALL)], ["resume", str(out)]):
+        assert main(command) == 2
+        assert "a run is of one process" in capsys.readouterr().err
+    assert not out.exists()

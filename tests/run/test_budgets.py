@@ -2,8 +2,8 @@ import pytest
 
 from tersor.core.errors import InputError
 from tersor.core.measurement import Measurement
+from tersor.core.metric import ACCURACY, MEAN_SQUARED_ERROR
 from tersor.core.record import Record
-from tersor.core.task import ACCURACY, MEAN_SQUARED_ERROR
 from tersor.run.budgets import Budgets, choose, merge, validation_drop
 
 

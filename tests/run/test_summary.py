@@ -4,8 +4,9 @@ import pytest
 from torch import nn
 
 from tersor.core.measurement import Measurement
+from tersor.core.metric import ACCURACY, MEAN_SQUARED_ERROR
 from tersor.core.record import Record
-from tersor.core.task import ACCURACY, MEAN_SQUARED_ERROR, Task
+from tersor.core.task import Task
 from tersor.report.schema import parse_summary
 from tersor.run.budgets import Budgets
 from tersor.run.summary import summarise

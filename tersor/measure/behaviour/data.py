@@ -15,7 +15,7 @@ from tersor.core.check_batch import check_inputs
 from tersor.core.check_fields import check_fields
 from tersor.core.errors import InputError, user_code
 from tersor.core.keyed import plain
-from tersor.core.metric import ACCURACY, ACCURACY_OF_POSITIONS, MEAN_SQUARED_ERROR, Metric
+from tersor.core.metric import default_metric
 from tersor.core.task import TARGET_KEYS, Batch, Split, Task, first_batch
 
 Groups = Mapping[str, NDArray[np.object_]]
@@ -148,14 +148,8 @@ def _with_metric(task: Task) -> Task:
     check_inputs(task, first, "task.test, batch 0")
     metric = task.metric
     if metric is None:
-        metric = _metric_of(task.targets(first))
+        metric = default_metric(task.targets(first))
     return replace(task, metric=metric)
-
-
-def _metric_of(targets: Tensor) -> Metric:
-    if targets.is_floating_point():
-        return MEAN_SQUARED_ERROR
-    return ACCURACY if targets.ndim < 2 else ACCURACY_OF_POSITIONS
 
 
 def has_targets(task: Task, batch: Batch) -> bool:
