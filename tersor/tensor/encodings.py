@@ -18,6 +18,7 @@ from tersor.tensor.masks import n_of_m
 Array = Any  # a NumPy array or a torch tensor
 
 N_OF_M = ((1, 4), (2, 4))  # the patterns that are looked for
+_LARGEST_GROUP = 256  # a position in it takes a byte
 
 
 def sizes(array: Array) -> dict[str, int]:
@@ -49,7 +50,7 @@ def sizes_of(
         csc     K·b + K·w(rows − 1) + (columns + 1)·w(K)
         coo     K·b + K·Σ w(axis − 1)
         n:m     N·(n/m)·b + ⌈N·(n/m)·p / 8⌉, the position in its group taking p = 1, 2, 4 or 8 bits; for each of
-                ``patterns`` that the array is known to be of
+                ``patterns`` that the array is known to be of, m at most 256
 
     Shapes, dtypes and names, which every encoding needs, are not counted.
     """
@@ -64,6 +65,8 @@ def sizes_of(
         found["csc"] = values + nonzeros * _width(rows - 1) + (columns + 1) * _width(nonzeros)
         found["coo"] = values + nonzeros * sum(_width(axis - 1) for axis in shape)
     for of, m in patterns:
+        if m > _LARGEST_GROUP:
+            continue
         stored = n * of // m
         found[f"{of}:{m}"] = stored * itemsize + -(-stored * _position_bits(m) // 8)
     return found
@@ -273,8 +276,8 @@ def _width(largest: int) -> int:
 
 
 def _position_bits(m: int) -> int:
-    if not 1 <= m <= 256:
-        raise ValueError(f"m={m}: positions in groups of 1 to 256 can be stored")
+    if not 1 <= m <= _LARGEST_GROUP:
+        raise ValueError(f"m={m}: positions in groups of 1 to {_LARGEST_GROUP} can be stored")
     return next(bits for bits in (1, 2, 4, 8) if m <= 2**bits)
 
 

@@ -299,6 +299,12 @@ def test_a_file_in_which_nothing_can_be_pruned_is_refused(tmp_path):
         PruneFile(0.5).run(tmp_path / "a.safetensors", tmp_path / "a.safetensors")
 
 
+def test_groups_too_large_for_an_encoding_are_pruned_all_the_same(tmp_path):
+    save_file({"w": torch.randn(4, 512)}, tmp_path / "a.safetensors")
+    done = PruneFile(pattern=NM(2, 512)).run(tmp_path / "a.safetensors", tmp_path / "b.safetensors")
+    assert done.zeros == 4 * 510 and done.tensors[0].encoding in ("csr", "coo")
+
+
 def test_the_result_says_what_a_dense_file_takes_and_what_the_smallest_encoding_would(tmp_path):
     save_file({"w": torch.randn(100, 100), "n": torch.randn(8, 8)}, tmp_path / "a.safetensors")
     done = PruneFile(0.9).run(tmp_path / "a.safetensors", tmp_path / "b.safetensors")
