@@ -311,10 +311,11 @@ def at_rest(model: nn.Module, *, copied: bool = False) -> nn.Module:
         return model
     try:
         return copy.deepcopy(model).eval().requires_grad_(False)
-    except RuntimeError as error:  # the old torch.nn.utils.weight_norm leaves tensors that do not copy
+    except (RuntimeError, ValueError) as error:  # torch.nn.utils.weight_norm and prune leave tensors that do not copy
         raise InputError(
             "the model cannot be copied", where="task.model", got=type_and_message(error),
-            do="Use torch.nn.utils.parametrizations.weight_norm, or detach the tensors that the model keeps",
+            do="Run a lazy model on an example first; take masks of torch.nn.utils.prune off (prune.remove); use "
+            "torch.nn.utils.parametrizations.weight_norm; detach other tensors that the model keeps",
         ) from error  # fmt: skip
 
 
