@@ -15,12 +15,13 @@ from tersor.core.place import ActivationPlace, Everything, Selector, TensorPlace
 from tersor.core.plan import Plan, Skip
 from tersor.core.step import Method
 from tersor.core.task import Task
+from tersor.graph.cost import COUNTED
 from tersor.graph.trace import Call, Graph, trace
 from tersor.observe.reach import unreachable
 from tersor.quantize.points import INPUT, Flow
 from tersor.quantize.ranges import MinMax, Range
 from tersor.quantize.schemes import Int
-from tersor.quantize.weight_only import quantizer
+from tersor.quantize.weight_only import expect_finite_weight, quantizer
 from tersor.quantize.weights import is_quantized, weight_place
 
 WEIGHTS = Int(8)
@@ -47,8 +48,9 @@ class QuantizeDynamically(Method):
         check_fields(self)
 
     def plan(self, model: nn.Module, task: Task) -> Plan:
-        """Two Quantizers for each layer. What cannot be intercepted, what where leaves out, and convolutions are
-        skips. Raises InputError where a weight is quantised."""
+        """Two Quantizers for each layer. What cannot be intercepted, what where leaves out, and whatever else
+        multiplies (convolutions, recurrent layers, attention's products) are skips. Raises InputError where a weight is
+        quantised or not finite."""
         example = task.demand_example()
         graph = trace(model, example)
         flow = Flow(graph)
@@ -63,7 +65,9 @@ class QuantizeDynamically(Method):
                 continue
             activations[activation] = _dynamic(activation)
             if place not in weights:
-                edit = quantizer(place, tensor_at(model, place).detach(), 0, WEIGHTS, self.weight_range)
+                value = tensor_at(model, place).detach()
+                expect_finite_weight(place, value)
+                edit = quantizer(place, value, 0, WEIGHTS, self.weight_range)
                 weights[place] = replace(edit, learn=False)
         edits = [*activations.values(), *weights.values()]
         lines = [(str(place), "uint8 on each tensor's own grid") for place in activations]
@@ -74,9 +78,11 @@ class QuantizeDynamically(Method):
         chosen = select(model, self.where)
         found, skips = [], []
         for call in graph.calls:
-            if call.operator.startswith("conv"):
-                skips.append(Skip(call.module, "stays float: convolutions with dynamic activations are slow"))
             if call.operator != "linear":
+                if call.operator.startswith("conv"):
+                    skips.append(Skip(call.module, "stays float: convolutions with dynamic activations are slow"))
+                elif call.operator in COUNTED:
+                    skips.append(Skip(str(call.place), f"stays float: {call.operator} is no linear layer"))
                 continue
             place = weight_place(model, graph, call)
             if call.module not in chosen:

@@ -76,6 +76,26 @@ def test_each_layer_rounds_what_it_is_given_and_a_function_what_was_made_for_it(
     assert [skip.place for skip in plan.skips] == ["conv"]
 
 
+class Reader(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lstm, self.head = nn.LSTM(4, 8, batch_first=True), nn.Linear(8, 3)
+
+    def forward(self, x):
+        states, _ = self.lstm(x)
+        return self.head(torch.einsum("btc,bt->bc", states, x.mean(-1)))
+
+
+def test_what_else_multiplies_is_said_and_a_weight_that_is_not_finite_is_refused():
+    model, x = Reader().eval(), torch.randn(2, 5, 4)
+    plan = QuantizeDynamically().plan(model, Task(model, example_inputs=(x,)))
+    assert [skip.place for skip in plan.skips] == ["lstm:lstm[0]", "<model>:einsum[0]"]
+    assert plan.skips[0].reason == "stays float: lstm is no linear layer"
+    model.head.weight.data[0, 0] = torch.nan
+    with pytest.raises(InputError, match=r"head.weight: a weight that is not finite has no range. Got 1 NaN"):
+        QuantizeDynamically().plan(model, Task(model, example_inputs=(x,)))
+
+
 def test_the_file_runs_in_integers_and_gives_what_pytorch_gives(net, tmp_path):
     model, task = net
     rounded = QuantizeDynamically().run(model, task).model.eval()
