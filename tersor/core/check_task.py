@@ -13,6 +13,7 @@ from tersor.core.check_batch import check_inputs, check_outputs, check_targets, 
 from tersor.core.check_types import SPLITS, check_types
 from tersor.core.errors import InputError, TersorError, located, user_code
 from tersor.core.eval_mode import eval_mode
+from tersor.core.finite import expect_finite
 from tersor.core.loading import batches_of
 from tersor.core.randomness import fixed_randomness, seeded
 from tersor.core.task import Batch, Task
@@ -108,11 +109,8 @@ def _check_complete(task: Task) -> None:
 
 def _check_weights(model: nn.Module) -> None:
     for name, parameter in model.named_parameters():
-        if parameter.is_floating_point() and not bool(torch.isfinite(parameter).all()):
-            raise InputError(
-                "the model's weights are not finite", where=f"task.model, {name}", got="NaN or infinity",
-                do="Start from a checkpoint whose training did not diverge",
-            )  # fmt: skip
+        if parameter.is_floating_point():
+            expect_finite(parameter, f"task.model, {name}", "the model's weights are not finite")
 
 
 def _check_dtypes(task: Task) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from tersor.core.finite import expect_finite
 from tersor.measure.size import effective_weights
 
 PERCENTILES = (50, 70, 80, 90, 95, 99)
@@ -21,16 +22,18 @@ def redundancy(model: nn.Module) -> tuple[dict[str, Any], ...]:
 
     Keys: path (of the module), tensor, near_zero (fraction of |w| ≤ 0.1 · mean |w|), zeros (fraction exactly zero),
     percentiles ("p50" … "p99" of |w|), std, dead_channels (output channels, dimension 0, whose norm is at most 1e-3 of
-    the median channel's), channels, rank_95 (how many singular directions hold 95 % of Σσ²), full_rank.
+    the median channel's), channels, rank_95 (how many singular directions hold 95 % of Σσ²), full_rank. Raises
+    InputError, with the count, for a weight that is not finite.
     """
     return tuple(
-        {"path": place.module, "tensor": place.tensor, **_row(tensor)}
+        {"path": place.module, "tensor": place.tensor, **_row(tensor, str(place))}
         for place, tensor in effective_weights(model)
         if tensor.ndim >= 2 and tensor.numel() > 0 and tensor.is_floating_point()
     )
 
 
-def _row(tensor: Tensor) -> dict[str, Any]:
+def _row(tensor: Tensor, where: str) -> dict[str, Any]:
+    expect_finite(tensor, where, "the redundancy of weights that are not finite is unknown")
     weight = tensor.cpu().double().flatten(1)
     size = weight.abs()
     norms = weight.norm(dim=1)

@@ -8,10 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from tersor.core.errors import InputError
+from tersor.core.finite import expect_finite
 from tersor.core.place import TensorPlace, tensor_at
 from tersor.measure.size import effective_weights
 from tersor.tensor import encodings, masks
 from tersor.tensor.change import change
+
+_NOT_FINITE = "weights that are not finite cannot be compared"
 
 
 def sparsity(model: nn.Module) -> tuple[dict[str, Any], ...]:
@@ -44,7 +47,8 @@ def weight_changes(original: nn.Module, changed: nn.Module) -> tuple[dict[str, A
     """How far the weights of ``changed`` are from those of ``original``: a row for each that both have in one shape.
 
     Keys: path, tensor, parameters, and what ``tersor.tensor.change.Change`` holds. Weights of two or more axes, by the
-    values that the forward uses. Raises InputError where no weight is in both.
+    values that the forward uses. Raises InputError where no weight is in both, and with the count for one that is not
+    finite.
     """
     before = {place: tensor for place, tensor in effective_weights(original) if tensor.ndim >= 2 and tensor.numel()}
     rows = [
@@ -52,7 +56,7 @@ def weight_changes(original: nn.Module, changed: nn.Module) -> tuple[dict[str, A
             "path": place.module,
             "tensor": place.tensor,
             "parameters": tensor.numel(),
-            **change(before[place], tensor)._asdict(),
+            **_change(str(place), before[place], tensor),
         }
         for place, tensor in effective_weights(changed)
         if place in before and before[place].shape == tensor.shape
@@ -62,19 +66,27 @@ def weight_changes(original: nn.Module, changed: nn.Module) -> tuple[dict[str, A
     return tuple(rows)
 
 
+def _change(where: str, original: Tensor, changed: Tensor) -> dict[str, Any]:
+    for tensor in (original, changed):
+        expect_finite(tensor, where, _NOT_FINITE)
+    return change(original, changed)._asdict()
+
+
 def structured_against_unstructured(model: nn.Module, path: str, fraction: float) -> tuple[dict[str, Any], ...]:
     """What zeroing single weights costs the weight of the module at ``path``, and what removing output channels does.
 
     ``fraction`` of the weights go by |w|, or of the output channels (dimension 0) by their L2 norm. A row for each:
     kind ("unstructured", "structured"), zeros, parameters_left, dense_bytes (the structured one is really smaller),
     smallest_bytes (in the best encoding), and what ``tersor.tensor.change.Change`` holds. Data-free: which of two equal
-    norms matters is for ``sensitivity`` to say. Raises InputError for a fraction outside [0, 1) and no such weight.
+    norms matters is for ``sensitivity`` to say. Raises InputError for a fraction outside [0, 1), no such weight,
+    and one that is not finite.
     """
     if not 0 <= fraction < 1:
         raise InputError("not a fraction", where="structured_against_unstructured", got=fraction, expected="[0, 1)")
     weight = tensor_at(model, TensorPlace(path, "weight")).detach()
     if weight.ndim < 2 or not weight.numel():
         raise InputError("the weight has no output channels", where=path, got=f"shape {list(weight.shape)}")
+    expect_finite(weight, f"{path}.weight", _NOT_FINITE)
     single = masks.keep_largest(weight.abs(), masks.count(fraction, weight.numel()))
     channels = masks.keep_largest(masks.rows(weight.double().square()), masks.count(fraction, len(weight)))
     whole = masks.spread_rows(channels, weight)

@@ -15,6 +15,7 @@ from tersor.core.check_fields import check_fields
 from tersor.core.edit import Quantizer
 from tersor.core.errors import InputError
 from tersor.core.fake_quantize import FakeQuantize
+from tersor.core.finite import expect_finite
 from tersor.core.masked import Masked
 from tersor.core.place import Everything, Selector, TensorPlace, aliases, select, stored_at, tensor_at
 from tersor.core.plan import Plan, Skip
@@ -163,13 +164,7 @@ def _why_not(
 
 def expect_finite_weight(place: TensorPlace, value: Tensor) -> None:
     """Raise InputError, naming the weight, where it has a NaN or an infinity, or no values (on the meta device)."""
-    wrong = 0 if value.is_meta else int((~torch.isfinite(value)).sum())
-    if value.is_meta or wrong:
-        raise InputError(
-            "a weight that is not finite has no range", where=str(place),
-            got="a tensor on the meta device" if value.is_meta else f"{wrong:,} NaN or infinite of {value.numel():,}",
-            expected="finite weights", do="Take an earlier checkpoint: the network is broken",
-        )  # fmt: skip
+    expect_finite(value, str(place), "a weight that is not finite has no range")
 
 
 def expect_weight_bits(scheme: Int, where: str) -> None:

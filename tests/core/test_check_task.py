@@ -147,7 +147,8 @@ def test_weights_that_are_not_finite_are_named():
     model = net()
     with torch.no_grad():
         model[3].bias[0] = float("nan")
-    assert refused("weights are not finite", model=model).where == "task.model, 3.bias"
+    error = refused("weights are not finite", model=model)
+    assert error.where == "task.model, 3.bias" and error.got.startswith("1 NaN and 0 infinite of ")
 
 
 def test_a_model_that_does_not_fit_its_data_is_an_input_error():

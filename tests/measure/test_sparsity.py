@@ -11,6 +11,7 @@ from tersor.core.edit import Mask
 from tersor.core.errors import InputError
 from tersor.core.place import TensorPlace
 from tersor.core.plan import Plan
+from tersor.measure.redundancy import redundancy
 from tersor.measure.size import storage, storage_total
 from tersor.measure.sparsity import sparsity, structured_against_unstructured, weight_changes
 
@@ -51,6 +52,20 @@ def test_changed_weights_are_compared_as_the_forward_uses_them():
     assert linear["quality"] == 1.0 and (conv["path"], conv["tensor"], conv["parameters"]) == ("0", "weight", 72)
     with pytest.raises(InputError, match="no weight of one shape"):
         weight_changes(original, nn.Sequential(nn.Linear(3, 3)))
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("-inf")])
+def test_weights_that_are_not_finite_are_counted_and_refused_by_name(wrong):
+    model, original = network(), network()
+    with torch.no_grad():
+        model[0].weight.view(-1)[:3] = wrong
+    looks = (
+        lambda: redundancy(model), lambda: weight_changes(original, model),
+        lambda: structured_against_unstructured(model, "0", 0.5),
+    )  # fmt: skip
+    for look in looks:
+        with pytest.raises(InputError, match=r"^0.weight: .*not finite.* Got (3 NaN and 0|0 NaN and 3) infinite of 72"):
+            look()
 
 
 def test_single_weights_and_whole_channels_are_compared_on_one_layer():

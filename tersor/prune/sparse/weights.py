@@ -14,6 +14,7 @@ from torch.nn.utils import parametrize, prune
 
 from tersor.core.errors import InputError
 from tersor.core.fake_quantize import FakeQuantize
+from tersor.core.finite import expect_finite
 from tersor.core.masked import Masked, standing_mask
 from tersor.core.place import TensorPlace, stored_at
 from tersor.core.plan import Skip
@@ -73,7 +74,7 @@ def weights_of(model: nn.Module, chosen: Mapping[str, nn.Module], skips: list[Sk
             if reason is not None:
                 skips.append(Skip(str(place), reason))
                 continue
-            _expect_finite(place, stored)
+            expect_finite(stored, str(place), "weights that are not finite cannot be ranked")
             found.append(_weight(module, place, stored))
     if small[0]:
         skips.append(Skip("the model", f"{small[0]} parameters of fewer than two axes stay: {small[1]:,} numbers"))
@@ -121,18 +122,6 @@ def _expect_no_other_masks(path: str, module: nn.Module) -> None:
             "another mask stands here, whose zeros cannot be counted", where=path or "<model>",
             got=f"a mask of torch.nn.utils.prune in a {type(module).__name__}", expected="a plain model",
             do="Call torch.nn.utils.prune.remove(module, name) first",
-        )  # fmt: skip
-
-
-def _expect_finite(place: TensorPlace, stored: Tensor) -> None:
-    if stored.is_meta:
-        raise InputError("a model on the meta device has no weights to rank", where=str(place))
-    nan, infinite = int(torch.isnan(stored).sum()), int(torch.isinf(stored).sum())
-    if nan or infinite:
-        raise InputError(
-            "weights that are not finite cannot be ranked", where=str(place),
-            got=f"{nan:,} NaN and {infinite:,} infinite of {stored.numel():,}", expected="finite weights",
-            do="Take an earlier checkpoint: the network is broken",
         )  # fmt: skip
 
 
