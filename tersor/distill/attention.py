@@ -17,8 +17,7 @@ from tersor.distill.pairs import reading_of
 from tersor.distill.samples import divergence
 from tersor.train.layers import LayerPair, Reading, Spread
 from tersor.train.objective import Forward, Objective
-
-UNSEEN = -1e4  # scores at or below are those of keys that must not be seen
+from tersor.train.taps import UNSEEN
 
 
 @final

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tersor.core.errors import InputError
+from tersor.train.taps import UNSEEN
 from tersor.train.teacher import Answer
 
 _ALL, _VALUES, _INDICES, _REST, _LAYER = "outputs", "largest", "indices", "rest of ", "layer "
@@ -70,11 +71,17 @@ def storable(columns: Mapping[str, Tensor]) -> Tensor:
 
 
 def distance(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
-    """The largest |a − b| over all rows and columns of floats, relative to the row's largest |b|."""
+    """The largest |a − b| over all rows and columns of floats, relative to the row's largest |b|.
+
+    Attention's scores of keys that both have as unseen are left out: beside them every other number is small.
+    """
     largest = 0.0
     for name, value in b.items():
         if value.is_floating_point() and value.numel():
             x, y = a[name].float().reshape(len(value), -1), value.float().reshape(len(value), -1)
+            if name.startswith(_LAYER):
+                unseen = (x <= UNSEEN) & (y <= UNSEEN)
+                x, y = x.masked_fill(unseen, 0), y.masked_fill(unseen, 0)
             size = y.abs().amax(dim=1).clamp_min(1e-3)
             largest = max(largest, float(((x - y).abs().amax(dim=1) / size).max()))
     return largest

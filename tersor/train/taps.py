@@ -19,6 +19,8 @@ from tersor.core.errors import InputError
 from tersor.core.place import module_at
 
 What = Literal["output", "attention"]
+UNSEEN = -1e4  # scores at or below are those of keys that must not be seen
+_HIDDEN = 2 * UNSEEN  # such a score as it is kept: a finite number, in half precision too
 
 
 @dataclass(frozen=True, order=True)
@@ -107,7 +109,7 @@ def _leave(running: list[Tap], module: nn.Module, args: Any, result: Any) -> Non
 class _AttentionWatch(TorchFunctionMode):
     """Keeps, as a tensor [batch, heads, queries, keys], the scores whose softmax over keys is the attention.
 
-    A constant along a row, which softmax does not see, may be missing; a key that must not be seen is −∞ or close.
+    A constant along a row, which softmax does not see, may be missing; a key that must not be seen is at _HIDDEN.
     """
 
     def __init__(self, seen: Seen, running: list[Tap]):
@@ -119,15 +121,16 @@ class _AttentionWatch(TorchFunctionMode):
         read = _READERS.get(getattr(func, "__name__", "")) if self.running else None
         scores = read(func, args, kwargs) if read else None
         if scores is not None:
+            kept = scores.clamp_min(_HIDDEN)  # a copy: what follows may change them in place
             for tap in self.running:
-                self.seen.values[tap].append(scores)
+                self.seen.values[tap].append(kept)
         return func(*args, **kwargs)
 
 
 def _of_softmax(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
     scores: Tensor = args[0] if args else kwargs["input"]
     dim = kwargs.get("dim", args[1] if len(args) > 1 else None)
-    return scores.clone() if scores.ndim == 4 and dim in (-1, 3) else None
+    return scores if scores.ndim == 4 and dim in (-1, 3) else None
 
 
 def _of_fused(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:

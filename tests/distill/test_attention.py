@@ -5,12 +5,17 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
 
 from tersor.core.errors import InputError
 from tersor.core.task import Task
 from tersor.distill.attention import AttentionMaps
+from tersor.distill.cache import TeacherCache
 from tersor.distill.features import AttentionTransfer, Hints
+from tersor.distill.stored_answer import distance, encode
+from tersor.train.finetune import Finetune
 from tersor.train.taps import Tap, sole, tapped
+from tersor.train.teacher import run_teacher
 
 MASK = torch.tensor([[1, 1, 1, 1, 0], [1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
 
@@ -240,3 +245,28 @@ def test_bert_s_attention_and_hidden_states_are_transformers_own(package, attent
         companion.begin(small, task)
     objective(small, batch, task).backward()
     assert small.bert.embeddings.word_embeddings.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("way", ["method", "module", "fused"])
+def test_attention_with_padding_is_kept_by_the_cache_and_a_changed_one_is_noticed(way, tmp_path):
+    """Scores of keys that must not be seen are −∞ or float32's least number, neither of which fp16 holds."""
+
+    class Padded(Transformer):
+        def forward(self, x):
+            return super().forward(x, MASK[torch.arange(len(x)) % 3])[:, 0]
+
+    torch.manual_seed(0)
+    data = DataLoader(TensorDataset(torch.randn(12, 5, 8), torch.randint(0, 3, (12,))), 6)
+    student, teacher = Padded(way=way).eval(), Padded(way=way).eval().requires_grad_(False)
+    task = Task(student, data, data, data, reference=teacher)
+    objective = AttentionMaps({"layers.*": "layers.*"}, loss="mse")
+    step = Finetune(3, objective, keep="last")
+    plain = step.run(student, task)
+    cached = step.run(student, TeacherCache(str(tmp_path), views=1).on(task))
+    assert cached.facts["teacher"]["hits"] >= 24 and not cached.facts["teacher"]["notes"]
+    for with_it, without in zip(cached.history, plain.history, strict=True):
+        assert with_it["loss"] == pytest.approx(without["loss"], rel=2e-3)
+    answer = run_teacher(teacher, ((data.dataset.tensors[0][:6],), {}), lambda y: y, [Tap("layers.0", "attention")])
+    columns = encode(answer, None)
+    other = {name: value * (1.05 if "attention" in name else 1) for name, value in columns.items()}
+    assert distance(columns, columns) == 0 and distance(other, columns) > 0.04
