@@ -45,6 +45,7 @@ def distill_student(
     where nothing is said. The objective is evaluated on one batch before anything is written. ``tersor.resume`` goes on
     with it. Raises what ``tersor.compress`` raises.
     """
+    _expect_names(student, teachers)
     progress = progress or Progress()
     origin = (Student(factory=student) if isinstance(student, str) else student).resolved()
     found = taught(found_for(task, out, progress), teachers)
@@ -62,6 +63,21 @@ def distill_student(
     names = [absolute(name, TEACHER) for name in teachers]
     facts = {"command": command, "student": dataclasses.asdict(origin), "teachers": names}
     return begin(found, Path(out), asked, facts, progress, built)
+
+
+def _expect_names(student: Any, teachers: Any) -> None:
+    """Raise InputError for modules: a run that goes on after a kill builds its student and its teachers again."""
+    if not isinstance(student, (Student, str)):
+        raise InputError(
+            "a run builds its student itself", where="student", got=type(student).__name__,
+            expected='a function\'s name ("models.py:small"), or tersor.Student(…)',
+            do="For a module that is there: tersor.Teach(…).run(student, task)",
+        )  # fmt: skip
+    if isinstance(teachers, str) or not all(isinstance(name, str) for name in teachers):
+        raise InputError(
+            "a run builds its teachers itself", where="teachers", got=type(teachers).__name__,
+            expected='names of functions, ["models.py:teacher"]', do="For modules that are there: Task(reference=…)",
+        )  # fmt: skip
 
 
 LOSSES = ("distill", "soft_targets", "decoupled", "match_logits")

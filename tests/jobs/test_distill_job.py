@@ -130,3 +130,19 @@ def test_a_run_of_several_processes_is_refused_by_each(tmp_path, monkeypatch, ca
         assert main(command) == 2
         assert "a run is of one process" in capsys.readouterr().err
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"student": torch.nn.Linear(2, 2)}, r"student: a run builds its student itself. Got Linear.*Teach\("),
+        (
+            {"student": Student(drop_layers=2), "teachers": [torch.nn.Linear(2, 2)]},
+            r"teachers: a run builds.*reference=",
+        ),
+        ({"student": Student(drop_layers=2), "teachers": "models.py:teacher"}, "teachers: a run builds.*Got str"),
+    ],
+)
+def test_modules_in_place_of_names_are_told_where_they_go(given, words, tmp_path):
+    with pytest.raises(InputError, match=words):
+        distill_student(TINY, out=tmp_path / "run", **given)
