@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from tersor.core.check_fields import check_fields
 from tersor.core.errors import InputError, user_code
+from tersor.core.in_type import in_type_of
 from tersor.core.task import at_rest, by_name, output_tensor
-from tersor.train.teacher import Reference, expect_finite, in_type_of
+from tersor.train.teacher import Reference, expect_finite
 
 _SURE = 1e-3  # the least confidence: a teacher that knows nothing does not leave its own classes without a probability
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from tersor.core.check_fields import check_fields
 from tersor.core.errors import InputError, type_and_message
 from tersor.core.fake_quantize import FakeQuantize
+from tersor.core.in_type import in_type_of
 from tersor.core.measurement import Measurement
 from tersor.core.task import Task
 from tersor.export.half import has_floats, store_file_half
@@ -215,8 +216,8 @@ class Field:
         if self.kwargs:
             shapes = {name: {0: batch} for name in [*names[: len(self.args)], *self.kwargs]}
         try:
-            args = tuple(_three(value) for value in self.args)
-            kwargs = {name: _three(value) for name, value in self.kwargs.items()}
+            three = tuple(map(_three, self.args)), {name: _three(value) for name, value in self.kwargs.items()}
+            args, kwargs = in_type_of(module, three)
             with quiet_export(), torch.no_grad():
                 torch.export.save(torch.export.export(module, args, kwargs, dynamic_shapes=shapes), path)
         except Exception as error:  # tracing runs the user's forward; an input may have no batch

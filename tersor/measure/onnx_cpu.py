@@ -23,6 +23,8 @@ _RUNTIME_ERRORS = (
     states.EPFail, states.EngineError, states.Fail, states.InvalidArgument, states.InvalidGraph, states.InvalidProtobuf,
     states.ModelLoaded, states.NoModel, states.NoSuchFile, states.NotImplemented, states.RuntimeException,
 )  # fmt: skip
+_WIDTHS = {"tensor(float16)": "float16", "tensor(float)": "float32", "tensor(double)": "float64",
+           "tensor(int32)": "int32", "tensor(int64)": "int64"}  # fmt: skip
 _VNNI = {"avx512_vnni", "avx_vnni", "amx_int8"}
 
 
@@ -92,19 +94,21 @@ def profiled_session(path: Path, *, threads: int, prefix: Path) -> onnxruntime.I
     return _open(path, options)
 
 
-def fold_constants(model: bytes, folded: Path, *, weights: Path) -> None:
-    """Write the model as it is once ONNX Runtime has computed what is constant in it. ``weights``: the folder of its
-    weights, if they lie in a file of their own; those of ``folded`` lie beside it.
+def output_shapes(model: bytes, *, weights: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Output → (type, shape), where ONNX Runtime knows its shape once it has computed what is constant.
 
-    Raises ArtifactError where it cannot be loaded.
+    ``weights``: the folder of the model's weights, if they lie in a file of their own. Raises ArtifactError where the
+    model cannot be loaded.
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
-    options.optimized_model_filepath = str(folded)
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(weights.absolute()))
-    options.add_session_config_entry("session.optimized_model_external_initializers_file_name", f"{folded.name}.data")
-    _session(model, options, (CPU,), str(folded))
+    return {
+        value.name: (value.type.removeprefix("tensor(").removesuffix(")"), tuple(value.shape))
+        for value in _session(model, options, (CPU,), str(weights)).get_outputs()
+        if value.shape and all(isinstance(size, int) for size in value.shape)  # no shape: a scalar, or not known
+    }
 
 
 def _open(
@@ -149,7 +153,8 @@ def in_order(names: Sequence[str], args: Sequence[Any], kwargs: Mapping[str, Any
 
 
 def feed_of(session: onnxruntime.InferenceSession, arrays: tuple[NDArray[Any], ...], where: str) -> Feed:
-    """The session's inputs by name. Raises InputError where their number or a fixed dimension does not fit."""
+    """The session's inputs by name, floats and integers in the width that it declares. Raises InputError where their
+    number or a fixed dimension does not fit."""
     expected = session.get_inputs()
     described = ", ".join(f"{value.name} {value.type} {value.shape}" for value in expected)
     if len(arrays) != len(expected):
@@ -171,7 +176,18 @@ def feed_of(session: onnxruntime.InferenceSession, arrays: tuple[NDArray[Any], .
                 got=f"a batch of {array.shape[0]}", expected=f"a batch of {value.shape[0]}",
                 do="Export the model with a dynamic batch dimension",
             )  # fmt: skip
-    return {value.name: array for value, array in zip(expected, arrays, strict=True)}
+    return {value.name: _as_declared(array, value.type) for value, array in zip(expected, arrays, strict=True)}
+
+
+def _as_declared(array: NDArray[Any], declared: str) -> NDArray[Any]:
+    """Floats in the declared width, and integers; as they are where one does not fit, or another kind is asked for."""
+    wanted = np.dtype(_WIDTHS.get(declared, array.dtype))
+    if wanted == array.dtype or wanted.kind != array.dtype.kind:
+        return array
+    with np.errstate(over="ignore"):
+        found = array.astype(wanted)
+    fits = np.isfinite(found).all() if wanted.kind == "f" else np.array_equal(found, array)
+    return found if fits else array
 
 
 def run_session(session: onnxruntime.InferenceSession, feed: Feed, where: str) -> list[NDArray[Any]]:

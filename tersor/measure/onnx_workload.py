@@ -5,19 +5,16 @@ Only where shapes hang on sizes that the graph computes, constants are computed,
 
 from __future__ import annotations
 
-import logging
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import onnx
-from google.protobuf.message import DecodeError
 from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
 
 from tersor.core.errors import ArtifactError, InputError
-from tersor.measure.onnx_cpu import fold_constants
+from tersor.measure.onnx_cpu import output_shapes
 from tersor.measure.runnable import check_onnx
 from tersor.measure.workload import Builder, Operation, Workload
 
@@ -76,8 +73,6 @@ def _with_shapes(proto: ModelProto, path: Path, batch: int, sizes: Mapping[str, 
         if any(not dim.HasField("dim_value") for dim in value.type.tensor_type.shape.dim):
             value.type.tensor_type.ClearField("shape")
     inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True)
-    if _unknown(inferred):
-        inferred = _with_runtime_operators(inferred)
     return _with_constants(inferred, path) if _unknown(inferred) else inferred
 
 
@@ -97,35 +92,30 @@ def _unknown(proto: ModelProto) -> bool:
     return any(name and name not in shapes for node in proto.graph.node for name in node.output[:1])
 
 
-def _with_runtime_operators(proto: ModelProto) -> ModelProto:
-    """ONNX Runtime's own inference, which knows its operators beside the standard's."""
-    from onnxruntime.tools.symbolic_shape_infer import SymbolicShapeInference
-
-    logger = logging.getLogger("onnxruntime.tools.symbolic_shape_infer")
-    level = logger.level
-    try:
-        logger.setLevel(logging.CRITICAL)
-        return SymbolicShapeInference.infer_shapes(proto, auto_merge=True) or proto
-    except Exception:  # it raises whatever its rules raise; what stays unknown is counted and said
-        return proto
-    finally:
-        logger.setLevel(level)
-
-
 def _with_constants(proto: ModelProto, path: Path) -> ModelProto:
-    """The model with the shapes that are known once ONNX Runtime has computed what is constant: what is padded to whole
-    windows, for instance, as far as sizes are computed in the graph."""
-    with TemporaryDirectory() as folder:
-        try:
-            fold_constants(proto.SerializeToString(), Path(folder) / "folded.onnx", weights=path.parent)
-            shapes = _shapes(onnx.load(Path(folder) / "folded.onnx", load_external_data=False))
-        except (ArtifactError, OSError, ValueError, DecodeError):  # ValueError: over 2 GB; what stays unknown is said
-            return proto
-    for value in [*proto.graph.value_info, *proto.graph.output]:
-        if value.name in shapes:
-            tensor = value.type.tensor_type
-            tensor.CopyFrom(onnx.helper.make_tensor_type_proto(tensor.elem_type, shapes[value.name]).tensor_type)
-    return onnx.shape_inference.infer_shapes(proto, data_prop=True)
+    """The model with the shapes that ONNX Runtime knows once it has computed what is constant, its own operators too.
+
+    What is padded to whole windows, for instance, hangs on sizes that the graph computes.
+    """
+    graph, known = proto.graph, _shapes(proto)
+    missing = {name for node in graph.node for name in node.output if name and name not in known}
+    given = len(graph.output)
+    graph.output.extend(ValueInfoProto(name=name) for name in sorted(missing - {value.name for value in graph.output}))
+    try:
+        shapes = output_shapes(proto.SerializeToString(), weights=path.parent)
+    except (ArtifactError, ValueError):  # ValueError: over 2 GB; what stays unknown is said
+        shapes = {}
+    del graph.output[given:]
+    told = {name: found for name, found in shapes.items() if name in missing}
+    for value in [*graph.value_info, *graph.output]:
+        if value.name in told:
+            value.CopyFrom(_described(value.name, *told.pop(value.name)))
+    graph.value_info.extend(_described(name, *found) for name, found in told.items())
+    return proto
+
+
+def _described(name: str, kind: str, shape: Shape) -> ValueInfoProto:
+    return onnx.helper.make_tensor_value_info(name, TensorProto.DataType.Value(kind.upper()), shape)
 
 
 def _shapes(proto: ModelProto) -> dict[str, Shape]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tersor.core.errors import InputError, user_code
+from tersor.core.in_type import in_type_of
 from tersor.measure.opened import Call, Inputs, Opened, Opener, Spec
 
 if TYPE_CHECKING:
@@ -35,8 +36,13 @@ class OpenedModule(Opened):
     def call(self, batch: int) -> Call:
         """Its inputs at a batch size; a run on a CUDA device ends when the device is done."""
         inputs = self.inputs.tiled(batch)
-        args = [self._tensor(array) for array in inputs.args]
-        kwargs = {name: self._tensor(array) for name, array in inputs.kwargs.items()}
+        args, kwargs = in_type_of(
+            self.module,
+            (
+                tuple(map(self._tensor, inputs.args)),
+                {name: self._tensor(array) for name, array in inputs.kwargs.items()},
+            ),
+        )
         forward, on_card = self.forward, self.device.type == "cuda"
 
         def run() -> Any:

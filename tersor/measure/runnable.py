@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from tersor.core.errors import ArtifactError, InputError
 from tersor.core.eval_mode import eval_mode
+from tersor.core.in_type import in_type_of
 from tersor.core.task import Arguments, Batch, Task
 from tersor.measure.onnx_cpu import in_order
 from tersor.measure.session import OnnxRunnable
@@ -178,7 +179,9 @@ def outputs_of(model: Callable[..., Any], task: Task, batch: Batch, change: Chan
     if change is not None:
         args, kwargs = change(args, kwargs)
     if not isinstance(model, OnnxRunnable):
-        own = tuple(map(_copied, args)), {name: _copied(value) for name, value in kwargs.items()}
+        own: Arguments = tuple(map(_copied, args)), {name: _copied(value) for name, value in kwargs.items()}
+        if isinstance(model, nn.Module):
+            own = in_type_of(model, own)
         return task.output(model(*own[0], **own[1]))
     return model.output(task, *in_order(model.input_names, args, kwargs, str(model.path)))
 

@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
 
 from tersor.core.errors import InputError, user_code
 from tersor.core.eval_mode import eval_mode
+from tersor.core.in_type import in_type_of
 from tersor.core.keyed import Keyed
 from tersor.core.task import Arguments
 from tersor.train.taps import Tap, sole, tapped
@@ -79,20 +80,6 @@ def run_teacher(
             outputs = result if isinstance(teacher, Reference) else output(result)
     expect_finite(outputs, "task.reference")
     return Answer(outputs, {str(tap): value for tap, value in sole(seen.values, "teacher").items()})
-
-
-def in_type_of(teacher: nn.Module, inputs: Arguments) -> Arguments:
-    """The inputs, floats in the type of the teacher's parameters (bfloat16, say); as they are where it has several."""
-    types = {parameter.dtype for parameter in teacher.parameters() if parameter.is_floating_point()}
-    if len(types) != 1:
-        return inputs
-    (dtype,) = types
-
-    def fitting(leaf: Any) -> Any:
-        return leaf.to(dtype) if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
-
-    args, kwargs = tree_map(fitting, (tuple(inputs[0]), dict(inputs[1])))
-    return args, kwargs
 
 
 def expect_finite(outputs: Tensor, where: str) -> None:

@@ -1,3 +1,4 @@
+import copy
 from dataclasses import replace
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from tersor.core.errors import ArtifactError, InputError, VerificationError
 from tersor.core.metric import Metric
+from tersor.core.step import Context
 from tersor.core.task import Task
 from tersor.measure.behaviour.agreement import agreement, order_warning
 from tersor.measure.behaviour.collect import collect, kind_of
@@ -21,6 +23,7 @@ from tersor.measure.behaviour.flips import flips
 from tersor.measure.behaviour.scores import are_probabilities, reduce_scores
 from tersor.measure.made_up import made_up_inputs
 from tersor.measure.runnable import Runnable, check_onnx, open_onnx
+from tersor.quantize.cast import Cast
 
 torch.manual_seed(0)
 X, Y = torch.randn(50, 8), torch.randint(0, 6, (50,))
@@ -205,6 +208,17 @@ def test_classes_in_another_order_are_suspected():
     found = collect(Runnable("one", model), Runnable("two", lambda x: model(x)[:, order]), data())
     assert "number the classes differently" in order_warning(found)
     assert order_warning(collect(*pair(model, net(0)), data())) is None
+
+
+@pytest.mark.parametrize("name", ["bfloat16", "float16"])
+def test_a_model_in_half_precision_is_given_inputs_of_its_own_type(name):
+    dtype = getattr(torch, name)
+    half = copy.deepcopy(net()).to(dtype)
+    found = collect(Runnable("one", net()), Runnable("half", half), data())
+    assert found.compressed.scores.classes.tolist() == half(X.to(dtype)).argmax(1).tolist()
+    kept = Cast(name).run(net(), Task(net(), calibration=[X]), Context()).model  # computes in float32
+    same = collect(Runnable("half", half), Runnable("kept", kept), data())
+    np.testing.assert_allclose(same.compressed.scores.logits, kept(X).detach(), atol=1e-6)
 
 
 @pytest.mark.parametrize(("rows", "classes"), [(1, 6), (2, 6), (40, 3), (60, 10), (1000, 1000)])

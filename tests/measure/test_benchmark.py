@@ -302,6 +302,8 @@ def test_a_module_opened_again_has_its_weights_elsewhere_and_says_the_same(tmp_p
 def test_bfloat16_is_computed_in(tmp_path, gradients_stay):
     opened = open_module(spec(tmp_path, torch.randn(2, 4), dtype="bfloat16"), lambda: torch.nn.Linear(4, 3), "m")()
     assert isinstance(opened, OpenedModule) and opened.call(1).run().dtype == torch.bfloat16
+    already = open_module(spec(tmp_path, torch.randn(2, 4)), lambda: torch.nn.Linear(4, 3).bfloat16(), "m")()
+    assert already.call(1).run().dtype == torch.bfloat16
 
 
 def test_a_module_that_refuses_its_inputs_is_named(tmp_path, gradients_stay):

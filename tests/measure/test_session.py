@@ -2,6 +2,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from onnx import TensorProto, helper
 
 from tersor.core.errors import ArtifactError, InputError
 from tersor.measure.onnx_cpu import saturates_int8, tiled
@@ -41,8 +42,37 @@ def test_inputs_that_do_not_fit_are_named(perceptron):
         runnable(torch.zeros(2, 9))
     with pytest.raises(InputError, match="wrong number of inputs"):
         runnable(torch.zeros(2, 8), torch.zeros(2, 8))
-    with pytest.raises(InputError, match="float64"):
-        runnable(torch.zeros(2, 8, dtype=torch.float64))
+    with pytest.raises(InputError, match="int32"):
+        runnable(torch.zeros(2, 8, dtype=torch.int32))
+
+
+def typed(path, kind):
+    """A file that takes and gives numbers of one kind."""
+    values = [helper.make_tensor_value_info(name, kind, ["n", 2]) for name in "xy"]
+    graph = helper.make_graph([helper.make_node("Mul", ["x", "x"], ["y"])], "typed", values[:1], values[1:])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
+    return OnnxRunnable(path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "answer"),
+    [
+        (TensorProto.FLOAT16, torch.tensor([[1.5, -2.0]]), torch.float16),
+        (TensorProto.FLOAT, torch.tensor([[1.5, -2.0]], dtype=torch.float64), torch.float32),
+        (TensorProto.INT32, torch.tensor([[3, -4]]), torch.int32),
+        (TensorProto.INT64, torch.tensor([[3, -4]], dtype=torch.int32), torch.int64),
+    ],
+)
+def test_numbers_come_in_the_width_that_the_file_declares(tmp_path, kind, given, answer):
+    found = typed(tmp_path / "typed.onnx", kind)(given)
+    assert found.dtype == answer and torch.equal(found.to(given.dtype), given * given)
+
+
+def test_numbers_that_do_not_fit_in_the_files_width_are_refused(tmp_path):
+    with pytest.raises(InputError, match="int64"):
+        typed(tmp_path / "narrow.onnx", TensorProto.INT32)(torch.tensor([[2**40, 0]]))
+    with pytest.raises(InputError, match="float32"):
+        typed(tmp_path / "half.onnx", TensorProto.FLOAT16)(torch.tensor([[1e6, 0.0]]))
 
 
 def test_a_fixed_batch_dimension_is_named(perceptron):

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from tersor.core.errors import InputError
+from tersor.core.in_type import in_type_of
 from tersor.core.metric import default_loss
 from tersor.core.task import Arguments, Task
 from tersor.measure.behaviour.corruptions import NUMBERS, PICTURES
@@ -150,4 +151,5 @@ class Attacked(Change):
 
     def _outputs(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
         assert self.by.module is not None
+        args, kwargs = in_type_of(self.by.module, (args, kwargs))
         return self._task.output(self.by.module(*args, **kwargs))
