@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any
 
 from array_api_compat import array_namespace, is_torch_namespace
@@ -23,8 +24,8 @@ def count(sparsity: float, n: int) -> int:
     >>> count(0.29, 100), count(0.5, 3)
     (29, 1)
     """
-    if not 0 <= sparsity < 1:
-        raise ValueError(f"sparsity {sparsity}: expected at least 0 and below 1")
+    if not isinstance(sparsity, Real) or not 0 <= sparsity < 1:
+        raise ValueError(f"sparsity {sparsity!r}: expected a number, at least 0 and below 1")
     return math.floor(sparsity * n + 1e-9)
 
 

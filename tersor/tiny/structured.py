@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -93,8 +94,8 @@ def prune_structured(conv_layer: Conv2D, num_filters_to_remove: int, next_layer:
     (it used a variable that was never set, and left bias and next layer as they were) runs. At least one filter stays.
     """
     w = checked(conv_layer.weight, "weights of the convolution")
-    if not 0 <= num_filters_to_remove < len(w):
-        raise ValueError(f"{num_filters_to_remove} of {len(w)} filters: expected at least 0 and fewer than all")
+    if not isinstance(num_filters_to_remove, Integral) or not 0 <= num_filters_to_remove < len(w):
+        raise ValueError(f"{num_filters_to_remove!r} of {len(w)} filters: expected a number from 0 to {len(w) - 1}")
     keep = _strongest(_norms(w, 0), len(w) - num_filters_to_remove)
     if next_layer is not None:
         _keep_inputs(next_layer, keep, len(w))

@@ -25,9 +25,9 @@ def test_the_count_is_the_floor_and_not_thrown_off_by_rounding(sparsity, n, zero
     assert count(sparsity, n) == zeros
 
 
-@pytest.mark.parametrize("sparsity", [-0.1, 1.0, 1.5, math.nan, math.inf])
+@pytest.mark.parametrize("sparsity", [-0.1, 1.0, 1.5, math.nan, math.inf, "0.5", None])
 def test_a_sparsity_outside_zero_to_one_is_refused(sparsity):
-    with pytest.raises(ValueError, match="expected at least 0 and below 1"):
+    with pytest.raises(ValueError, match="expected a number, at least 0 and below 1"):
         count(sparsity, 10)
 
 

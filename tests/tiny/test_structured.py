@@ -98,7 +98,7 @@ def test_prune_structured_removes_filters_and_the_inputs_that_read_them():
 
 def test_prune_structured_keeps_one_filter():
     conv = Conv2D(1, 3, 2)
-    for removed in (3, -1):
+    for removed in (3, -1, 1.5, "1"):
         with pytest.raises(ValueError, match="of 3 filters"):
             prune_structured(conv, removed)
     with pytest.raises(ValueError, match="ReLU"):
