@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from tersor.core.errors import InputError
+from tersor.core.errors import InputError, user_code
 from tersor.core.eval_mode import eval_mode
+from tersor.core.in_type import in_type_of
 from tersor.core.measurement import Measurement
 from tersor.measure.size import effective_weights, own_modules, own_parameters
 
@@ -27,6 +28,7 @@ def macs(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> Measurement:
     """Multiply-accumulates of one sample's forward pass: convolutions, matrix products and attention, biases left out.
 
     Counted on ``example_inputs`` (batch first) in eval mode, the batch divided out; zeros count as any other weight.
+    Floats are given in the type of the model's parameters. Raises InputError where the model does not run on them.
     """
     total = _count(model, example_inputs, []) / 2
     batch = len(example_inputs[0])
@@ -94,7 +96,9 @@ def _count(model: nn.Module, inputs: tuple[Tensor, ...], watched: list[_Watched]
         stack.enter_context(eval_mode(model))
         counter = stack.enter_context(FlopCounterMode(display=False, custom_mapping=_MORE_OPERATORS))
         _watch(watched, counter.get_total_flops, stack)
-        model(*inputs)
+        with user_code("the model does not run", where="example_inputs"):
+            args, kwargs = in_type_of(model, (inputs, {}))
+            model(*args, **kwargs)
     return int(counter.get_total_flops())
 
 

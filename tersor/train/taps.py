@@ -72,11 +72,17 @@ def sole(values: Mapping[Tap, list[Tensor]], whose: str) -> dict[Tap, Tensor]:
     found = {}
     for tap, calls in values.items():
         if len(calls) != 1:
-            hidden = ": kernels other than scaled_dot_product_attention hide it" if tap.what == "attention" else ""
+            attention = tap.what == "attention"
+            hidden = ": kernels other than scaled_dot_product_attention hide it" if attention and not calls else ""
+            do = (
+                "the part that holds one attention"
+                if attention and calls
+                else "a layer that is called once in each pass"
+            )
             raise InputError(
                 f"{'nothing passes' if not calls else f'{len(calls)} tensors pass'} this layer of the {whose}",
                 where=str(tap), expected=f"one in each forward pass{hidden}",
-                do="Name a layer that is called once in each forward pass",
+                do=f"Name {do}",
             )  # fmt: skip
         found[tap] = calls[0]
     return found

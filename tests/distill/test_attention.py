@@ -205,10 +205,16 @@ def test_other_numbers_of_heads_are_an_error_that_says_what_to_do():
     assert torch.isfinite(mean)
 
 
-@pytest.mark.parametrize(("path", "count"), [("head", "nothing passes"), ("", "2 tensors pass")])
-def test_a_layer_without_one_attention_is_an_error(path, count):
+@pytest.mark.parametrize(
+    ("path", "count", "do"),
+    [
+        ("head", "nothing passes", "hide it. Name a layer that is called once"),
+        ("", "2 tensors pass", "one in each forward pass. Name the part that holds one attention"),
+    ],
+)
+def test_a_layer_without_one_attention_is_an_error(path, count, do):
     model = Transformer()
-    with pytest.raises(InputError, match=f"{count} this layer of the student"):
+    with pytest.raises(InputError, match=f"{count} this layer of the student.*{do}"):
         AttentionMaps({path: "layers.0"})(model, batch_of(), task_of(model, Transformer()))
 
 

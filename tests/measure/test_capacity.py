@@ -6,6 +6,7 @@ from torch import nn
 
 from tersor.core.apply import apply
 from tersor.core.edit import Mask
+from tersor.core.errors import InputError
 from tersor.core.place import TensorPlace
 from tersor.core.plan import Plan
 from tersor.measure.capacity import capacity
@@ -31,3 +32,11 @@ def test_a_masked_student_has_fewer_weights_that_are_not_zero_and_as_many_bytes(
     student = apply(teacher, Plan("by hand", (Mask(TensorPlace("", "weight"), keep),)))
     found = capacity(student, teacher, (torch.zeros(1, 4),))
     assert (found.ratio("nonzeros"), found.ratio("parameters"), found.ratio("size_bytes")) == (0.25, 1.0, 1.0)
+
+
+def test_student_and_teacher_of_different_types_are_counted_on_the_same_inputs():
+    teacher, student = nn.Sequential(nn.Conv2d(1, 8, 3)).bfloat16(), nn.Conv2d(1, 2, 3)
+    found = capacity(student, teacher, (torch.zeros(2, 1, 4, 4),))
+    assert found.ratio("macs") == 0.25 and found.ratio("size_bytes") == 0.5
+    with pytest.raises(InputError, match="example_inputs: the model does not run. Got RuntimeError"):
+        capacity(student, teacher, (torch.zeros(2, 3, 4, 4),))

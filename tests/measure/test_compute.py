@@ -117,7 +117,7 @@ def test_the_model_is_left_as_it_was():
 
 def test_the_hooks_go_when_the_forward_fails():
     model = convolutional()
-    with pytest.raises(RuntimeError):
+    with pytest.raises(InputError, match="the model does not run"):
         layer_table(model, (torch.randn(2, 5, 8, 8),))
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
