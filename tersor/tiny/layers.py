@@ -197,9 +197,10 @@ class Sequential(Layer):
         return x
 
     def backward(self, gradient: Array) -> Array:
-        """Through the layers, last to first. Raises ValueError where one layer stands in two places."""
-        if len(set(map(id, self.layers))) < len(self.layers):
-            raise ValueError("a layer stands in two places: it remembers one pass only, so make two to train them")
+        """Through the layers, last to first. Raises ValueError where one layer, or its weight, stands in two places."""
+        own = [id(part) for layer in self.layers for part in (layer, *layer.parameters())]
+        if len(set(own)) < len(own):
+            raise ValueError("a layer or weight stands in two places, and remembers one pass only: train copies of it")
         for layer in reversed(self.layers):
             gradient = layer.backward(gradient)
         return gradient

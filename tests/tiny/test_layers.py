@@ -104,11 +104,12 @@ def test_numpys_seed_decides_the_first_weights():
     assert Linear(400, 400, rng=np.random.default_rng(0)).weight.data.std() == pytest.approx((2 / 400) ** 0.5, rel=0.02)
 
 
-def test_a_layer_in_two_places_computes_but_cannot_be_trained():
-    relu, x = ReLU(), np.ones((2, 3), np.float32)
-    model = Sequential(Linear(3, 3), relu, Linear(3, 3), relu)
-    with pytest.raises(ValueError, match="stands in two places"):
-        model.backward(model(x))
+def test_a_layer_or_a_weight_in_two_places_computes_but_cannot_be_trained():
+    relu, x, one, two = ReLU(), np.ones((2, 3), np.float32), Linear(3, 3), Linear(3, 3)
+    two.weight = one.weight
+    for model in (Sequential(Linear(3, 3), relu, Linear(3, 3), relu), Sequential(one, two)):
+        with pytest.raises(ValueError, match="stands in two places"):
+            model.backward(model(x))
 
 
 def test_inputs_that_do_not_fit_are_named():
