@@ -15,6 +15,7 @@ from tersor.core.errors import InputError, TersorError
 from tersor.core.progress import Progress
 from tersor.core.task import Task
 from tersor.files.open import from_pickle
+from tersor.measure.behaviour.data import EvaluationData, NoModel
 from tersor.run.folder import RunFolder
 from tersor.zoo import BUILTIN
 from tersor.zoo import load as load_builtin
@@ -24,7 +25,8 @@ def find_task(source: str | Path, progress: Progress | None = None) -> Task:
     """The task that ``source`` names, its ``source`` and ``name`` set.
 
     ``digits``: built in. ``task.py`` or ``task.py:function``: a Python file whose function (default ``task``) returns a
-    Task. ``package.module:function``: an importable one. Raises InputError that says what was looked for and found.
+    Task, or EvaluationData of a task. ``package.module:function``: an importable one. Raises InputError that says what
+    was looked for and found.
     """
     name = str(source)
     if name in BUILTIN:
@@ -37,6 +39,8 @@ def find_task(source: str | Path, progress: Progress | None = None) -> Task:
             do=_of_weights(path),
         )  # fmt: skip
     task, source = made(name, "task", "tersor.Task")
+    if isinstance(task, EvaluationData) and not isinstance(task.based.model, NoModel):
+        task = task.based
     if not isinstance(task, Task):
         raise InputError(
             f"{function or 'task'}() returned no Task", where=source, got=type(task).__name__, expected="tersor.Task"

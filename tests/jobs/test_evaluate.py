@@ -16,6 +16,7 @@ from tersor.core.errors import ArtifactError, InputError
 from tersor.jobs.evaluate import evaluate
 from tersor.jobs.find_data import find_data
 from tersor.jobs.find_model import find_model
+from tersor.jobs.find_task import find_task
 from tersor.measure.behaviour.data import EvaluationData
 from tersor.measure.behaviour.gate import Limits
 from tersor.measure.behaviour.robustness import Stress
@@ -56,6 +57,7 @@ def grouped():
         task, groups_of=lambda batch: {"sex": batch["sex"]}, classes=("no", "yes"), outside=[{"x": x * 0.1}]
     )
 def unlabelled(): return [x[:150], x[150:]]
+def bare(): return tersor.EvaluationData(unlabelled())
 def few(): return tersor.Task(net(), test=[(x[:12], y[:12])])
 """
 QUICK = ["--severities", "5", "--budgets", "none", "--stress-samples", "50"]
@@ -320,6 +322,13 @@ def test_an_error_in_data_from_elsewhere_says_whose_it_is(file):
 def test_a_favourable_class_that_is_none_is_refused(file):
     with pytest.raises(InputError, match="EvaluationData.positive.*0 to 1"):
         evaluate("task", "task", dataclasses.replace(find_data(f"{file}:grouped"), positive=7), stress=None)
+
+
+def test_data_of_a_task_are_a_task_for_other_commands(file):
+    task = find_task(f"{file}:grouped")
+    assert isinstance(task.model, nn.Module) and task.source == f"{file}:grouped"
+    with pytest.raises(InputError, match="returned no Task"):
+        find_task(f"{file}:bare")
 
 
 def test_evaluation_data_say_what_they_lack():

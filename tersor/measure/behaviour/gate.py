@@ -70,8 +70,12 @@ class Limits:
             raise InputError("unknown application", where="Limits", got=repr(self.application), expected=known)
         for name, value in self.asked.items():
             if not math.isfinite(value) or value < 0 or (name == "min_agreement" and value > 1):
-                expected = "a fraction in [0, 1]" if name == "min_agreement" else "a number from 0"
-                raise InputError("unusable limit", where=f"Limits.{name}", got=value, expected=expected)
+                share = name == "min_agreement"
+                raise InputError(
+                    "unusable limit", where=f"Limits.{name}", got=value,
+                    expected="a fraction in [0, 1]" if share else "a number from 0",
+                    do=f"{value:g} % is {value / 100:g}" if share and 1 < value <= 100 else "",
+                )  # fmt: skip
 
     @property
     def asked(self) -> dict[str, float]:
