@@ -15,6 +15,7 @@ from tersor.core.errors import ArtifactError, InputError
 from tersor.core.measurement import Measurement
 from tersor.measure.behaviour import schema as parts
 from tersor.report.behaviour.gate import headline
+from tersor.report.behaviour.robustness import robustness_section
 from tersor.report.card import card
 from tersor.report.flat import csv_of
 from tersor.report.picture import picture_uri
@@ -63,6 +64,16 @@ def test_each_part_says_what_it_means_and_what_was_measured(written):
     ):  # fmt: skip
         assert said in text, said
     assert written["html"].count('<svg class="plot"') == 8 and written["html"].count("<figcaption>") == 8
+
+
+def test_what_sums_of_floats_leave_over_is_no_loss(evaluation):
+    found = evaluation()
+    drop = Measurement(1e-15, "percentage points", -0.8, 0.8, 50)
+    mean = parts.Condition(name="mean", severity=0, drop=drop)
+    found = found.model_copy(update={"robustness": found.robustness.model_copy(update={"samples": 50, "mean": mean})})
+    said = robustness_section(found).says
+    assert said[0].startswith("Over all corruptions of 50 samples") and "accuracy changed by 0.0" in said[0]
+    assert "chance" not in said[0]
 
 
 @pytest.mark.parametrize(("low", "chance"), [(-0.1, ", which may be chance."), (0.1, ".")])

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 
 from tersor.core.measurement import Measurement
 from tersor.measure.behaviour.schema import Condition, Evaluation, Robustness
-from tersor.report.behaviour.words import capital, metric_of, moved_or_chance, proven
+from tersor.report.behaviour.words import capital, counted, metric_of, moved_or_chance, proven
 from tersor.report.format import MISSING, bare_of, both_of, human, scale_of, shorten, value_of
 from tersor.report.page import Section, Table
 from tersor.report.plots import Plot
@@ -62,10 +62,11 @@ def _budget(value: float) -> str:
 
 def _says(found: Evaluation, tried: Robustness) -> Iterable[str]:
     metric, up = metric_of(found), not found.data.higher_is_better
+    samples = counted(tried.samples, "sample")
     if tried.mean is not None and tried.mean.drop is not None:
         one, other = value_of(tried.mean.original), value_of(tried.mean.compressed)
         words = moved_or_chance(metric, tried.mean.drop, worse_is_up=up)
-        yield f"Over all corruptions the original reaches {one} and the compressed model {other}: {words}."
+        yield f"Over all corruptions of {samples} the original reaches {one} and the compressed model {other}: {words}."
     worst = [each for each in strongest(tried.corruptions) if each.drop is not None and proven(each.drop)]
     worst = sorted((each for each in worst if each.drop and each.drop.value > 0), key=_loss, reverse=True)[:3]
     if worst:
@@ -74,7 +75,7 @@ def _says(found: Evaluation, tried: Robustness) -> Iterable[str]:
     for each in strongest(tried.attacks):
         if each.original is not None and each.compressed is not None:
             one, other = value_of(each.original), value_of(each.compressed)
-            yield f"{attack_of(each)}: the original keeps {one} {metric}, the compressed model {other}."
+            yield f"{attack_of(each)}, {samples}: the original keeps {one} {metric}, the compressed model {other}."
 
 
 def _loss(condition: Condition) -> float:

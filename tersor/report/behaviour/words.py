@@ -35,9 +35,14 @@ def proven(measured: Measurement) -> bool:
     return measured.low is not None and measured.high is not None and (measured.low > 0 or measured.high < 0)
 
 
+def _still(measured: Measurement) -> bool:
+    """Whether nothing was measured but what sums of floats leave over."""
+    return abs(measured.value) < 1e-9
+
+
 def moved(name: str, worse: Measurement, *, worse_is_up: bool = False) -> str:
     """ "accuracy fell by 0.6 points [0.2, 0.9]"; ``worse`` is positive where things went wrong."""
-    if worse.value == 0:
+    if _still(worse):
         return f"{name} changed by {bare_of(worse)}"
     up = (worse.value > 0) == worse_is_up
     size = worse if worse.value > 0 else turned(worse)
@@ -46,7 +51,7 @@ def moved(name: str, worse: Measurement, *, worse_is_up: bool = False) -> str:
 
 def moved_or_chance(name: str, worse: Measurement, *, worse_is_up: bool = False) -> str:
     """``moved``, for a reader in a hurry: what the interval does not prove may be chance, and says so."""
-    chance = "" if worse.value == 0 or proven(worse) else ", which may be chance"
+    chance = "" if _still(worse) or proven(worse) else ", which may be chance"
     return moved(name, worse, worse_is_up=worse_is_up) + chance
 
 
