@@ -17,7 +17,7 @@ from tersor.tensor.packing import pack
 MICROSOFT = "com.microsoft"
 _BLOCKS = (256, 128, 64, 32, 16)  # the runs of inputs with a scale of their own that MatMulNBits knows
 _PRODUCTS = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
-_INT8 = 4  # MatMulNBits' accuracy_level: activations are rounded to int8, block by block
+_FLOAT, _INT8 = 1, 4  # MatMulNBits' accuracy_level: activations stay float32, or are rounded to int8, block by block
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,8 +104,8 @@ def _moved(graph: Rewriter, node: NodeProto) -> NDArray[Any] | None:
 
 def products_of_few_bits(model: ModelProto) -> None:
     """A linear layer of float activations whose weight alone is integers becomes MatMulNBits: 4 or 8 bits a weight, in
-    blocks of 16 to 256 inputs. So does one with scales for groups, which has no other kernel. Where no block divides
-    the groups, the layer stays as it is."""
+    blocks of 16 to 256 inputs. So does one with scales for groups, which has no other kernel; activations that are
+    rounded already are not rounded again there. Where no block divides the groups, the layer stays as it is."""
     graph = Rewriter(model.graph)
     for node in model.graph.node:
         linear = linear_of(graph, node) if node.op_type in ("Gemm", "MatMul") else None
@@ -113,17 +113,18 @@ def products_of_few_bits(model: ModelProto) -> None:
         if linear is None or grid is None:
             continue
         rows, groups, size = grid.integers.shape
-        if groups == 1 and dequantized(graph, linear.x) is not None:
+        rounded = dequantized(graph, linear.x) is not None
+        if groups == 1 and rounded:
             continue  # all integers: a kernel of its own
         fitting = [block for block in _BLOCKS if (block <= max(size, _BLOCKS[-1]) if groups == 1 else not size % block)]
         if fitting:
-            graph.before(linear.nodes[-1], [_few_bits(graph, linear, grid, fitting[0])])
+            graph.before(linear.nodes[-1], [_few_bits(graph, linear, grid, fitting[0], _FLOAT if rounded else _INT8)])
             graph.drop(*linear.nodes)
             _import_microsoft(model)
     graph.finish()
 
 
-def _few_bits(graph: Rewriter, linear: Linear, grid: Grid, block: int) -> NodeProto:
+def _few_bits(graph: Rewriter, linear: Linear, grid: Grid, block: int, accuracy: int) -> NodeProto:
     rows, groups, size = grid.integers.shape
     inputs, bits = groups * size, grid.bits
     blocks = -(-inputs // block)
@@ -146,7 +147,7 @@ def _few_bits(graph: Rewriter, linear: Linear, grid: Grid, block: int) -> NodePr
         given.pop()
     return helper.make_node(
         "MatMulNBits", given, [linear.result], name=linear.name, domain=MICROSOFT,
-        K=inputs, N=rows, bits=bits, block_size=block, accuracy_level=_INT8,
+        K=inputs, N=rows, bits=bits, block_size=block, accuracy_level=accuracy,
     )  # fmt: skip
 
 

@@ -12,9 +12,12 @@ from tersor.core.apply import apply
 from tersor.core.edit import Quantizer
 from tersor.core.place import TensorPlace
 from tersor.core.plan import Plan
+from tersor.core.task import Task
 from tersor.export import few_bits
 from tersor.export.onnx import export_onnx
 from tersor.export.verify import integer_share, operator_histogram
+from tersor.quantize.quantize import Quantize
+from tersor.quantize.schemes import Int
 
 
 def model_of(nodes, constants, x, y):
@@ -94,6 +97,18 @@ def test_a_linear_layer_with_groups_becomes_matmulnbits_of_the_same_weights(bits
     np.testing.assert_allclose(weights_naively(node, model), expected, rtol=1e-6)
     after = run(model, x)
     assert np.linalg.norm(after - before) < 0.02 * np.linalg.norm(before)  # the kernel rounds activations to int8
+
+
+@pytest.mark.parametrize("scheme", [Int(4, group_size=16), Int(8, group_size=16, symmetric=False)])
+def test_activations_that_are_rounded_already_are_not_rounded_again(scheme, tmp_path):
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(64, 48), nn.ReLU(), nn.Linear(48, 7)).eval(), torch.randn(64, 64)
+    rounded = Quantize(weights=scheme, learn=False).run(model, Task(model, calibration=[x])).model
+    file = export_onnx(rounded, x[:2], tmp_path / "model.onnx")
+    assert [node.op_type for node in onnx.load(file.path).graph.node].count("MatMulNBits") == 2
+    session = onnxruntime.InferenceSession(file.path, providers=["CPUExecutionProvider"])
+    got, expected = torch.from_numpy(session.run(None, {"input": x.numpy()})[0]), rounded(x).detach()
+    assert (got - expected).norm() <= 1e-3 * expected.norm()
 
 
 def test_groups_that_no_block_divides_stay_float_and_integers_in_the_file():
