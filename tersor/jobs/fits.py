@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -159,7 +159,9 @@ def task_workload(task: Task, batch: int, model: nn.Module | None = None) -> Wor
     """The workload of a task's model (or of ``model`` in its place) over ``batch`` samples like its example inputs."""
     example = task.example_inputs
     if example is None:
-        example = task.complete(needs=()).example_inputs
+        loaders = (task.calibration, task.train, task.validation, task.test)  # any tells the inputs' shapes
+        first = next((loader for loader in loaders if loader is not None), None)
+        example = replace(task, calibration=first).complete(needs=()).example_inputs
     assert example is not None, "a completed task has example inputs"
     index = torch.arange(batch) % len(example[0])
     inputs = tuple(x[index] if x.ndim and len(x) == len(example[0]) else x for x in example)

@@ -275,6 +275,11 @@ def test_where_channels_cannot_go_zeros_are_judged_alone():
     assert lines["structure"].what == "not single zeros, for speed" and "all are frozen" in lines["structure"].reason
 
 
+def test_a_task_that_has_test_data_alone_fits_somewhere_too():
+    task = tersor.Task(nn.Linear(6, 3), test=[(torch.randn(4, 6), torch.zeros(4).long())])
+    assert fits(task, ("iot",), batch=2).totals["macs"].value == 18
+
+
 def test_a_task_and_its_file_fit_alike(task, machine, tmp_path):
     tersor.export_onnx(task.model, (torch.randn(2, 3, 8, 8),), tmp_path / "net.onnx")
     given, file = fits(task, ("iot", "this"), batch=2), fits(tmp_path / "net.onnx", ("iot",), batch=2)
