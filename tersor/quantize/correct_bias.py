@@ -64,8 +64,9 @@ class CorrectBias(Method):
         """Correct a copy layer after layer; the biases written into it are the plan."""
         if not quantizers(model):
             raise InputError(
-                "the model has no quantisers", where="CorrectBias", do="Put Quantize(learn=False) before CorrectBias()"
-            )
+                "the model has no quantisers", where="CorrectBias",
+                do="Put Quantize(learn=False) before it; if it is there, its skips say why nothing is quantised",
+            )  # fmt: skip
         unquantized, corrected = without_quantizers(model), copy.deepcopy(model).eval()
         paths, skips = self._layers(corrected)
         stages = stages_of(corrected, paths, task)

@@ -117,7 +117,7 @@ def layer_weights(model: nn.Module, where: Selector, skips: list[Skip]) -> list[
     if standing and not found:
         raise InputError(
             "the model is quantised already", where=str(standing[0]), got=f"{len(standing)} quantised weights",
-            do="Quantise the model as it was before",
+            do="Quantise the model as it was before; after a step that quantised them all, leave this one out",
         )  # fmt: skip
     return found
 

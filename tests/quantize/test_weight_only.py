@@ -196,7 +196,7 @@ def test_what_is_quantised_already_is_skipped_and_where_that_is_all_refused():
     assert [(skip.place, skip.reason) for skip in mixed.plans[1].skips] == [("0.weight", "quantised already")]
     assert [type(entry) for entry in mixed.model[0].parametrizations["weight"]] == [FakeQuantize]
     assert mixed.model[0].weight.unique().numel() <= 6 * 16
-    with pytest.raises(InputError, match=r"0\.weight: the model is quantised already. Got 2 quantised weights"):
+    with pytest.raises(InputError, match=r"0\.weight: the model is quantised already. Got 2 quantised weights.*leave this one out"):
         QuantizeWeights().plan(mixed.model, task)
 
 
