@@ -1,3 +1,5 @@
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -143,6 +145,20 @@ def test_fgsm_is_one_step_along_the_gradients_sign():
     leaf = X.clone().requires_grad_()
     gradient = torch.autograd.grad(F.cross_entropy(model(leaf), Y), leaf)[0]
     torch.testing.assert_close(changed, X + 0.03 * (X.amax(0) - X.amin(0)) * gradient.sign())
+
+
+def test_a_model_in_float16_is_attacked_though_its_own_gradients_vanish():
+    sure = nn.Linear(X.shape[1], 3)
+    with torch.no_grad():
+        sure.weight.copy_(6 * torch.randn(sure.weight.shape, generator=torch.Generator().manual_seed(0)))
+    right = sure(X).argmax(1)
+    half = copy.deepcopy(sure).half()
+    leaf = X.clone().requires_grad_()
+    F.cross_entropy(half(leaf.half()).float(), right).backward()
+    changed = attack(half, 0.03, 1).of((X,), {}, right, 0)[0][0]
+    moved = (changed != X).float().mean()
+    assert moved > 1.2 * (leaf.grad != 0).float().mean()
+    assert all(parameter.dtype == torch.float16 for parameter in half.parameters())
 
 
 def test_pgd_beats_fgsm_and_random_noise_does_not_come_near():

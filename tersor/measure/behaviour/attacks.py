@@ -6,6 +6,7 @@ PGD, Madry et al. 2018, "Towards Deep Learning Models Resistant to Adversarial A
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, final
@@ -93,12 +94,16 @@ class Attacked(Change):
 
     x ← clip(x + α·sign ∇ₓ loss) ``steps`` times from a random start in the budget, α = 2.5·budget / steps (PGD); one
     step of the whole budget from x itself with ``steps`` 1 (FGSM). Without targets, the loss of what it answers itself.
+    Gradients of a model in float16 are those of its copy in float32: in float16 they vanish where it is sure of itself.
     """
 
     def __init__(self, runnable: Runnable, task: Task, scale: Scale, budget: float, steps: int):
         assert runnable.module is not None, "only a PyTorch model has gradients"
         self.name, self.budget, self.by = ("fgsm" if steps == 1 else "pgd"), budget, runnable
         self._task, self._scale, self._steps = task, scale, steps
+        self._model = runnable.module
+        if any(parameter.dtype == torch.float16 for parameter in runnable.module.parameters()):
+            self._model = copy.deepcopy(runnable.module).eval().float()
         self._last: tuple[int, Tensor] | None = None
 
     def __str__(self) -> str:
@@ -150,6 +155,5 @@ class Attacked(Change):
         return found
 
     def _outputs(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
-        assert self.by.module is not None
-        args, kwargs = in_type_of(self.by.module, (args, kwargs))
-        return self._task.output(self.by.module(*args, **kwargs))
+        args, kwargs = in_type_of(self._model, (args, kwargs))
+        return self._task.output(self._model(*args, **kwargs))
