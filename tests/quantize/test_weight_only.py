@@ -196,7 +196,9 @@ def test_what_is_quantised_already_is_skipped_and_where_that_is_all_refused():
     assert [(skip.place, skip.reason) for skip in mixed.plans[1].skips] == [("0.weight", "quantised already")]
     assert [type(entry) for entry in mixed.model[0].parametrizations["weight"]] == [FakeQuantize]
     assert mixed.model[0].weight.unique().numel() <= 6 * 16
-    with pytest.raises(InputError, match=r"0\.weight: the model is quantised already. Got 2 quantised weights.*leave this one out"):
+    with pytest.raises(
+        InputError, match=r"0\.weight: the model is quantised already. Got 2 quantised weights.*leave this one out"
+    ):
         QuantizeWeights().plan(mixed.model, task)
 
 
@@ -205,7 +207,7 @@ def test_bad_input_is_named():
     task = task_of(model, torch.randn(2, 4))
     with torch.no_grad():
         model[0].weight[1, 2] = float("nan")
-    with pytest.raises(InputError, match=r"0\.weight: a weight that is not finite has no range. Got 1 NaN or infinite"):
+    with pytest.raises(InputError, match=r"0\.weight: a weight that is not finite has no range. Got 1 NaN and 0 infinite"):
         QuantizeWeights().plan(model, task)
     with pytest.raises(InputError, match="QuantizeWeights.scheme: too wide for weights"):
         QuantizeWeights(Int(16))
