@@ -134,7 +134,7 @@ class Intercept(nn.Module):
         if self._live:
             self._live[-1].asleep += 1
         if not torch.compiler.is_dynamo_compiling():
-            _call_last(module, self.wake)
+            _call_last(module._forward_hooks, self.wake)
 
     def wake(self, module: nn.Module, args: Any, result: Any) -> None:
         """A module below ended."""
@@ -160,8 +160,12 @@ class Passes:
         if self.running and not torch.compiler.is_dynamo_compiling() and not _is_running(self.running[-1]):
             self.give_up()
         if not self.running:
-            for intercept in _intercepts(module):
-                intercept.counts.clear()
+            for owner in module.modules():
+                intercept = owner._modules.get(CHILD)
+                if isinstance(intercept, Intercept):
+                    intercept.counts.clear()
+                    if not torch.compiler.is_dynamo_compiling():
+                        _call_last(owner._forward_pre_hooks, intercept.enter)
         self.running.append(module)
 
     def end(self, module: nn.Module, args: Any, result: Any) -> None:
@@ -194,9 +198,8 @@ def _is_running(module: nn.Module) -> bool:
     return False
 
 
-def _call_last(module: nn.Module, hook: Callable[..., Any]) -> None:
-    """Move a forward hook of ``module`` behind those that were registered after it."""
-    hooks = module._forward_hooks
+def _call_last(hooks: dict[int, Callable[..., Any]], hook: Callable[..., Any]) -> None:
+    """Move one of a module's hooks behind those that were registered after it."""
     for number in [number for number, found in hooks.items() if found == hook]:
         hooks[number] = hooks.pop(number)
 
