@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from collections.abc import Mapping, Sequence
+from concurrent import futures
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,7 @@ from tersor.core.errors import ArtifactError, InputError
 CPU = "CPUExecutionProvider"
 BACKEND = f"ONNX Runtime {onnxruntime.__version__} CPU"
 Feed = dict[str, NDArray[Any]]
+PATIENCE = 600.0  # seconds for one batch
 
 _RUNTIME_ERRORS = (
     states.EPFail, states.EngineError, states.Fail, states.InvalidArgument, states.InvalidGraph, states.InvalidProtobuf,
@@ -191,14 +195,36 @@ def _as_declared(array: NDArray[Any], declared: str) -> NDArray[Any]:
 
 
 def run_session(session: onnxruntime.InferenceSession, feed: Feed, where: str) -> list[NDArray[Any]]:
-    """The session's outputs. Raises InputError where ONNX Runtime refuses the inputs (another type, for instance)."""
+    """The session's outputs, for which it has ``PATIENCE`` seconds; an interrupt ends it at once.
+
+    Raises InputError where ONNX Runtime refuses the inputs (another type, for instance), and where it does not end.
+    """
+    options = onnxruntime.RunOptions()
+    options.log_severity_level = 4
+    running = _runners(os.getpid()).submit(session.run, None, feed, options)  # in this thread nothing could end it
     try:
-        return session.run(None, feed)
+        return running.result(PATIENCE)
     except _RUNTIME_ERRORS as error:
-        got = ", ".join(f"{name} {array.dtype} {list(array.shape)}" for name, array in feed.items())
         raise InputError(
-            "ONNX Runtime fails on these inputs", where=where, got=f"{got}: {_first_line(error)}"
+            "ONNX Runtime fails on these inputs", where=where, got=f"{_described(feed)}: {_first_line(error)}"
         ) from error
+    except futures.TimeoutError as error:
+        raise InputError(
+            "ONNX Runtime does not come to an end", where=where, got=f"{_described(feed)}: {PATIENCE:g} s and more",
+            do="Use smaller batches; a file with a loop that never ends is no model",
+        ) from error  # fmt: skip
+    finally:
+        options.terminate = True
+
+
+@cache
+def _runners(process: int) -> futures.ThreadPoolExecutor:
+    """Threads in which sessions run; a process that was forked has none of its parent's."""
+    return futures.ThreadPoolExecutor(thread_name_prefix="onnx")
+
+
+def _described(feed: Feed) -> str:
+    return ", ".join(f"{name} {array.dtype} {list(array.shape)}" for name, array in feed.items())
 
 
 def tiled(arrays: tuple[NDArray[Any], ...], batch: int) -> tuple[NDArray[Any], ...]:

@@ -32,9 +32,8 @@ def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, flo
     Source: Wilson 1927, "Probable inference, the law of succession". Plain, it holds 0.03 to 0.05 too seldom where one
     to four are expected to fail (99 % right of 100: 92 %). Brown, Cai and DasGupta 2001 ("Interval estimation for a
     binomial proportion", section 4.1.1) therefore let its inner end begin at the exact one-sided limit there, which
-    here is the binomial's rather than its Poisson approximation. Both ends of up
-    to eight do so too: plain, one failure alone would bound the proportion by 0.79. Raises ValueError unless 0 ≤
-    successes ≤ n and n > 0.
+    here is the binomial's rather than its Poisson approximation. Both ends of up to eight do so too: plain, one failure
+    alone would bound the proportion by 0.79. Raises ValueError unless 0 ≤ successes ≤ n and n > 0.
 
     >>> low, high = wilson(0, 10)
     >>> round(low, 3), round(high, 3)

@@ -1,3 +1,5 @@
+from functools import partial
+
 import numpy as np
 import onnx
 import pytest
@@ -5,6 +7,8 @@ import torch
 from onnx import TensorProto, helper
 
 from tersor.core.errors import ArtifactError, InputError
+from tersor.core.time_limit import TimeUp, time_limit
+from tersor.measure import onnx_cpu
 from tersor.measure.onnx_cpu import saturates_int8, tiled
 from tersor.measure.session import OnnxRunnable
 
@@ -106,3 +110,35 @@ def test_samples_are_repeated_to_a_batch():
     assert first.ravel().tolist() == [1, 2, 1, 2, 1] and second is table
     with pytest.raises(InputError):
         tiled((np.zeros((0, 3)),), 2)
+
+
+@pytest.fixture
+def endless(tmp_path):
+    """A file with a loop of 2^62 turns."""
+    floats = partial(helper.make_tensor_value_info, elem_type=TensorProto.FLOAT)
+    goes_on = partial(helper.make_tensor_value_info, elem_type=TensorProto.BOOL, shape=[])
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["on"], ["still"]), helper.make_node("Identity", ["x"], ["same"])], "body",
+        [helper.make_tensor_value_info("turn", TensorProto.INT64, []), goes_on("on"), floats("x", shape=["n", 4])],
+        [goes_on("still"), floats("same", shape=["n", 4])],
+    )  # fmt: skip
+    graph = helper.make_graph(
+        [helper.make_node("Loop", ["turns", "true", "in"], ["out"], body=body)], "graph",
+        [floats("in", shape=["n", 4])], [floats("out", shape=["n", 4])],
+        [helper.make_tensor("turns", TensorProto.INT64, [], [2**62]),
+         helper.make_tensor("true", TensorProto.BOOL, [], [True])],
+    )  # fmt: skip
+    path = tmp_path / "endless.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path)
+    return path
+
+
+def test_a_file_that_never_ends_is_stopped(endless, monkeypatch):
+    monkeypatch.setattr(onnx_cpu, "PATIENCE", 0.2)
+    with pytest.raises(InputError, match=r"endless\.onnx: .*does not come to an end.* in float32 \[1, 4\]: 0\.2 s"):
+        OnnxRunnable(endless)(torch.zeros(1, 4))
+
+
+def test_an_interrupt_ends_a_run_at_once(endless):
+    with pytest.raises(TimeUp), time_limit(0.2):
+        OnnxRunnable(endless)(torch.zeros(1, 4))
