@@ -53,7 +53,9 @@ def time_limit(seconds: float) -> Iterator[None]:
             raise up() from error
         raise
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        try:  # one that comes just now is raised here, too
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        finally:
+            signal.signal(signal.SIGALRM, before)
     if told:
         raise up()

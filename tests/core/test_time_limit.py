@@ -79,3 +79,17 @@ def test_in_another_thread_nothing_is_raised():
     thread.start()
     thread.join()
     assert seen == ["done"]
+
+
+def test_an_alarm_that_comes_while_the_limit_is_taken_off_leaves_no_handler_behind(monkeypatch):
+    set_timer, before = signal.setitimer, signal.getsignal(signal.SIGALRM)
+
+    def late(which, seconds, interval=0):
+        set_timer(which, seconds, interval)
+        if not seconds:
+            signal.raise_signal(signal.SIGALRM)
+
+    monkeypatch.setattr(signal, "setitimer", late)
+    with pytest.raises(TimeUp, match="60 s"), time_limit(60):
+        pass
+    assert signal.getsignal(signal.SIGALRM) is before
