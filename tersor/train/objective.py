@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tersor.core.check_batch import repeats_input
 from tersor.core.errors import InputError, TersorError, user_code
 from tersor.core.keyed import Keyed, plain
+from tersor.core.metric import IGNORED
 from tersor.core.task import TARGET_KEYS, Batch, Task, default_loss
 from tersor.train.companion import Companion
 from tersor.train.layers import LayerPair, Reading, resolve
@@ -93,17 +94,21 @@ class Forward:
 
     def expect_labels_of_their_own(self) -> None:
         """Raise InputError where each position's label is the token that stands there in the input: a model would learn
-        to copy. Looked at in a task's first batch alone."""
+        to copy. Looked at in a task's first batch of more than one label alone: labels that are all the same may be what
+        a mask among the inputs says, or the one masked token, which is left as it was now and then."""
         if self.task in _LOOKED_AT:
+            return
+        counted = self.targets[self.targets != IGNORED]
+        if not bool((counted[1:] != counted[:1]).any()):
             return
         args, kwargs = self.task.inputs(self.batch, self.model)
         tokens = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor) and value.ndim > 1]
-        varied = bool((self.targets != self.targets.flatten()[:1]).any())  # a mask is no text
-        if varied and any(repeats_input(given, self.targets) for given in tokens if not given.is_floating_point()):
+        if any(repeats_input(given, self.targets) for given in tokens if not given.is_floating_point()):
             raise InputError(
                 "each position's label is the token that stands there in the input", where="task.targets_of",
                 got=f"labels {list(self.targets.shape)} that repeat the input", expected="what the model is to say",
-                do="For the next token: targets_of=lambda batch: F.pad(batch['labels'][:, 1:], (0, 1), value=-100)",
+                do="For the next token: targets_of=lambda batch: F.pad(batch['labels'][:, 1:], (0, 1), value=-100); a "
+                "model that is to copy, such as an autoencoder, takes a loss of its own, Task(loss=), and SoftTargets()",
             )  # fmt: skip
         _LOOKED_AT.add(self.task)
 

@@ -225,3 +225,20 @@ def test_labels_that_repeat_the_tokens_are_no_targets_to_learn(objective):
     model.calls = 0
     shifts_itself = Task(model, targets_of=shifted, loss=lambda m, b: m(**b)["loss"], reference=teacher)
     assert torch.allclose(objective(model, batch, shifts_itself), by_hand) and model.calls == 1
+
+
+@pytest.mark.parametrize("said", ["a mask's", "one token's"])
+def test_labels_that_are_all_the_same_repeat_nothing_and_the_next_batch_is_looked_at(said):
+    tokens, mask = torch.tensor([[2, 3, 4], [4, 3, 2]]), torch.tensor([[1, 1, 0], [1, 0, 0]])
+    counted = mask.bool() if said == "a mask's" else tokens == 2
+
+    class Masked(Tokens):
+        def forward(self, input_ids, attention_mask):
+            return super().forward(input_ids)
+
+    batch = {"input_ids": tokens, "attention_mask": mask}
+    labels = (mask if said == "a mask's" else tokens).masked_fill(~counted, -100)
+    task = Task(Masked())
+    assert TaskLoss()(task.model, batch | {"labels": labels}, task).isfinite()
+    with pytest.raises(InputError, match=r"that is to copy, such as an autoencoder, takes a loss of its own"):
+        TaskLoss()(task.model, batch | {"labels": tokens}, task)
