@@ -94,8 +94,8 @@ class Forward:
 
     def expect_labels_of_their_own(self) -> None:
         """Raise InputError where each position's label is the token that stands there in the input: a model would learn
-        to copy. Looked at in a task's first batch of more than one label alone: labels that are all the same may be what
-        a mask among the inputs says, or the one masked token, which is left as it was now and then."""
+        to copy. Looked at in a task's first batch of more than one label alone: labels that are all the same may be a
+        mask among the inputs, or the one masked token, which is left as it was now and then."""
         if self.task in _LOOKED_AT:
             return
         counted = self.targets[self.targets != IGNORED]
@@ -107,8 +107,8 @@ class Forward:
             raise InputError(
                 "each position's label is the token that stands there in the input", where="task.targets_of",
                 got=f"labels {list(self.targets.shape)} that repeat the input", expected="what the model is to say",
-                do="For the next token: targets_of=lambda batch: F.pad(batch['labels'][:, 1:], (0, 1), value=-100); a "
-                "model that is to copy, such as an autoencoder, takes a loss of its own, Task(loss=), and SoftTargets()",
+                do="For the next token: targets_of=lambda batch: F.pad(batch['labels'][:, 1:], (0, 1), value=-100); "
+                "a model that is to copy, as an autoencoder, takes a loss of its own, Task(loss=), and SoftTargets()",
             )  # fmt: skip
         _LOOKED_AT.add(self.task)
 

@@ -240,5 +240,5 @@ def test_labels_that_are_all_the_same_repeat_nothing_and_the_next_batch_is_looke
     labels = (mask if said == "a mask's" else tokens).masked_fill(~counted, -100)
     task = Task(Masked())
     assert TaskLoss()(task.model, batch | {"labels": labels}, task).isfinite()
-    with pytest.raises(InputError, match=r"that is to copy, such as an autoencoder, takes a loss of its own"):
+    with pytest.raises(InputError, match=r"that is to copy, as an autoencoder, takes a loss of its own"):
         TaskLoss()(task.model, batch | {"labels": tokens}, task)
