@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
@@ -58,12 +59,14 @@ class Output:
 
     def json(self, data: Any) -> None:
         """Print JSON, where it was asked for."""
+        if not self.as_json:
+            return
         text = json.dumps(data, indent=1, ensure_ascii=False) + "\n"
-        if self._own >= 0:
-            with open(os.dup(self._own), "w", encoding="utf-8") as own:
-                own.write(text)
-        elif self.as_json:
+        if self._own < 0:
             self.out.write(text)
+            return
+        with open(os.dup(self._own), "w", encoding="utf-8") as own:
+            own.write(text)
 
     def show(self, *renderables: Any) -> None:
         """Print for people, unless JSON or quiet was asked for."""
@@ -82,10 +85,18 @@ def _apart(out: TextIO) -> int:
         errors = sys.stderr.fileno()
     except (OSError, ValueError):  # captured
         return -1
-    out.flush()
+    _flush(out)
     own = os.dup(STDOUT)
     os.dup2(errors, STDOUT)
     return own
+
+
+def _flush(out: TextIO) -> None:
+    """Write what waits in Python's buffer and in C's, which a pipe's reader would else get when the process ends."""
+    with suppress(OSError, ValueError):  # closed
+        out.flush()
+    with suppress(AttributeError):  # Windows: Python's library does not show it
+        ctypes.pythonapi.fflush(None)
 
 
 @contextmanager
@@ -99,6 +110,8 @@ def output_put_back() -> Iterator[None]:
     try:
         yield
     finally:
+        if sys.stdout is not out:
+            _flush(out)
         sys.stdout = out
         if kept >= 0:
             os.dup2(kept, STDOUT)

@@ -177,9 +177,11 @@ def test_recipes_are_listed_explained_and_printed(capsys):
 
 LOUD = """
 def task():
-    import os, subprocess
+    import ctypes, os, subprocess, sys
     print("noise of Python")
+    sys.__stdout__.write("noise of Python's own buffer\\n")
     os.write(1, b"noise of C code\\n")
+    ctypes.pythonapi.printf(b"noise of C's buffer\\n")
     subprocess.run(["echo", "noise of a process"])
     return tersor.Task(**good)
 """
@@ -192,13 +194,16 @@ def test_json_is_not_mixed_with_what_the_users_code_prints(tmp_path):
         "import os, sys; from tersor.cli.main import main; "
         "code = main(sys.argv[1:]); os.write(1, b'behind it'); print(' and print'); raise SystemExit(code)"
     )
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     told = subprocess.run(
-        [sys.executable, "-c", program, "inspect", path, "--json"], capture_output=True, text=True, timeout=300
-    )
+        [sys.executable, "-c", program, "inspect", path, "--json"], capture_output=True, text=True, timeout=300,
+        env=buffered,
+    )  # fmt: skip
     assert told.returncode == 0, told.stderr
     said, _, behind = told.stdout.partition("behind it")
     assert json.loads(said)["totals"] and behind == " and print\n"
-    assert all(f"noise of {what}" in told.stderr for what in ("Python", "C code", "a process"))
+    noises = "Python\n", "Python's own buffer", "C code", "C's buffer", "a process"
+    assert all(f"noise of {what}" in told.stderr for what in noises)
 
 
 def test_json_is_not_mixed_with_prints_where_standard_output_is_captured(tmp_path, capsys):
