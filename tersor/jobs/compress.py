@@ -93,8 +93,8 @@ def found_for(task: Task | str | Path, out: str | Path, progress: Progress) -> T
 
 
 def _expect_alone() -> None:
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    if processes > 1:
+    processes = os.environ.get("WORLD_SIZE", "")
+    if processes not in ("", "0", "1"):
         raise InputError(
             "a run is of one process", where="WORLD_SIZE, as accelerate launch and torchrun set it", got=processes,
             expected="1", do="For several processes launch a script of your own, with Teach(…).run(student, task)",

@@ -73,7 +73,8 @@ def _expect_names(student: Any, teachers: Any) -> None:
             expected='a function\'s name ("models.py:small"), or tersor.Student(…)',
             do="For a module that is there: tersor.Teach(…).run(student, task)",
         )  # fmt: skip
-    if isinstance(teachers, str) or not all(isinstance(name, str) for name in teachers):
+    several = isinstance(teachers, Sequence) and not isinstance(teachers, str)
+    if not several or not all(isinstance(name, str) for name in teachers):
         raise InputError(
             "a run builds its teachers itself", where="teachers", got=type(teachers).__name__,
             expected='names of functions, ["models.py:teacher"]', do="For modules that are there: Task(reference=…)",

@@ -122,9 +122,10 @@ def test_the_step_stands_in_recipes_with_its_training_and_its_cache():
     assert STEPS.settings(step.step) == step.settings["parts"][0]
 
 
-def test_a_run_of_several_processes_is_refused_by_each(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("said", ["2", "two"])
+def test_a_run_of_several_processes_is_refused_by_each(said, tmp_path, monkeypatch, capsys):
     """Else the second one would wait for "another process" that began the same run."""
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("WORLD_SIZE", said)
     out = tmp_path / "run"
     for command in (["distill", str(TINY), "-o", str(out), "--student", str(SMALL)], ["resume", str(out)]):
         assert main(command) == 2
@@ -141,6 +142,7 @@ def test_a_run_of_several_processes_is_refused_by_each(tmp_path, monkeypatch, ca
             r"teachers: a run builds.*reference=",
         ),
         ({"student": Student(drop_layers=2), "teachers": "models.py:teacher"}, "teachers: a run builds.*Got str"),
+        ({"student": Student(drop_layers=2), "teachers": torch.nn.Linear(2, 2)}, "teachers: a run builds.*Got Linear"),
     ],
 )
 def test_modules_in_place_of_names_are_told_where_they_go(given, words, tmp_path):
