@@ -119,12 +119,11 @@ def order_warning(found: Collected) -> str | None:
     before, after = said == theirs, renamed[said] == theirs
     if paired_difference(after, before).low < _LIKELY_ORDER or after.mean() < 2 * before.mean():
         return None
-    changed = table * (renamed[:, None] == np.arange(found.classes)) * (1 - np.eye(found.classes, dtype=np.int64))
-    first = np.unravel_index(changed.argmax(), changed.shape)
+    first = np.bincount(said[after & ~before]).argmax()
     return (
         f"the models may number the classes differently: they agree on {before.mean():.1%} of the rows, and on "
-        f"{after.mean():.1%} if the classes of {found.compressed.name} are renumbered (its {first[1]} for {first[0]} "
-        "…). Compare label maps"
+        f"{after.mean():.1%} if the classes of {found.compressed.name} are renumbered (its {renamed[first]} for "
+        f"{first} …). Compare label maps"
     )
 
 
