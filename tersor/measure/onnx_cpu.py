@@ -190,8 +190,8 @@ def _as_declared(array: NDArray[Any], declared: str) -> NDArray[Any]:
         return array
     with np.errstate(over="ignore"):
         found = array.astype(wanted)
-    fits = np.isfinite(found).all() if wanted.kind == "f" else np.array_equal(found, array)
-    return found if fits else array
+    told, given = (np.isfinite(found), np.isfinite(array)) if wanted.kind == "f" else (found, array)
+    return found if np.array_equal(told, given) else array
 
 
 def run_session(session: onnxruntime.InferenceSession, feed: Feed, where: str) -> list[NDArray[Any]]:

@@ -222,7 +222,7 @@ class _Reader:
             weights = {name: min(count, elements) for name, count in weights.items()}
         layer = node.name.partition(":")[0] or node.output[0]
         macs = _macs(node, self.shapes)
-        if shape and not macs and any(word in node.op_type for word in _PRODUCTS):
+        if shape and not macs and _multiplies(node):
             self.uncounted[node.op_type] += 1
         operation = Operation(
             layer, self._operator(node), macs, weights, reads, (), compute=self._compute(node) if macs else "float"
@@ -260,23 +260,33 @@ def _macs(node: NodeProto, shapes: Mapping[str, Shape]) -> int:
     if node.op_type in {"Gemm", "MatMul", "MatMulNBits", "FusedGemm", "FusedMatMul", *_INTEGER} and first:
         return result * (first[-2] if attributes.get("transA") else first[-1])
     if node.op_type == "Einsum":
-        return _einsum(attributes["equation"].decode(), [shapes.get(name, ()) for name in node.input])
+        return _einsum(attributes["equation"].decode(), [shapes.get(name) for name in node.input])
     if node.op_type in {"LSTM", "GRU", "RNN"} and first:
         recurrent = shapes.get(node.input[2], ())
         return math.prod(first[:2]) * (math.prod(second) + math.prod(recurrent))
     return 0
 
 
-def _einsum(equation: str, shapes: Sequence[Shape]) -> int:
+def _multiplies(node: NodeProto) -> bool:
+    """Whether a node is a product of tensors, known or not."""
+    return len(node.input) > 1 if node.op_type == "Einsum" else any(word in node.op_type for word in _PRODUCTS)
+
+
+def _einsum(equation: str, shapes: Sequence[Shape | None]) -> int:
     """Multiply-accumulates of a product in Einstein's notation: one for each value of all indices together.
+
+    0 where there is one factor, or the shape of one is not known.
 
     >>> _einsum("...ij,jk->...ik", [(2, 3, 4), (4, 5)])
     120
     """
     terms, sizes = equation.replace(" ", "").partition("->")[0].split(","), dict[str, int]()
-    for term, shape in zip(terms, shapes, strict=True):
+    known = [shape for shape in shapes if shape is not None]
+    if not 1 < len(terms) == len(shapes) == len(known):
+        return 0
+    for term, shape in zip(terms, known, strict=True):
         before, _, after = term.partition("...")
         dots = [f".{number}" for number in range(len(shape) - len(before) - len(after), 0, -1)]
         for index, size in zip([*before, *dots, *after], shape, strict=False):
             sizes[index] = max(size, sizes.get(index, 1))
-    return math.prod(sizes.values()) if len(terms) > 1 and all(shapes) else 0
+    return math.prod(sizes.values())

@@ -72,6 +72,11 @@ def test_numbers_come_in_the_width_that_the_file_declares(tmp_path, kind, given,
     assert found.dtype == answer and torch.equal(found.to(given.dtype), given * given)
 
 
+def test_infinities_stay_infinite_in_the_files_width(tmp_path):
+    given = torch.tensor([[1.5, -torch.inf]])
+    assert typed(tmp_path / "half.onnx", TensorProto.FLOAT16)(given).tolist() == [[2.25, torch.inf]]
+
+
 def test_numbers_that_do_not_fit_in_the_files_width_are_refused(tmp_path):
     with pytest.raises(InputError, match="int64"):
         typed(tmp_path / "narrow.onnx", TensorProto.INT32)(torch.tensor([[2**40, 0]]))

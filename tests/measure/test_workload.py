@@ -241,10 +241,10 @@ def test_shapes_that_hang_on_computed_sizes_are_known(tmp_path, beside):
     assert sorted(file.name for file in tmp_path.iterdir()) == ["weights.bin", "windows.onnx"][not beside :]
 
 
-def one_node(path, *shapes, **node):
+def one_node(path, *shapes, result=None, **node):
     values = [helper.make_tensor_value_info(f"x{n}", 1, shape) for n, shape in enumerate(shapes)]
     made = helper.make_node(inputs=[value.name for value in values], outputs=["y"], **node)
-    graph = helper.make_graph([made], "one", values, [helper.make_tensor_value_info("y", 1, None)])
+    graph = helper.make_graph([made], "one", values, [helper.make_tensor_value_info("y", 1, result)])
     domains = [helper.make_opsetid("", 20), helper.make_opsetid("com.microsoft", 1)]
     onnx.save(helper.make_model(graph, opset_imports=domains, ir_version=10), path)
     return onnx_workload(path)
@@ -261,6 +261,20 @@ def one_node(path, *shapes, **node):
 def test_products_in_einsteins_notation_are_counted(tmp_path, equation, shapes, count):
     found = one_node(tmp_path / "one.onnx", *shapes, op_type="Einsum", equation=equation)
     assert found.macs == count and not found.notes
+
+
+@pytest.mark.parametrize(
+    ("shapes", "count", "said"),
+    [
+        ([(), (3, 4)], 12, ()),
+        ([(3, 4), None], 0, ("1 × Einsum: what it multiplies is not counted",)),
+        ([(3, 4)], 0, ()),
+    ],
+)
+def test_a_factor_that_is_not_there_or_not_known_is_no_scalar(tmp_path, shapes, count, said):
+    equation = ",ij->ij" if () in shapes else "ij,jk->ik"
+    found = one_node(tmp_path / "one.onnx", *shapes, result=(3, 4), op_type="Einsum", equation=equation)
+    assert found.macs == count and found.notes == said
 
 
 def test_a_transposed_factor_of_a_fused_product_is_summed_over_its_other_axis(tmp_path):
