@@ -198,7 +198,7 @@ class Sequential(Layer):
 
     def backward(self, gradient: Array) -> Array:
         """Through the layers, last to first. Raises ValueError where one layer, or its weight, stands in two places."""
-        own = [id(part) for layer in self.layers for part in (layer, *layer.parameters())]
+        own = [id(part) for layer in self.layers for part in (*walk(layer), *layer.parameters())]
         if len(set(own)) < len(own):
             raise ValueError("a layer or weight stands in two places, and remembers one pass only: train copies of it")
         for layer in reversed(self.layers):

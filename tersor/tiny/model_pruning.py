@@ -100,15 +100,16 @@ def prune_model_by_magnitude(model: Layer, pruning_ratio: float = 0.5) -> tuple[
     """(the model, each layer pruned in place by ``prune_weights_by_magnitude``, info).
 
     ``info``: pruning_ratio, layers (layer_i → that layer's info, by its place in ``model.layers``; layers inside layers
-    count in the order in which they run), total_weights, weights_removed, remaining_weights, sparsity,
-    compression_ratio.
+    count in the order in which they run, and a weight in two places is named in the first), total_weights,
+    weights_removed, remaining_weights, sparsity, compression_ratio.
     """
     _checked_weights(model)  # nothing is changed where anything is refused
-    layers = {
-        f"layer_{i}": prune_weights_by_magnitude(layer, pruning_ratio)[1]
-        for i, layer in enumerate(walk(model))
-        if weights_of(layer)
-    }
+    layers, done = {}, set[int]()
+    for i, layer in enumerate(walk(model)):
+        new = {id(p) for p in weights_of(layer)} - done
+        if new:
+            layers[f"layer_{i}"] = prune_weights_by_magnitude(layer, pruning_ratio)[1]
+            done |= new
     total, removed, left = (
         sum(info[key] for info in layers.values()) for key in ("total_weights", "weights_removed", "remaining_weights")
     )

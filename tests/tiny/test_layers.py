@@ -107,7 +107,8 @@ def test_numpys_seed_decides_the_first_weights():
 def test_a_layer_or_a_weight_in_two_places_computes_but_cannot_be_trained():
     relu, x, one, two = ReLU(), np.ones((2, 3), np.float32), Linear(3, 3), Linear(3, 3)
     two.weight = one.weight
-    for model in (Sequential(Linear(3, 3), relu, Linear(3, 3), relu), Sequential(one, two)):
+    inside = Sequential(Sequential(Linear(3, 3), relu), Linear(3, 3), relu)
+    for model in (Sequential(Linear(3, 3), relu, Linear(3, 3), relu), Sequential(one, two), inside):
         with pytest.raises(ValueError, match="stands in two places"):
             model.backward(model(x))
 

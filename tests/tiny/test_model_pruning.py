@@ -126,6 +126,8 @@ def test_a_weight_that_two_layers_share_counts_once():
     two.weight = one.weight
     model = magnitude_prune(Sequential(one, ReLU(), two), 0.5)
     assert np.sum(one.weight.data == 0) == 18 and len(model.parameters()) == 3
+    _, info = prune_model_by_magnitude(model, 0.75)
+    assert list(info["layers"]) == ["layer_0"] and (info["total_weights"], info["weights_removed"]) == (36, 9)
 
 
 def test_progressive_pruning_recovers_what_one_shot_loses(trained, digits, capsys):
