@@ -207,7 +207,7 @@ def test_bad_input_is_named():
     task = task_of(model, torch.randn(2, 4))
     with torch.no_grad():
         model[0].weight[1, 2] = float("nan")
-    with pytest.raises(InputError, match=r"0\.weight: a weight that is not finite has no range. Got 1 NaN and 0 infinite"):
+    with pytest.raises(InputError, match=r"0\.weight: a weight that is not finite has no range. Got 1 NaN and 0 inf"):
         QuantizeWeights().plan(model, task)
     with pytest.raises(InputError, match="QuantizeWeights.scheme: too wide for weights"):
         QuantizeWeights(Int(16))
