@@ -133,8 +133,7 @@ class Intercept(nn.Module):
         """A module below starts: its calls are its own, and so are those of its hooks, whenever they were put there."""
         if self._live:
             self._live[-1].asleep += 1
-        if not torch.compiler.is_dynamo_compiling():
-            _call_last(module._forward_hooks, self.wake)
+        _call_last(module._forward_hooks, self.wake)
 
     def wake(self, module: nn.Module, args: Any, result: Any) -> None:
         """A module below ended."""
@@ -156,7 +155,8 @@ class Passes:
             module.register_forward_hook(self.end, always_call=True)
 
     def begin(self, module: nn.Module, args: Any) -> None:
-        """Before the module's forward: the outermost one's Intercepts count from zero again."""
+        """Before the module's forward: the outermost one's Intercepts count from zero again, and enter behind all hooks
+        (the outermost's own from its next call on: torch has read its hooks by now)."""
         if self.running and not torch.compiler.is_dynamo_compiling() and not _is_running(self.running[-1]):
             self.give_up()
         if not self.running:
@@ -164,8 +164,7 @@ class Passes:
                 intercept = owner._modules.get(CHILD)
                 if isinstance(intercept, Intercept):
                     intercept.counts.clear()
-                    if not torch.compiler.is_dynamo_compiling():
-                        _call_last(owner._forward_pre_hooks, intercept.enter)
+                    _call_last(owner._forward_pre_hooks, intercept.enter)
         self.running.append(module)
 
     def end(self, module: nn.Module, args: Any, result: Any) -> None:
@@ -200,7 +199,8 @@ def _is_running(module: nn.Module) -> bool:
 
 def _call_last(hooks: dict[int, Callable[..., Any]], hook: Callable[..., Any]) -> None:
     """Move one of a module's hooks behind those that were registered after it."""
-    for number in [number for number, found in hooks.items() if found == hook]:
+    number = next((number for number, found in hooks.items() if found == hook), None)
+    if number is not None and number != next(reversed(hooks)):  # torch.compile traces a change, and guards against it
         hooks[number] = hooks.pop(number)
 
 

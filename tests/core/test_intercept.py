@@ -164,12 +164,16 @@ def test_what_a_later_hook_on_a_child_computes_is_not_the_parents():
     assert seen[0].tolist() == [[2.0, 4.0]]
 
 
-def test_what_a_later_hook_before_the_forward_computes_is_not_the_modules():
+@pytest.mark.parametrize("compiled", [False, True])
+def test_what_a_later_hook_before_the_forward_computes_is_not_the_modules(compiled):
+    if compiled:
+        torch.compiler.reset()
     model = Twice()
     intercept_at(model, "block").add("add", 0, Add(10))
     model.block.register_forward_pre_hook(lambda _m, args: (args[0] + args[0] - args[0],))
+    run = torch.compile(model, backend="eager") if compiled else model
     for _ in range(2):
-        assert model(X).tolist() == [[78.0, 96.0]]
+        assert run(X).tolist() == [[78.0, 96.0]]
 
 
 @pytest.mark.parametrize("paths", [("inner", ""), ("", "inner")])
