@@ -91,7 +91,10 @@ class Slice:
 
 @dataclass(frozen=True, eq=False)
 class Swap:
-    """Put another module at ``module``, built by a registered ``constructor`` from plain ``arguments``."""
+    """Put another module at ``module``, built by a registered ``constructor`` from plain ``arguments``.
+
+    ``Children``: a Sequential of those children of the module there that ``names`` names, as they are.
+    """
 
     module: str
     constructor: str
