@@ -123,7 +123,7 @@ class Attacked(Change):
     ) -> Tensor:
         args, kwargs = on_device((args, dict(kwargs)), self.by.device)
         x: Tensor = args[slot] if isinstance(slot, int) else kwargs[slot]
-        start = self._scale.to_unit(x.detach())
+        start = self._scale.to_unit(x.detach().float() if x.dtype == torch.float16 else x.detach())
         low, high = start - self.budget, start + self.budget
         if self._scale.pictures:
             low, high = low.clamp(0, 1), high.clamp(0, 1)
