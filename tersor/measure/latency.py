@@ -32,7 +32,7 @@ def compare_latency(
     seconds: float = 2.0,
     progress: Progress | None = None,
 ) -> dict[str, dict[str, Measurement]]:
-    """Time ONNX files in turns (A B A B …) in a fresh process; the first file is the baseline of the others.
+    """Time ONNX files in turns (A B B A …) in a fresh process; the first file is the baseline of the others.
 
     ``inputs``: a batch of samples, batch first, repeated to each of ``batch_sizes``. ``seconds``: about how long each
     batch size takes after warm-up, in 9 sittings (slow files: 6 sittings of one call, however long). Each sitting

@@ -106,11 +106,7 @@ def _with_constants(proto: ModelProto, path: Path) -> ModelProto:
     except (ArtifactError, ValueError):  # ValueError: over 2 GB; what stays unknown is said
         shapes = {}
     del graph.output[given:]
-    told = {name: found for name, found in shapes.items() if name in missing}
-    for value in [*graph.value_info, *graph.output]:
-        if value.name in told:
-            value.CopyFrom(_described(value.name, *told.pop(value.name)))
-    graph.value_info.extend(_described(name, *found) for name, found in told.items())
+    graph.value_info.extend(_described(name, *found) for name, found in shapes.items() if name in missing)
     return proto
 
 
