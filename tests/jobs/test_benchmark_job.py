@@ -108,6 +108,11 @@ def test_a_module_whose_outputs_are_of_a_class_of_a_library_is_carried_too(packa
     assert found.timings[0].outputs[0] == (2, 2)
 
 
+def test_a_module_in_half_precision_is_carried_with_inputs_of_its_type():
+    found = tersor.benchmark(net().bfloat16(), data=task(), conditions=BRIEF)
+    assert found.timings[0].outputs[0] == (2, 3)
+
+
 def test_modules_run_on_onnx_runtime_too_and_in_bfloat16(file):
     engines = Engines(names=("onnxruntime",), bfloat16=True)
     found = tersor.benchmark(net(), file, data=task(source="x"), conditions=BRIEF, engines=engines)

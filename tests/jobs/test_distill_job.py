@@ -130,6 +130,8 @@ def test_a_run_of_several_processes_is_refused_by_each(said, tmp_path, monkeypat
     for command in (["distill", str(TINY), "-o", str(out), "--student", str(SMALL)], ["resume", str(out)]):
         assert main(command) == 2
         assert "a run is of one process" in capsys.readouterr().err
+    monkeypatch.setenv("WORLD_SIZE", "")
+    assert main(["resume", str(out)]) == 2 and "one process" not in capsys.readouterr().err
     assert not out.exists()
 
 

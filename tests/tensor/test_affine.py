@@ -119,6 +119,10 @@ def test_half_precision_is_rounded_as_its_float32_is(make, bits):
         assert scale.dtype == as_floats(0).dtype
         got, expected = (quantize(values, scale, zero_point, **ends) for values in (x, wide))
         assert got.tolist() == expected.tolist() and int(got.max()) == 2**bits - 1
+        back = np.array(dequantize(got, scale, zero_point).tolist())
+        exact = np.array((got - zero_point).tolist()) * float(scale)
+        rounding = 2**-8 if scale.dtype == torch.bfloat16 else 2**-11
+        assert np.all(np.abs(back - exact) <= 1.001 * rounding * np.abs(exact))
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])

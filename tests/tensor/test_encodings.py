@@ -144,6 +144,7 @@ def test_damaged_encodings_are_refused():
     for damaged in (
         Gaps((3,), steps, values[:1]), Gaps((4,), steps, values), Gaps((2,), steps, values),
         Gaps((2**40, 2**40), steps, values), Gaps((3,), steps[:-1], values), Gaps((3,), steps[:0], values),
+        Gaps((255,), np.array([255], np.uint8), values[:0]),
         Gaps((3,), np.append(steps, 255).astype(np.uint8), values), Gaps((3,), steps.astype(np.int8), values),
         Gaps((3,), steps[None], values), Gaps((3,), steps, values[None]),
     ):  # fmt: skip
