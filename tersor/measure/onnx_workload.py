@@ -278,7 +278,7 @@ def _einsum(equation: str, shapes: Sequence[Shape | None]) -> int:
     """
     terms, sizes = equation.replace(" ", "").partition("->")[0].split(","), dict[str, int]()
     known = [shape for shape in shapes if shape is not None]
-    if not 1 < len(terms) == len(shapes) == len(known):
+    if not 1 < len(terms) == len(known):
         return 0
     for term, shape in zip(terms, known, strict=True):
         before, _, after = term.partition("...")

@@ -109,8 +109,9 @@ def test_a_module_whose_outputs_are_of_a_class_of_a_library_is_carried_too(packa
 
 
 def test_a_module_in_half_precision_is_carried_with_inputs_of_its_type():
-    found = tersor.benchmark(net().bfloat16(), data=task(), conditions=BRIEF)
-    assert found.timings[0].outputs[0] == (2, 3)
+    half = torch.nn.Conv2d(3, 4, 3).bfloat16()
+    found = tersor.benchmark(half, data=tersor.Task(half, example_inputs=(torch.randn(2, 3, 8, 8),)), conditions=BRIEF)
+    assert found.timings[0].outputs[0] == (2, 4, 6, 6)
 
 
 def test_modules_run_on_onnx_runtime_too_and_in_bfloat16(file):

@@ -330,11 +330,17 @@ def test_what_is_quantised_is_not_quantised_or_pruned_again(tmp_path):
             doomed.run(tmp_path / "a.safetensors", tmp_path / "a.safetensors")
 
 
+def test_one_pattern_of_names_is_not_its_letters(tmp_path):
+    save_file({name: torch.randn(4, 32) for name in ("enc.w", "dec.w")}, tmp_path / "a.safetensors")
+    done = tersor.quantize_file(tmp_path / "a.safetensors", tmp_path / "b.safetensors", 8, where="enc*")
+    assert [row.name for row in done.tensors] == ["enc.w"]
+
+
 def test_inspecting_shows_the_numbers_that_the_integers_stand_for_and_the_bytes_that_they_take(tmp_path):
     save_file(
         {"w": torch.randn(32, 64, generator=torch.manual_seed(0)), "b": torch.ones(3)}, tmp_path / "a.safetensors"
     )
-    tersor.quantize_file(tmp_path / "a.safetensors", tmp_path / "b.safetensors", 4, group_size=16, where="w*")
+    tersor.quantize_file(tmp_path / "a.safetensors", tmp_path / "b.safetensors", 4, group_size=16)
     told = tersor.inspect_file(tmp_path / "b.safetensors")
     dense = tersor.inspect_file(tmp_path / "a.safetensors")
     found, before = ({each.name: each for each in facts.tensors}["w"] for facts in (told, dense))
