@@ -276,6 +276,14 @@ class TestSwapAndAttribute:
         assert isinstance(swapped[1], nn.Identity) and not swapped[1].training
         assert swapped.state_dict().keys() == model.state_dict().keys()
 
+    @pytest.mark.parametrize("training", [False, True])
+    def test_children_that_stay_keep_their_modes_and_what_holds_them_its_own(self, training):
+        norm = nn.BatchNorm1d(3).train(training)
+        norm.drop, norm.act = nn.Dropout().train(not training), nn.ReLU().train(training)
+        kept = apply(nn.Sequential(norm), plan(Swap("0", "Children", {"names": ["drop"]})))[0]
+        assert list(dict(kept.named_children())) == ["drop"]
+        assert kept.training == training and kept.drop.training != training
+
     @pytest.mark.parametrize(
         "edit, says",
         [

@@ -276,3 +276,11 @@ def test_different_data_give_no_note_however_alike():
     assert check_task(task(validation=[(X, Y)], test=alike, train=[(X[:4] + 1, Y[:4])])) == ()
     black = [(torch.zeros(8, 4), torch.zeros(8, dtype=torch.int64))]
     assert check_task(task(validation=black, test=list(black))) == ()
+
+
+@pytest.mark.parametrize("loss", [None, lambda model, batch: model(batch[0]).square().mean()])
+def test_a_token_s_target_out_of_range_is_named_under_a_loss_of_its_own_too(loss):
+    tokens, labels = torch.arange(12).reshape(4, 3) % 5, torch.arange(12).reshape(4, 3) % 4
+    wrong = [(tokens, spoilt(labels, (2, 1), 5))]
+    found = {"model": nn.Embedding(5, 5), "train": [(tokens, labels)], "validation": wrong, "loss": loss}
+    assert refused("out of range", **found).got == "target 5 of sample 2"

@@ -87,6 +87,13 @@ def test_a_norm_that_holds_an_activation_leaves_it_where_it_was(tmp_path):
     assert torch.equal(load_artifact(tmp_path, build())(x), folded(x))
 
 
+def test_what_a_norm_s_own_weight_passes_through_is_no_child_to_leave():
+    plain = awake(nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4)))
+    masked = apply(plain, Plan("x", (Mask(TensorPlace("1", "weight"), torch.tensor([True, False, True, True])),)))
+    folded, _ = fold(masked, torch.randn(2, 2, 5, 5).double())
+    assert isinstance(folded[1], nn.Identity) and not folded[0].weight[1].any()
+
+
 def test_a_masked_weight_is_folded_and_keeps_its_zeros():
     model = awake(nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4)))
     keep = torch.rand(model[0].weight.shape) > 0.5
