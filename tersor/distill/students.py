@@ -213,7 +213,8 @@ def _shorter(config: Any, counts: Mapping[int, Sequence[int]]) -> Iterator[dict[
         for name, value in fields.items()
         if isinstance(value, (list, tuple)) and all(isinstance(count, int) for count in value)
     }
-    yield {**config.to_dict(), **stages}  # "depths", of the blocks in each stage
+    if stages:  # "depths", of the blocks in each stage
+        yield {**config.to_dict(), **stages}
     for size in range(len(numbers), 0, -1):
         for names in combinations(numbers, size):
             yield {**config.to_dict(), **lists, **{name: numbers[name] for name in names}}
