@@ -162,3 +162,10 @@ def test_a_training_is_not_lost_where_its_review_fails():
     assert len(result.history) == 1
     (warning,) = result.facts["review"]["warnings"]
     assert "task.reference: the teacher's output is not finite" in warning and f"warning: {warning}" in said
+
+
+def test_a_single_output_has_no_classes_to_count():
+    """The largest of one number is always number 0, right or wrong."""
+    task = made([0] * 20 + [1] * 20, [0] * 40)
+    one = nn.Sequential(nn.Linear(1, 1)).eval().requires_grad_(False)
+    assert review(nn.Linear(1, 1), replace(task, reference=one), [], 1.0) == {}

@@ -10,7 +10,11 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
+from tersor.core.apply import apply
+from tersor.core.edit import Precision
 from tersor.core.errors import InputError
+from tersor.core.place import TensorPlace
+from tersor.core.plan import Plan
 from tersor.core.step import Context
 from tersor.core.task import Task
 from tersor.distill.cache import TeacherCache
@@ -253,6 +257,14 @@ def test_a_teacher_of_mixed_precision_takes_its_inputs_as_they_are():
     x = torch.randn(5, 3)
     task = Task(nn.Linear(3, 2), reference=mixed)
     assert torch.equal(Forward(task.model, (x, torch.zeros(5)), task).reference_outputs, mixed(x))
+
+
+def test_a_teacher_that_is_stored_in_half_precision_computes_with_inputs_as_they_are():
+    narrow = Precision(TensorPlace("0", "weight"), torch.float16)
+    stored = apply(nn.Sequential(nn.Linear(3, 2, bias=False)), Plan("x", (narrow,))).eval().requires_grad_(False)
+    x = torch.randn(5, 3)
+    task = Task(nn.Linear(3, 2), reference=stored)
+    assert torch.equal(Forward(task.model, (x, torch.zeros(5)), task).reference_outputs, stored(x))
 
 
 def test_of_several_teachers_the_one_whose_output_is_not_finite_is_named():
