@@ -198,9 +198,14 @@ def _is_running(module: nn.Module) -> bool:
 
 
 def _call_last(hooks: dict[int, Callable[..., Any]], hook: Callable[..., Any]) -> None:
-    """Move one of a module's hooks behind those that were registered after it."""
+    """Move one of a module's hooks behind those that others registered after it."""
+    for found in reversed(hooks.values()):
+        if found == hook:
+            return  # torch.compile traces a change, and guards against it
+        if not isinstance(getattr(found, "__self__", None), (Intercept, Passes)):
+            break
     number = next((number for number, found in hooks.items() if found == hook), None)
-    if number is not None and number != next(reversed(hooks)):  # torch.compile traces a change, and guards against it
+    if number is not None:
         hooks[number] = hooks.pop(number)
 
 
