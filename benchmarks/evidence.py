@@ -152,7 +152,7 @@ def _how() -> str:
     noise = 196 * math.sqrt(0.95 * 0.05 / DRAWS)
     return (
         "How often the interval holds the truth, at settings that users meet: test sets of 50 to 10,000 "
-        "samples, groups of 50 to 5000, accuracies from 50 % to 99.5 %, two models 0 to 5 points apart, 9 and "
+        "samples, groups of 50 to 5000, accuracies from 50 % to 99.5 %, two models 0 to 5 points apart, 10 and "
         "20 sittings for times. They are listed in `benchmarks/coverage/`. Coverage of a proportion is summed "
         f"exactly; the others are drawn, as often at each setting as *draws* says: {DRAWS} times tell coverage to "
         f"±{noise:.1f} points, so that the least of many settings looks worse than it is. *Below* and *above*: how "

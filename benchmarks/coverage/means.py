@@ -56,7 +56,7 @@ def families() -> list[Family]:
         ),
         Family(
             "Ratio of medians", "statistics.ratio_interval",
-            tuple(_ratio(n, factor) for n in (9, 20) for factor in (1, 1.1)), DRAWS,
+            tuple(_ratio(n, factor) for n in (10, 20) for factor in (1, 1.1)), DRAWS,
         ),
         Family(
             "Any metric, by the bootstrap", "statistics.bootstrap_interval",

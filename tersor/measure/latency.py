@@ -35,7 +35,7 @@ def compare_latency(
     """Time ONNX files in turns (A B B A …) in a fresh process; the first file is the baseline of the others.
 
     ``inputs``: a batch of samples, batch first, repeated to each of ``batch_sizes``. ``seconds``: about how long each
-    batch size takes after warm-up, in 9 sittings (slow files: 6 sittings of one call, however long). Each sitting
+    batch size takes after warm-up, in 10 sittings (slow files: 6 sittings of one call, however long). Each sitting
     opens the files afresh, and intervals are those of the median over sittings. Returns name → measurement:
     latency_ms_batch_B, latency_ms_batch_B_p95, throughput_batch_B, and speedup_batch_B for all but the baseline.
 

@@ -19,7 +19,7 @@ from tersor.measure.opened import Call
 X = torch.randn(2, 64, generator=torch.Generator().manual_seed(0))
 
 
-def times(center, *, sittings=9, rounds=3, calls=10, seed=0):
+def times(center, *, sittings=SITTINGS, rounds=3, calls=10, seed=0):
     return center * (1 + 0.01 * np.random.default_rng(seed).standard_normal((sittings, rounds, calls)))
 
 
@@ -53,7 +53,7 @@ def test_speedup_is_the_ratio_of_medians_with_an_interval():
     a, b = times(2e-3, seed=1), times(1e-3, seed=2)
     found = _measurements({"8": {"base": {"times": a.tolist()}, "new": {"times": b.tolist()}}}, threads=2)["new"]
     speedup = found["speedup_batch_8"]
-    assert speedup.value == pytest.approx(2, rel=0.01) and speedup.low <= 2 <= speedup.high and speedup.n == 9
+    assert speedup.value == pytest.approx(2, rel=0.01) and speedup.low <= 2 <= speedup.high and speedup.n == SITTINGS
     assert found["latency_ms_batch_8"].value == pytest.approx(1, rel=0.01)
     assert found["throughput_batch_8"].value == pytest.approx(8000, rel=0.01)
     assert found["latency_ms_batch_8_p95"].value == pytest.approx(1 + 1.645 * 0.01, rel=0.01)
@@ -62,15 +62,15 @@ def test_speedup_is_the_ratio_of_medians_with_an_interval():
 def test_intervals_cover_in_spite_of_calls_that_resemble_each_other():
     random, hits = np.random.default_rng(0), 0
     for _ in range(300):
-        shift = np.exp(0.05 * random.standard_normal((9, 1, 1)))
-        data = shift * (1 + 0.01 * random.standard_normal((9, 2, 10)))
+        shift = np.exp(0.05 * random.standard_normal((SITTINGS, 1, 1)))
+        data = shift * (1 + 0.01 * random.standard_normal((SITTINGS, 2, 10)))
         latency = _measurements({"1": {"a": {"times": data.tolist()}}}, 1)["a"]["latency_ms_batch_1"]
         hits += latency.low <= 1000 <= latency.high
     assert hits >= 0.92 * 300
 
 
 def test_a_drift_that_both_files_share_does_not_widen_the_speedup():
-    drift = np.linspace(1, 3, 9).reshape(9, 1, 1)
+    drift = np.linspace(1, 3, SITTINGS).reshape(-1, 1, 1)
     a, b = drift * times(2e-3, seed=1), drift * times(1e-3, seed=2)
     found = _measurements({"1": {"a": {"times": a.tolist()}, "b": {"times": b.tolist()}}}, 1)["b"]["speedup_batch_1"]
     assert found.high - found.low < 0.05
