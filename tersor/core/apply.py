@@ -252,9 +252,9 @@ def _replace(model: nn.Module, places: tuple[TensorPlace, ...], value: Tensor) -
 
 
 def _swap(model: nn.Module, edit: Swap) -> None:
-    if edit.constructor not in {*CONSTRUCTORS, CHILDREN}:
-        known = sorted({*CONSTRUCTORS, CHILDREN})
-        raise InputError("unknown constructor", where=edit.module, got=edit.constructor, expected=known)
+    known = {*CONSTRUCTORS, CHILDREN}
+    if edit.constructor not in known:
+        raise InputError("unknown constructor", where=edit.module, got=edit.constructor, expected=sorted(known))
     old = module_at(model, edit.module)
     if edit.constructor == CHILDREN:
         new: nn.Module = _children(old, edit)

@@ -17,7 +17,7 @@ from tersor.core.check_fields import check_fields
 from tersor.core.errors import InputError, user_code
 from tersor.core.in_type import in_type_of
 from tersor.core.task import at_rest, by_name, output_tensor
-from tersor.train.teacher import Reference, expect_finite
+from tersor.train.teacher import Reference, expect_finite_answer
 
 _SURE = 1e-3  # the least confidence: a teacher that knows nothing does not leave its own classes without a probability
 
@@ -137,7 +137,7 @@ class Teachers(Reference):
         z = self._mean(found, count) if self.combine == "logits" else self._mixture(found, count)
         if z.device.type == "cpu" and not bool(torch.isfinite(z).all()):
             for given in found:
-                expect_finite(given.z, f"teacher {given.name}")
+                expect_finite_answer(given.z, f"teacher {given.name}")
         return z
 
     def _run(self, name: str, one: Teacher, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:

@@ -78,11 +78,11 @@ def run_teacher(
         with user_code("the teacher fails", where="task.reference"):
             result = teacher(*args, **kwargs)
             outputs = result if isinstance(teacher, Reference) else output(result)
-    expect_finite(outputs, "task.reference")
+    expect_finite_answer(outputs, "task.reference")
     return Answer(outputs, {str(tap): value for tap, value in sole(seen.values, "teacher").items()})
 
 
-def expect_finite(outputs: Tensor, where: str) -> None:
+def expect_finite_answer(outputs: Tensor, where: str) -> None:
     """Raise InputError, with the rows, where a teacher's output on the CPU is not finite; ``where``: which teacher."""
     if outputs.device.type == "cpu" and not bool(torch.isfinite(outputs).all()):
         finite = torch.isfinite(outputs).reshape(len(outputs) if outputs.ndim else 1, -1).all(dim=1)
