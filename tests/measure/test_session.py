@@ -1,3 +1,4 @@
+import os
 from functools import partial
 
 import numpy as np
@@ -135,7 +136,9 @@ def endless(tmp_path):
     )  # fmt: skip
     path = tmp_path / "endless.onnx"
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path)
-    return path
+    yield path
+    onnx_cpu._runners(os.getpid()).shutdown()  # waits for ever where a run was given up and not ended
+    onnx_cpu._runners.cache_clear()
 
 
 def test_a_file_that_never_ends_is_stopped(endless, monkeypatch):
